@@ -1,0 +1,108 @@
+"""Every error the library raises on purpose.
+
+    RematError
+    ├── InputError (ValueError)     the caller gave something that cannot be used
+    │   ├── BudgetError             a budget that does not parse or is not positive
+    │   ├── ProblemError            a problem that is not well formed; names the place
+    │   ├── PlanError               a plan that cannot be replayed; names the action's index
+    │   └── FormatError             a file that is not what it says it is; names the place
+    ├── InfeasibleError             no plan within the budget; carries the `Result`
+    ├── ExportError                 a model that cannot be captured; says which line and what to do
+    ├── ApplyError                  a plan that cannot be executed on this graph
+    └── ChangedError                a call that differs from what was planned; names the difference
+
+Each says what is wrong, where, and what to try next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from remat_solvers.result import Result
+
+__all__ = [
+    "ApplyError",
+    "BudgetError",
+    "ChangedError",
+    "ExportError",
+    "FormatError",
+    "InfeasibleError",
+    "InputError",
+    "PlanError",
+    "ProblemError",
+    "RematError",
+]
+
+
+class RematError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class InputError(RematError, ValueError):
+    """The caller gave something that cannot be used."""
+
+
+class BudgetError(InputError):
+    """A budget that does not parse, or is not positive."""
+
+
+class ProblemError(InputError):
+    """A problem that is not well formed. `place` names the field, such as `ops[3].inputs[0]`."""
+
+    def __init__(self, place: str, message: str) -> None:
+        super().__init__(f"{place}: {message}")
+        self.place = place
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[ProblemError], tuple[str, str]]:
+        return type(self), (self.place, self.message)
+
+
+class PlanError(InputError):
+    """A plan that cannot be replayed. `action` is the index of the offending action, None for the end."""
+
+    def __init__(self, action: int | None, message: str) -> None:
+        where = "at the end of the plan" if action is None else f"action {action}"
+        super().__init__(f"{where}: {message}")
+        self.action = action
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[PlanError], tuple[int | None, str]]:
+        return type(self), (self.action, self.message)
+
+
+class FormatError(InputError):
+    """A file that is not what it says it is. `place` names the key, index or byte."""
+
+    def __init__(self, place: str, message: str) -> None:
+        super().__init__(f"{place}: {message}")
+        self.place = place
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[FormatError], tuple[str, str]]:
+        return type(self), (self.place, self.message)
+
+
+class InfeasibleError(RematError):
+    """No plan within the budget: proven (`result.status` is infeasible) or not found by the method asked."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.message = message
+        self.result = result
+
+    def __reduce__(self) -> tuple[type[InfeasibleError], tuple[str, Result]]:
+        return type(self), (self.message, self.result)
+
+
+class ExportError(RematError):
+    """A model that cannot be captured. The message names the line of the model and what to do."""
+
+
+class ApplyError(RematError):
+    """A plan that cannot be executed on this graph."""
+
+
+class ChangedError(RematError):
+    """A call that differs from what was planned: shape, dtype, device, training mode, autocast, ..."""

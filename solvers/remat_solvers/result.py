@@ -1,0 +1,112 @@
+"""What a solver answers, and how it is asked: Status, Result, Progress, Limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+from remat_solvers.plan import Plan
+
+__all__ = ["Limits", "OnProgress", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"]
+
+
+class _Sentence(str, Enum):
+    """A word for programs (`value`) with a sentence for people (`sentence`)."""
+
+    sentence: str
+
+    def __new__(cls, word: str, sentence: str) -> _Sentence:
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.sentence = sentence
+        return member
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Status(_Sentence):
+    """How good the answer is."""
+
+    OPTIMAL = "optimal", "No plan within the budget is faster: the bound proves it."
+    FEASIBLE = "feasible", "The plan fits the budget; a faster one may exist."
+    INFEASIBLE = "infeasible", "Proven: no plan at all fits this budget."
+    NOT_FOUND = "not_found", "This method found no plan within the budget; another may."
+    NOT_APPLICABLE = "not_applicable", "This method does not treat such a problem."
+
+
+class Stopped(_Sentence):
+    """Why the solver stopped."""
+
+    COMPLETE = "complete", "The method ran to its end."
+    TIME = "time", "The time limit was reached."
+    INTERRUPT = "interrupt", "The user interrupted."
+
+
+class Order(_Sentence):
+    """For which plans a bound holds."""
+
+    GIVEN = "given", "Plans whose first computations keep the problem's order."
+    FREE = "free", "Plans with first computations in any topological order."
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a solver may work."""
+
+    seconds: float | None = 60.0  # wall-clock limit; None: until the method ends
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A report while a solver works."""
+
+    seconds: float  # since the start
+    time_ns: int | None  # of the best plan so far
+    peak_bytes: int | None  # of the best plan so far
+    bound_ns: int | None  # best proven bound so far
+    message: str = ""  # for people
+
+
+OnProgress: TypeAlias = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one method hands back to `remat_solvers.solve`, which replays, validates and completes it to a Result."""
+
+    status: Status
+    plan: Plan | None = None
+    reason: str = ""  # why there is no plan, or why the method does not apply
+    bound_ns: int | None = None  # proven bound on the time of every plan within the budget
+    order: Order = Order.GIVEN  # for which plans the bound holds
+    smallest_peak_bytes: int | None = None  # smallest peak this method can reach
+    stopped: Stopped = Stopped.COMPLETE
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A solver's answer, replayed and validated."""
+
+    plan: Plan | None  # None where no plan was found
+    problem: str  # fingerprint of the problem
+    budget_bytes: int
+    status: Status
+    stopped: Stopped
+    time_ns: int | None  # of the plan
+    peak_bytes: int | None  # of the plan
+    bound_ns: int | None  # proven lower bound on the time of every plan within the budget; None: none proven
+    order: Order  # for which plans bound_ns holds
+    gap: float | None  # (time_ns - bound_ns) / store-all time
+    smallest_peak_bytes: int | None  # smallest peak known to be reachable
+    peak_bound_bytes: int  # proven lower bound on the peak of any plan
+    store_all_time_ns: int  # 100 % of time
+    store_all_peak_bytes: int  # 100 % of peak
+    seconds: float  # the solver's own time
+    solver: str  # registry name
+    version: str  # of the solver
+    options: Mapping[str, object] = field(default_factory=dict)
+    seed: int = 0
+    reason: str = ""  # for people: why there is no plan, or "fits as it is"
