@@ -1,0 +1,179 @@
+"""What a captured call looked like, and in what a later call differs from it.
+
+A graph is valid for one signature: shapes, strides, dtypes, devices and requires_grad of every tensor, the
+values of every other argument, the training flag of every module, and the autocast state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from remat.export.trees import Tree, flatten
+
+__all__ = [
+    "Call",
+    "ModelState",
+    "Signature",
+    "TensorSpec",
+    "autocast_state",
+    "differences",
+    "read_call",
+    "read_model",
+    "unique_tensors",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Everything about a tensor but its contents."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]  # 0 in dimensions of size 1, where it means nothing
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+    @staticmethod
+    def of(tensor: Tensor) -> TensorSpec:
+        shape = tuple(tensor.shape)
+        stride = tuple(0 if n == 1 else s for n, s in zip(shape, tensor.stride(), strict=True))
+        return TensorSpec(shape, stride, tensor.dtype, tensor.device, tensor.requires_grad)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a graph is valid for. Two calls with equal signatures may use the same graph."""
+
+    tree: Tree  # how args and kwargs are nested
+    leaves: tuple[Any, ...]  # TensorSpec, a plain value, or the identity of any other object
+    same: tuple[int, ...]  # per leaf: the first leaf that is the same tensor
+    parameters: tuple[TensorSpec, ...]  # unique parameters and buffers
+    training: tuple[bool, ...]  # per module, in the order of Module.modules()
+    autocast: tuple[tuple[str, torch.dtype | None], ...]  # per device type: dtype, None where off
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """The unique tensors a model owns, by the first name they are registered under."""
+
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Parameters, then buffers."""
+        return [*self.parameters.values(), *self.buffers.values()]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a model, flattened."""
+
+    leaves: list[Any]  # of (args, kwargs)
+    tree: Tree
+    signature: Signature
+
+
+_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
+
+
+def read_model(model: nn.Module) -> ModelState:
+    """The unique parameters and buffers of `model`, tied ones once."""
+    return ModelState(dict(model.named_parameters()), dict(model.named_buffers()))
+
+
+def read_call(model: nn.Module, state: ModelState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """Flatten one call and take its signature."""
+    leaves, tree = flatten((tuple(args), dict(kwargs)))
+    signature = Signature(
+        tree=tree,
+        leaves=tuple(_leaf_spec(leaf) for leaf in leaves),
+        same=_first_same(leaves),
+        parameters=tuple(TensorSpec.of(t) for t in state.tensors),
+        training=tuple(m.training for m in model.modules()),
+        autocast=autocast_state(leaves, state),
+    )
+    return Call(leaves, tree, signature)
+
+
+def unique_tensors(leaves: Sequence[Any]) -> list[Tensor]:
+    """The distinct tensors among `leaves`, in order of first appearance."""
+    return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}.values())
+
+
+def autocast_state(leaves: Sequence[Any], state: ModelState) -> tuple[tuple[str, torch.dtype | None], ...]:
+    """Autocast per device type that the call touches: (device type, dtype or None where off)."""
+    devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
+    devices |= {tensor.device.type for tensor in state.tensors} | {"cpu"}
+    return tuple(
+        (device, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+        for device in sorted(devices)
+        if device != "meta"
+    )
+
+
+def differences(planned: Signature, called: Signature, model: nn.Module) -> list[str]:
+    """Sentences that name in what `called` differs from `planned`."""
+    found: list[str] = []
+    if planned.tree != called.tree:
+        found.append("the arguments are nested otherwise: other positions, keywords, lengths or types")
+    else:
+        for index, (old, new) in enumerate(zip(planned.leaves, called.leaves, strict=True)):
+            found.extend(_leaf_difference(f"argument leaf {index}", old, new))
+        if planned.same != called.same:
+            found.append("other arguments are the same tensor")
+    names = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
+    for name, before, after in zip(names, planned.parameters, called.parameters, strict=False):
+        found.extend(_leaf_difference(name, before, after))
+    if len(planned.parameters) != len(called.parameters):
+        found.append(f"{len(called.parameters)} parameters and buffers, planned {len(planned.parameters)}")
+    if planned.training != called.training:
+        found.extend(_training_difference(planned.training, called.training, model))
+    if planned.autocast != called.autocast:
+        found.append(f"autocast is {_autocast_words(called)}, planned {_autocast_words(planned)}")
+    return found
+
+
+def _leaf_spec(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return TensorSpec.of(leaf)
+    if isinstance(leaf, _PLAIN):
+        return (type(leaf).__name__, leaf)
+    return ("object", id(leaf))
+
+
+def _first_same(leaves: Sequence[Any]) -> tuple[int, ...]:
+    first: dict[int, int] = {}
+    return tuple(first.setdefault(id(leaf), i) if isinstance(leaf, Tensor) else i for i, leaf in enumerate(leaves))
+
+
+def _leaf_difference(name: str, old: Any, new: Any) -> list[str]:
+    if old == new:
+        return []
+    if isinstance(old, TensorSpec) and isinstance(new, TensorSpec):
+        fields = ("shape", "stride", "dtype", "device", "requires_grad")
+        pairs = [(f, getattr(old, f), getattr(new, f)) for f in fields]
+        return [f"{name}: {f} is {after}, planned {before}" for f, before, after in pairs if before != after]
+    return [f"{name} is {_words(new)}, planned {_words(old)}"]
+
+
+def _words(spec: Any) -> str:
+    return f"a tensor of shape {spec.shape}" if isinstance(spec, TensorSpec) else repr(spec[1])
+
+
+def _training_difference(old: Sequence[bool], new: Sequence[bool], model: nn.Module) -> list[str]:
+    if len(old) != len(new):
+        return [f"the model has {len(new)} modules, planned {len(old)}"]
+    changed = [name or "the model" for (name, _), a, b in zip(model.named_modules(), old, new, strict=True) if a != b]
+    more = f" and {len(changed) - 1} more modules" if len(changed) > 1 else ""
+    return [f"the training mode of {changed[0]}{more} was changed"]
+
+
+def _autocast_words(signature: Signature) -> str:
+    active = [f"{dtype} on {device}" for device, dtype in signature.autocast if dtype is not None]
+    return ", ".join(active) if active else "off"

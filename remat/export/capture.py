@@ -1,0 +1,191 @@
+"""Capture: the joint forward and backward graph of one call, without running the model.
+
+AOTAutograd traces the call on fake tensors (shapes only), functionalises it, and describes every input and
+output of the graph. The model is left as it was: its tensors never hold traced values, its attributes and
+the random generators are restored.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+from torch._functorch import config as functorch_config
+from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from remat.export import rnn
+from remat.export.call import Call, ModelState, unique_tensors
+from remat.export.locate import is_user_file, locating
+from remat.export.trees import Tree, flatten, unflatten
+from remat_solvers.errors import ExportError
+
+__all__ = ["Capture", "capture"]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """The traced joint graph and how it is called."""
+
+    graph_module: fx.GraphModule  # placeholders and output carry meta["desc"]
+    metadata: Any  # AOTAutograd's ViewAndMutationMeta
+    output_tree: Tree  # of what the model returns
+    output_leaves: list[Any]  # None in place of a tensor, the value itself otherwise
+    requires_grad: list[bool]  # per tensor the model returns
+
+
+def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool, loss_only: bool) -> Capture:
+    """Trace the training step of `model` for `call`. Raises ExportError naming the line that cannot be traced.
+
+    unroll_rnn: trace RNN modules step by step instead of as opaque ops.
+    loss_only: where exactly one output is a scalar that requires a gradient, plan for its gradient alone.
+    """
+    tensors = unique_tensors(call.leaves)
+    traced = _Traced(model, state, call, loss_only)
+    with ExitStack() as stack:
+        stack.enter_context(_untouched(model))
+        stack.enter_context(_as_if_compiling())
+        stack.enter_context(locating(model))
+        stack.enter_context(functorch_config.patch(backward_pass_autocast="off"))
+        stack.enter_context(torch.enable_grad())
+        if not unroll_rnn:
+            stack.enter_context(rnn.opaque())
+        try:
+            joint = aot_export_joint_with_descriptors(stack, traced, tuple(_fake_leaves(tensors)))
+        except ExportError:
+            raise
+        except Exception as error:
+            raise _explain(error) from error
+        metadata = joint._aot_state.fw_metadata  # type: ignore[attr-defined]
+        return Capture(joint.graph_module, metadata, traced.output_tree, traced.output_leaves, traced.requires_grad)
+
+
+class _Traced(nn.Module):
+    """The model as AOTAutograd sees it: unique parameters and buffers, tensors in, tensors out."""
+
+    output_tree: Tree
+    output_leaves: list[Any]
+    requires_grad: list[bool]
+
+    def __init__(self, model: nn.Module, state: ModelState, call: Call, loss_only: bool) -> None:
+        super().__init__()
+        self.__dict__["model"] = model  # not a submodule: its parameters are registered below, once each
+        self._names = {f"p{i}": name for i, name in enumerate(state.parameters)}
+        self._names |= {f"b{i}": name for i, name in enumerate(state.buffers)}
+        for own, parameter in zip(self._names, state.parameters.values(), strict=False):
+            self.register_parameter(own, nn.Parameter(parameter.detach(), parameter.requires_grad))
+        for i, buffer in enumerate(state.buffers.values()):
+            self.register_buffer(f"b{i}", buffer.detach())
+        self._call = call
+        self._loss_only = loss_only
+        self._positions = {id(t): i for i, t in enumerate(unique_tensors(call.leaves))}
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        leaves = [
+            tensors[self._positions[id(leaf)]] if isinstance(leaf, Tensor) else leaf for leaf in self._call.leaves
+        ]
+        args, kwargs = unflatten(leaves, self._call.tree)
+        owned = {name: getattr(self, own) for own, name in self._names.items()}
+        model: nn.Module = self.__dict__["model"]
+        hook = model.register_forward_hook(_WriteBack(owned))
+        try:
+            output = torch.func.functional_call(model, owned, args, kwargs, tie_weights=True)
+        finally:
+            hook.remove()
+        outputs, self.output_tree = flatten(output)
+        self.output_leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in outputs]
+        returned = [leaf for leaf in outputs if isinstance(leaf, Tensor)]
+        self.requires_grad = [t.requires_grad for t in returned]
+        losses = [t for t in returned if t.requires_grad and t.dim() == 0]
+        if self._loss_only and len(losses) == 1:
+            return tuple(t if t is losses[0] else t.detach() for t in returned)
+        return tuple(returned)
+
+
+class _WriteBack:
+    """After the model's forward: a buffer that was replaced (`self.n = self.n + 1`) is updated in place instead."""
+
+    def __init__(self, owned: dict[str, Tensor]) -> None:
+        self._owned = owned
+
+    def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
+        for name, held in model.named_buffers():
+            owned = self._owned.get(name)
+            if owned is None or held is owned:
+                continue
+            if held.shape != owned.shape or held.dtype != owned.dtype:
+                raise ExportError(
+                    f"the model replaces its buffer {name} by one of another shape or dtype "
+                    f"({tuple(held.shape)} {held.dtype}): keep the shape, or hold the state outside the model"
+                )
+            owned.copy_(held)
+
+
+def _fake_leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Leaves that share storage with the arguments; AOTAutograd fakes them."""
+    for tensor in tensors:
+        yield tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Restore generators and module attributes that a forward under tracing may have set."""
+    attributes = [(module, _plain_attributes(module)) for module in model.modules()]
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        torch.set_rng_state(torch_state)
+        for module, before in attributes:
+            for name in set(_plain_attributes(module)) - set(before):
+                del module.__dict__[name]
+            module.__dict__.update(before)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    registries = ("_parameters", "_buffers", "_modules")
+    return {name: value for name, value in module.__dict__.items() if name not in registries}
+
+
+@contextmanager
+def _as_if_compiling() -> Iterator[None]:
+    """Libraries that branch on tensor values do not where torch says that it is compiling."""
+    with mock.patch.object(torch.compiler, "_is_compiling_flag", True):
+        yield
+
+
+def _explain(error: Exception) -> ExportError:
+    """The error in the user's words: what happened, at which line, what to do."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
+            return ExportError(
+                f"{_line_of(cause)}: the model asks for the value of a tensor ({_op_of(cause)}), which is not known "
+                "while its graph is captured. Replace the Python branch, loop or index by tensor operations "
+                "(torch.where, masks), or pass the value as a plain number."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return ExportError(f"{_line_of(error)}: the model cannot be captured: {type(error).__name__}: {error}")
+
+
+def _op_of(error: BaseException) -> str:
+    return str(getattr(error, "func", error))
+
+
+def _line_of(error: BaseException) -> str:
+    """The innermost line of user code in the traceback."""
+    line = "the model"
+    trace = error.__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if is_user_file(path):
+            line = f"{path}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line

@@ -1,0 +1,81 @@
+"""Where in the user's code an op comes from: module path and source line.
+
+While a model is traced, every torch call made by a module's forward stamps the nodes that come of it. A
+backward node carries the sequence number of the forward node it belongs to and so its place.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import traceback as fx_traceback
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["KEY", "is_user_file", "locating", "user_line"]
+
+KEY = "remat_where"  # in node.meta["custom"]: (module path, source line)
+
+_OWN_ROOTS = (
+    os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+)
+
+
+@contextmanager
+def locating(model: nn.Module) -> Iterator[None]:
+    """Stamp nodes traced inside with the module path within `model` and the source line."""
+    paths = {module: name for name, module in model.named_modules()}
+    stack: list[str] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if module in paths:
+            stack.append(paths[module])
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if module in paths and stack:
+            stack.pop()
+
+    handles = (
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    )
+    try:
+        with _Stamp(stack):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Stamp(TorchFunctionMode):
+    def __init__(self, stack: list[str]) -> None:
+        super().__init__()
+        self._stack = stack
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if fx_traceback.has_preserved_node_meta():
+            place = (self._stack[-1] if self._stack else "", user_line())
+            fx_traceback.current_meta["custom"] = {KEY: place}
+        return func(*args, **(kwargs or {}))
+
+
+def user_line() -> str:
+    """`file.py:line` of the innermost frame outside torch and this library, "" where there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if is_user_file(path):
+            return f"{os.path.basename(path)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def is_user_file(path: str) -> bool:
+    """Whether `path` is code of the user or of a model library, not of torch, this library, or generated."""
+    return not path.startswith(_OWN_ROOTS) and not path.startswith("<")

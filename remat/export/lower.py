@@ -1,0 +1,181 @@
+"""From a joint graph to a problem: storages become values, nodes that make storages become ops.
+
+A node whose results all lie in storages that exist already is a view; it costs nothing and is emitted again
+wherever a consumer needs it. Everything else is an op.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from remat.export.call import ModelState
+from remat.export.joint import STATISTICS_ONLY, Joint, is_random, storage_of, tensors_of
+from remat.export.rnn import BACKWARD as RNN_BACKWARD
+from remat_solvers.problem import Effect, Kind, Op, Problem, Value
+
+__all__ = ["Lowered", "lower"]
+
+_MODULES_WITH_COLLECTIVES = ("_c10d_functional", "c10d", "c10d_functional", "_dtensor")
+_DATA_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+@dataclass
+class Lowered:
+    """A problem without costs, and how its ops and values lie in the joint graph."""
+
+    problem: Problem
+    op_nodes: list[fx.Node | None]  # per op; None for the tangents
+    op_of: dict[fx.Node, int]
+    values_of: dict[fx.Node, tuple[int, ...]]  # values that a node's tensors lie in
+    base_node: dict[int, fx.Node] = field(default_factory=dict)  # per value: node of the first tensor that spans it
+    views: frozenset[fx.Node] = frozenset()  # nodes that only look at existing storages
+
+
+def lower(joint: Joint, state: ModelState, name: str) -> Lowered:
+    """The problem of `joint`, with zero times and workspaces."""
+    return _Lowering(joint, state).run(name)
+
+
+class _Lowering:
+    def __init__(self, joint: Joint, state: ModelState) -> None:
+        self._joint = joint
+        self._state = state
+        self._value_of: dict[int, int] = {}  # storage -> value
+        self._values: list[Value] = []
+        self._ops: list[Op] = []
+        self._op_nodes: list[fx.Node | None] = []
+        self._op_of: dict[fx.Node, int] = {}
+        self._values_of: dict[fx.Node, tuple[int, ...]] = {}
+        self._base_node: dict[int, fx.Node] = {}
+        self._views: set[fx.Node] = set()
+        self._mutated: set[int] = set()
+
+    def run(self, name: str) -> Lowered:
+        self._add_constants()
+        forward = [n for n in self._joint.nodes if self._joint.role[n] == "forward"]
+        backward = [n for n in self._joint.nodes if self._joint.role[n] == "backward"]
+        for node in forward:
+            self._add_node(node)
+        self._add_tangents()
+        for node in backward:
+            self._add_node(node)
+        problem = Problem(name, tuple(self._ops), tuple(self._values), self._results())
+        return Lowered(
+            problem, self._op_nodes, self._op_of, self._values_of, self._base_node, frozenset(self._views)
+        )
+
+    def _add_constants(self) -> None:
+        names = {"parameter": list(self._state.parameters), "buffer": list(self._state.buffers)}
+        for node, source in self._joint.inputs:
+            label = names[source.kind][source.index] if source.kind in names else f"argument{source.index}"
+            self._add_constant(node, node.meta["val"], label)
+        for node in self._joint.graph_module.graph.find_nodes(op="get_attr"):
+            held = _attribute(self._joint.graph_module, str(node.target))
+            if isinstance(held, Tensor):
+                node.meta["val"] = held
+                self._add_constant(node, held, str(node.target))
+        self._mutated = {v for n in self._joint.mutated for v in self._values_of[n]}
+
+    def _add_constant(self, node: fx.Node, tensor: Tensor, label: str) -> None:
+        storage = storage_of(tensor)
+        if storage not in self._value_of:
+            self._new_value(storage, tensor, label, "constant", node)
+        self._values_of[node] = (self._value_of[storage],)
+
+    def _new_value(self, storage: int, tensor: Tensor, label: str, kind: Kind, node: fx.Node) -> int:
+        index = len(self._values)
+        self._value_of[storage] = index
+        self._values.append(Value(label, tensor.untyped_storage().nbytes(), kind))
+        self._base_node[index] = node
+        return index
+
+    def _add_tangents(self) -> None:
+        outputs = []
+        for node, _ in self._joint.tangents:
+            tensor = node.meta["val"]
+            value = self._new_value(storage_of(tensor), tensor, node.name, "gradient", node)
+            self._values_of[node] = (value,)
+            outputs.append(value)
+        self._ops.append(
+            Op("tangents", "backward", (), tuple(outputs), time_ns=0, recomputable=False, target="tangents")
+        )
+        self._op_nodes.append(None)
+
+    def _add_node(self, node: fx.Node) -> None:
+        role = self._joint.role[node]
+        tensors = tensors_of(node)
+        created: list[int] = []
+        for position, tensor in enumerate(tensors):
+            storage = storage_of(tensor)
+            if storage not in self._value_of:
+                label = node.name if len(tensors) == 1 else f"{node.name}.{position}"
+                kind: Kind = "activation" if role == "forward" else "gradient"
+                created.append(self._new_value(storage, tensor, label, kind, node))
+        self._values_of[node] = tuple(dict.fromkeys(self._value_of[storage_of(t)] for t in tensors))
+        if not created and tensors and not is_random(node):
+            self._views.add(node)
+            return
+        inputs = tuple(dict.fromkeys(v for read in node.all_input_nodes for v in self._values_of.get(read, ())))
+        effects, recomputable = self._effects(node, inputs)
+        module, source = self._joint.place.get(node, ("", ""))
+        self._op_of[node] = len(self._ops)
+        self._op_nodes.append(node)
+        self._ops.append(
+            Op(
+                name=node.name,
+                phase=role,
+                inputs=inputs,
+                outputs=tuple(created),
+                time_ns=0,
+                recomputable=recomputable,
+                effects=effects,
+                target=_target(node),
+                module=module,
+                source=source,
+            )
+        )
+
+    def _effects(self, node: fx.Node, inputs: tuple[int, ...]) -> tuple[tuple[Effect, ...], bool]:
+        target = node.target
+        effects: list[Effect] = []
+        recomputable = target is not RNN_BACKWARD  # consumes its tape
+        if is_random(node):
+            effects.append("random")
+        if target is torch.ops.aten.copy_.default or any(v in self._mutated for v in inputs):
+            effects.append("buffer")
+            recomputable &= target in STATISTICS_ONLY and self._statistics_stay(node)
+        if isinstance(target, torch._ops.OpOverload):
+            if target.namespace in _MODULES_WITH_COLLECTIVES:
+                effects.append("collective")
+                recomputable = False
+            if any(tag in target.tags for tag in _DATA_TAGS):
+                effects.append("data")
+                recomputable = False
+        return tuple(effects), recomputable
+
+    def _statistics_stay(self, node: fx.Node) -> bool:
+        """Whether the new statistics of a batch norm go into the buffers and nowhere else."""
+        statistics = [user for user in node.users if user.args[1] in (3, 4)]
+        return all(reader.target is torch.ops.aten.copy_.default for s in statistics for reader in s.users)
+
+    def _results(self) -> tuple[int, ...]:
+        nodes = [o.node for o in self._joint.outputs if o.node is not None]
+        nodes += [node for node, _ in self._joint.gradients]
+        values = dict.fromkeys(v for node in nodes for v in self._values_of[node])
+        return tuple(v for v in values if self._values[v].kind != "constant")
+
+
+def _target(node: fx.Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _attribute(module: nn.Module, path: str) -> object:
+    held: object = module
+    for part in path.split("."):
+        held = getattr(held, part)
+    return held
