@@ -1,0 +1,32 @@
+"""The stopwatch that solvers share."""
+
+from __future__ import annotations
+
+import time
+
+from remat_solvers.result import Limits
+
+__all__ = ["Stopwatch"]
+
+
+class Stopwatch:
+    """Time since it was made, against a limit."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._start = time.perf_counter()
+        self._limit = limits.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the start."""
+        return time.perf_counter() - self._start
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left, not below 0; None: no limit."""
+        return None if self._limit is None else max(0.0, self._limit - self.seconds)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the limit is reached."""
+        return self._limit is not None and self.seconds >= self._limit

@@ -1,0 +1,1 @@
+"""Methods that recompute: one published method per file."""

@@ -1,0 +1,251 @@
+"""Chen, Xu, Zhang, Guestrin: Training Deep Nets with Sublinear Memory Cost. arXiv 1604.06174, 2016.
+
+The forward pass is cut into segments. Only the outputs of the ops at the cuts are kept; everything between is
+dropped after its last forward use, and recomputed when backward needs it. The published forms:
+
+sqrt        (section 4.1) n ops in k segments hold about n/k + k values, least at k = sqrt(n): 2 sqrt(n) values for
+            one extra forward. On a graph every s-th candidate is a cut, s = int(sqrt(number of candidates)), as in
+            Checkmate's code of this baseline; `segments` asks for another number of even segments.
+recursive   (section 4.3) g(n) = k + g(n / (k + 1)): k cuts in every segment, each segment handled the same way, down
+            to segments without a candidate inside. k = 1: log2(n) values, n log2(n) forwards.
+budget      (algorithm 3, memory planning with budget b) one scan in topological order: temp += size(v); where v is a
+            candidate and temp > b: keep v, x += size kept, y = max(y, temp), temp = 0. x is what is kept, y the largest
+            segment. `threshold_bytes` gives b; without it b is searched as in the authors' code (mxnet-memonger,
+            search_plan): b = 0 gives (x, y), then b = sqrt(x y / 2), three rounds in all, then a grid of 6 from the
+            smallest y seen up to sqrt(2) times the last guess.
+
+Candidates, C(v) in the paper, where it leaves the choice to the user:
+
+articulation  the articulation points of the undirected forward graph (Checkmate's generalisation), on the ops that
+              lead to the forward op with the most ancestors: statistics and buffer updates on the side, which lead
+              nowhere in the forward pass, would make articulation points that separate nothing.
+linearised    every op, the topological order taken as a chain: its outputs are kept, and values that jump over a
+              cut are recomputed with the segment that reads them.
+crossing      every op, and a cut keeps all values that cross it (made up to there, read by a forward op after it), so
+              that a segment starts from what it needs. In memonger the user says so, by marking several nodes as one
+              stage: the states of a recurrent network at one time step.
+
+Where the paper leaves more open, and what is done here:
+
+- size(v) of an op = the bytes of all its outputs; constants are not counted, since they stay anyway.
+- memonger works in whole MiB, here in bytes. Its cost is the measured size; here the replay's peak.
+- A dropped op runs again at most once (in the recursive form once per level), and only if something of it is needed.
+  Algorithm 1 recomputes a segment as a whole when backward reaches it; algorithm 2 mirrors each node by itself, so
+  that it runs when first read. `on_demand` False and True; None tries both.
+- The last segment: algorithm 1 drops it too; implementations since keep it, since backward needs it at once.
+  `keep_last` False and True; None tries both.
+- Outputs of ops that are not recomputable are kept where they are needed again.
+
+Asked with a budget, every form that the options leave open is built and replayed, and the fastest plan within the
+budget is the answer. The method proves nothing, so it reports no bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import ClassVar, Literal, TypeAlias
+
+from remat_solvers.clock import Stopwatch
+from remat_solvers.errors import InputError
+from remat_solvers.plan import Plan
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.segments import Segment, flat, recompute_sequence, recursive
+from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
+from remat_solvers.schedule import plan_from_sequence
+from remat_solvers.simulate import simulate
+
+__all__ = ["Chen", "Trial", "articulation_positions", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
+
+Strategy: TypeAlias = Literal["auto", "sqrt", "recursive", "budget"]
+Candidates: TypeAlias = Literal["auto", "articulation", "linearised", "crossing"]
+
+Keeps: TypeAlias = Mapping[int, tuple[int, ...]]  # position of a candidate cut -> the values it keeps
+
+STRATEGIES = ("sqrt", "recursive", "budget")
+CANDIDATES = ("articulation", "linearised", "crossing")
+FIRST_ROUNDS = 3  # nbegin in memonger's search_plan
+GRID = 6  # its ntrial
+FANOUTS = (1, 2, 3)  # k of the recursion when none is asked for
+
+
+@dataclass(frozen=True)
+class Chen:
+    """Drop between cuts, recompute once: the published forms of sublinear memory cost."""
+
+    strategy: Strategy = "auto"  # which published form; auto: all
+    candidates: Candidates = "auto"  # where a cut may be; auto: all
+    segments: int | None = None  # sqrt: number of even segments; None: every int(sqrt(n))-th candidate is a cut
+    k: int | None = None  # recursive: cuts per segment; None: 1, 2 and 3
+    threshold_bytes: int | None = None  # budget: b of algorithm 3; None: memonger's search
+    keep_last: bool | None = None  # whether the last segment is not dropped; None: both
+    on_demand: bool | None = None  # recompute op by op (True) or a segment at once (False); None: both
+
+    name: ClassVar[str] = "chen"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("auto", *STRATEGIES):
+            raise InputError(f"chen: strategy must be auto, {', '.join(STRATEGIES)}, not {self.strategy!r}")
+        if self.candidates not in ("auto", *CANDIDATES):
+            raise InputError(f"chen: candidates must be auto, {', '.join(CANDIDATES)}, not {self.candidates!r}")
+        for option, least in (("segments", 1), ("k", 1), ("threshold_bytes", 0)):
+            number = getattr(self, option)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+                raise InputError(f"chen: {option} must be an integer of at least {least}, not {number!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the published forms within the budget. See `registry.Solver`."""
+        if not problem.backward_ops:
+            return Outcome(status=Status.NOT_APPLICABLE, reason="chen recomputes for a backward pass; there is none")
+        watch = Stopwatch(limits)
+        best: tuple[int, int, Plan] | None = None  # time, peak, plan
+        smallest: int | None = None
+        stopped = Stopped.COMPLETE
+        try:
+            for trial in self.trials(problem):
+                plan = trial.plan(problem)
+                timeline = simulate(problem, plan)
+                time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
+                smallest = peak_bytes if smallest is None else min(smallest, peak_bytes)
+                if peak_bytes <= budget_bytes and (best is None or (time_ns, peak_bytes) < best[:2]):
+                    best = time_ns, peak_bytes, plan
+                    if on_progress is not None:
+                        on_progress(Progress(watch.seconds, time_ns, peak_bytes, None, trial.form))
+                if watch.expired:
+                    stopped = Stopped.TIME
+                    break
+        except KeyboardInterrupt:
+            stopped = Stopped.INTERRUPT
+        if best is None:
+            return Outcome(status=Status.NOT_FOUND, smallest_peak_bytes=smallest, stopped=stopped)
+        return Outcome(status=Status.FEASIBLE, plan=best[2], smallest_peak_bytes=smallest, stopped=stopped)
+
+    def trials(self, problem: Problem) -> Iterator[Trial]:
+        """Every form that the options leave open, none twice."""
+        seen: list[tuple[Segment, Keeps]] = []
+        for form, root, keeps in self._segmentations(problem):
+            if (root, keeps) in seen:
+                continue
+            seen.append((root, keeps))
+            for keep_last in (False, True) if self.keep_last is None else (self.keep_last,):
+                for on_demand in (False, True) if self.on_demand is None else (self.on_demand,):
+                    yield Trial(form, root, keeps, keep_last, on_demand)
+
+    def _segmentations(self, problem: Problem) -> Iterator[tuple[str, Segment, Keeps]]:
+        size = len(problem.forward_ops)
+        for kind in CANDIDATES if self.candidates == "auto" else (self.candidates,):
+            keeps = candidate_cuts(problem, kind)
+            positions = tuple(keeps)
+            for strategy in STRATEGIES if self.strategy == "auto" else (self.strategy,):
+                if strategy == "sqrt":
+                    yield f"sqrt, {kind}", flat(size, sqrt_cuts(positions, self.segments)), keeps
+                elif strategy == "recursive":
+                    for k in FANOUTS if self.k is None else (self.k,):
+                        yield f"recursive k={k}, {kind}", recursive(size, positions, k), keeps
+                else:
+                    given = self.threshold_bytes
+                    for threshold in search_thresholds(problem, keeps) if given is None else (given,):
+                        cuts, _, _ = memory_plan(problem, keeps, threshold)
+                        yield f"budget b={threshold}, {kind}", flat(size, cuts), keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One form of the method, ready to be built."""
+
+    form: str  # for people
+    root: Segment
+    keeps: Keeps
+    keep_last: bool
+    on_demand: bool
+
+    def sequence(self, problem: Problem) -> list[int]:
+        """The ops in execution order."""
+        return recompute_sequence(problem, self.root, self.keeps, keep_last=self.keep_last, on_demand=self.on_demand)
+
+    def plan(self, problem: Problem) -> Plan:
+        """The sequence with its Frees."""
+        return plan_from_sequence(problem, self.sequence(problem))
+
+
+def sqrt_cuts(candidates: Sequence[int], segments: int | None) -> tuple[int, ...]:
+    """Every int(sqrt(n))-th of the n candidates; or the ends of `segments` even segments."""
+    count = len(candidates)
+    if segments is None:
+        step = max(1, isqrt(count))
+        return tuple(candidates[step - 1 :: step])
+    return tuple(
+        candidates[mark - 1] for mark in sorted({round(j * count / segments) for j in range(1, segments + 1)} - {0})
+    )
+
+
+def memory_plan(problem: Problem, keeps: Keeps, threshold: int) -> tuple[tuple[int, ...], int, int]:
+    """Algorithm 3: the cuts for budget b = `threshold`, x (bytes kept) and y (bytes of the largest segment).
+
+    `keeps` are the candidates: per position among the forward ops, the values that a cut there keeps.
+    """
+    cuts: list[int] = []
+    kept: set[int] = set()
+    temp = x = y = 0
+    for position, op in enumerate(problem.forward_ops):
+        temp += sum(problem.values[v].bytes for v in problem.ops[op].outputs)
+        if temp > threshold and position in keeps:
+            cuts.append(position)
+            x += sum(problem.values[v].bytes for v in keeps[position] if v not in kept)
+            kept.update(keeps[position])
+            y = max(y, temp)
+            temp = 0
+    return tuple(cuts), x, y
+
+
+def search_thresholds(problem: Problem, keeps: Keeps) -> tuple[int, ...]:
+    """The values of b that memonger's search_plan tries, in its order."""
+    tried: list[int] = []
+    threshold = 0
+    smallest_y: int | None = None
+    for _ in range(FIRST_ROUNDS):
+        _, x, y = memory_plan(problem, keeps, threshold)
+        smallest_y = y if smallest_y is None else min(smallest_y, y)
+        tried.append(threshold)
+        threshold = isqrt(x * y // 2)
+    step = (isqrt(2 * threshold * threshold) - (smallest_y or 0)) // GRID
+    if step > 0:
+        tried += [(smallest_y or 0) + step * (trial + 1) for trial in range(GRID)]
+    return tuple(tried)
+
+
+def candidate_cuts(problem: Problem, kind: str) -> Keeps:
+    """Where a cut may be (positions among the forward ops), and the values that a cut there keeps."""
+    forward = problem.forward_ops
+    if kind == "articulation":
+        return {k: problem.ops[forward[k]].outputs for k in articulation_positions(problem)}
+    if kind == "linearised":
+        return {k: problem.ops[op].outputs for k, op in enumerate(forward)}
+    position = {op: k for k, op in enumerate(forward)}
+    last_read = [max((position.get(c, -1) for c in readers), default=-1) for readers in problem.consumers]
+    crossing: list[int] = []
+    keeps: dict[int, tuple[int, ...]] = {}
+    for k, op in enumerate(forward):
+        outputs = problem.ops[op].outputs
+        crossing = [v for v in (*crossing, *outputs) if last_read[v] > k]
+        keeps[k] = tuple(dict.fromkeys((*crossing, *outputs)))
+    return keeps
+
+
+def articulation_positions(problem: Problem) -> tuple[int, ...]:
+    """Positions, among the forward ops, of the articulation points of the undirected forward graph."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    graph.add_nodes_from(problem.forward_ops)
+    for op in problem.forward_ops:
+        graph.add_edges_from((problem.producer[v], op) for v in problem.ops[op].inputs if problem.producer[v] >= 0)
+    if not graph:
+        return ()
+    trunk = max(({op} | nx.ancestors(graph, op) for op in graph if not graph.out_degree(op)), key=len)
+    points = set(nx.articulation_points(graph.subgraph(trunk).to_undirected()))
+    return tuple(k for k, op in enumerate(problem.forward_ops) if op in points)

@@ -1,0 +1,98 @@
+"""Which solvers there are: name -> lazily imported class, and what each can do.
+
+Nothing is imported before a solver is asked for. Adding one is its file and one entry here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+from remat_solvers.errors import InputError
+from remat_solvers.problem import Problem
+from remat_solvers.result import Limits, OnProgress, Outcome
+
+__all__ = ["ENTRIES", "Entry", "Family", "Solver", "create", "entry", "solver_names"]
+
+Family: TypeAlias = Literal["recompute", "swap", "share", "compress", "optimal"]
+
+
+class Solver(Protocol):
+    """A method. Its options are the fields of a frozen dataclass."""
+
+    name: ClassVar[str]  # registry name
+    version: ClassVar[str]  # of the method's implementation
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The best plan this method finds within `budget_bytes`, or an honest status without one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered solver."""
+
+    name: str
+    path: str  # module:class
+    family: Family
+    summary: str  # one line for people
+    needs_backward: bool = False  # not applicable to problems without backward ops
+    supports_link: bool = False  # uses the link to the host where a problem has one
+    exact: bool = False  # proves optimality or infeasibility when it runs to its end
+    in_portfolio: bool = True  # tried by `auto`
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="auto",
+        path="remat_solvers.portfolio:Auto",
+        family="optimal",
+        summary="Runs every applicable method within the time limit and keeps the fastest plan.",
+        supports_link=True,
+        in_portfolio=False,
+    ),
+    Entry(
+        name="store-all",
+        path="remat_solvers.recompute.store_all:StoreAll",
+        family="recompute",
+        summary="The unmodified step, every value freed after its last use.",
+        in_portfolio=False,
+    ),
+    Entry(
+        name="chen",
+        path="remat_solvers.recompute.chen:Chen",
+        family="recompute",
+        summary="Chen et al. 2016: keep cuts, recompute the segments between them (sqrt, recursive, budget search).",
+        needs_backward=True,
+    ),
+)
+
+
+def solver_names() -> tuple[str, ...]:
+    """The names that `create` knows, in the order of the registry."""
+    return tuple(e.name for e in ENTRIES)
+
+
+def entry(name: str) -> Entry:
+    """The entry of `name`. Raises InputError, with close names, where there is none."""
+    for known in ENTRIES:
+        if known.name == name:
+            return known
+    close = difflib.get_close_matches(name, solver_names())
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(solver_names())}."
+    raise InputError(f"there is no solver {name!r}: {hint}")
+
+
+def create(name: str, **options: Any) -> Solver:
+    """The solver of that name with these options. Raises InputError for a name or an option it does not have."""
+    module, _, attribute = entry(name).path.partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    try:
+        solver: Solver = kind(**options)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from None
+    return solver

@@ -1,0 +1,116 @@
+"""From a sequence of ops to a plan: every method says what runs when, and liveness says what is freed when.
+
+A method that recomputes is nothing but a producer of op sequences (indices in execution order, with repeats).
+An occurrence reads the latest instance of each input, and an instance lives from its computation to its last
+reader; a result's last instance lives to the end. So to keep a value, do not repeat its producer; to drop it and
+have it again, repeat the producer before the next reader. The Frees follow from that:
+
+- right after the last reader of an instance, or right after the computation where it has no reader;
+- of the outputs of a repeated op only those stay that are read before the op is repeated again;
+- a forward result stays from its last instance before the boundary; later instances are fresh copies that vanish.
+
+This is the smallest memory for the sequence: an instance freed earlier would be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from remat_solvers.errors import PlanError
+from remat_solvers.plan import Action, Compute, Free, Plan
+from remat_solvers.problem import Problem
+
+__all__ = ["plan_from_sequence", "store_all", "tangents_op"]
+
+
+def store_all(problem: Problem) -> Plan:
+    """The unmodified step: the problem's order, every value freed after its last use. The 100 % of every report."""
+    return plan_from_sequence(problem, range(len(problem.ops)))
+
+
+def tangents_op(problem: Problem) -> int | None:
+    """The op that stands for the gradients handed to backward: its first op, without inputs, never recomputed."""
+    if problem.backward_ops:
+        first = problem.backward_ops[0]
+        op = problem.ops[first]
+        if not op.inputs and not op.recomputable:
+            return first
+    return None
+
+
+def plan_from_sequence(problem: Problem, sequence: Sequence[int]) -> Plan:
+    """The plan that runs `sequence`, with Frees by liveness.
+
+    The tangents, which exist from the moment backward is called, move to the first place after the boundary.
+    Raises PlanError (its action is the position in the sequence) where an occurrence reads what no earlier one made.
+    """
+    sequence = _tangents_first(problem, sequence)
+    ends = _ends(problem, sequence)
+    actions: list[Action] = []
+    for position, op in enumerate(sequence):
+        actions.append(Compute(op))
+        actions.extend(map(Free, ends[position]))
+    return Plan(actions)
+
+
+def _boundary(problem: Problem, sequence: Sequence[int]) -> int:
+    """Number of occurrences up to the last first-computation of a forward op, that one included."""
+    missing = set(problem.forward_ops)
+    boundary = 0
+    for position, op in enumerate(sequence):
+        if op in missing:
+            missing.remove(op)
+            boundary = position + 1
+    return boundary
+
+
+def _tangents_first(problem: Problem, sequence: Sequence[int]) -> Sequence[int]:
+    tangents = tangents_op(problem)
+    if tangents is None or tangents not in sequence:
+        return sequence
+    boundary = _boundary(problem, sequence)
+    rest = [op for op in sequence[boundary:] if op != tangents]
+    return [*sequence[:boundary], tangents, *rest]
+
+
+def _ends(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
+    """Per occurrence, the values whose instance ends with it, in the order of the op's inputs and outputs.
+
+    Read backwards: the first time a value is met since its latest computation is the last reader of an instance.
+    """
+    ops, values = problem.ops, problem.values
+    boundary = _boundary(problem, sequence)
+    constant = [v.kind == "constant" for v in values]
+    results = [v for v in problem.results if not constant[v]]
+    forward_results = {v for v in results if ops[problem.producer[v]].phase == "forward"}
+    needed = [False] * len(values)  # whether the instance at hand is read, or kept, further on
+    for value in results:
+        needed[value] = True
+    ends: list[list[int]] = [[] for _ in sequence]
+    for position in range(len(sequence) - 1, -1, -1):
+        op = ops[sequence[position]]
+        for value in op.outputs:
+            if value in forward_results and position >= boundary:
+                continue  # the caller holds an instance already
+            if not needed[value]:
+                ends[position].append(value)
+            needed[value] = False
+        for value in dict.fromkeys(op.inputs):
+            if not needed[value] and not constant[value]:
+                ends[position].append(value)
+                needed[value] = True
+    for value, missed in enumerate(needed):
+        if missed:
+            _blame(problem, sequence, value)
+    return ends
+
+
+def _blame(problem: Problem, sequence: Sequence[int], value: int) -> None:
+    """Raise PlanError at the first reader of a value that nothing computed before."""
+    name = problem.values[value].name
+    for position, op in enumerate(sequence):
+        if value in problem.ops[op].inputs:
+            raise PlanError(
+                position, f"op {op} reads value {value} ({name}), which no earlier op of the sequence makes"
+            )
+    raise PlanError(None, f"result {value} ({name}) is computed by no op of the sequence")

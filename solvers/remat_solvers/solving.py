@@ -1,0 +1,137 @@
+"""`solve`: the one way to ask any method for a plan.
+
+What holds for every method is settled here: a budget that the unmodified step meets, a budget below the proven
+floor, and the replay and the independent validation of every plan before anyone sees it. A plan that is invalid or
+over the budget is a bug of ours, raised as AssertionError and never returned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+
+from remat_solvers.bounds import peak_bound, time_bound_ns
+from remat_solvers.clock import Stopwatch
+from remat_solvers.errors import BudgetError
+from remat_solvers.problem import MAX_INT, Problem
+from remat_solvers.registry import Solver, create
+from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Status
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import Timeline, simulate
+from remat_solvers.validate import validate
+
+__all__ = ["FITS", "solve"]
+
+FITS = "fits as it is"
+VIOLATIONS_SHOWN = 3
+
+
+def solve(
+    problem: Problem,
+    budget_bytes: int,
+    *,
+    solver: str | Solver = "auto",
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    on_progress: OnProgress | None = None,
+    seed: int = 0,
+) -> Result:
+    """The fastest plan for `problem` that `solver` finds with a peak of at most `budget_bytes`.
+
+    `solver` is a name of the registry or a solver object with options of its own. Never returns an invalid plan;
+    without one, `status` and `reason` say why. Raises BudgetError for a budget that is not a positive integer and
+    InputError for an unknown solver.
+    """
+    if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, int) or not 0 < budget_bytes <= MAX_INT:
+        raise BudgetError(f"a budget is a positive number of bytes below 2**63, not {budget_bytes!r}")
+    method = create(solver) if isinstance(solver, str) else solver
+    asked = _Asked(problem, budget_bytes, method, seed)
+    if asked.unmodified.peak_bytes <= budget_bytes:
+        return asked.answer(
+            Outcome(
+                status=Status.OPTIMAL,
+                plan=asked.store_all,
+                reason=FITS,
+                bound_ns=time_bound_ns(problem),
+                order=Order.FREE,
+                smallest_peak_bytes=asked.unmodified.peak_bytes,
+            ),
+            seconds=0.0,
+        )
+    if asked.floor.bytes > budget_bytes:
+        reason = f"every plan needs {asked.floor.bytes} bytes for {asked.floor.moment}, {budget_bytes} are allowed"
+        return asked.answer(Outcome(status=Status.INFEASIBLE, reason=reason), seconds=0.0)
+    watch = Stopwatch(limits)
+    outcome = method.solve(problem, budget_bytes, limits=limits, on_progress=on_progress, seed=seed)
+    return asked.answer(outcome, seconds=watch.seconds)
+
+
+@dataclass
+class _Asked:
+    """One question, and what is known about it whatever the method."""
+
+    problem: Problem
+    budget_bytes: int
+    solver: Solver
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.store_all = store_all(self.problem)
+        self.unmodified = simulate(self.problem, self.store_all)
+        self.floor = peak_bound(self.problem)
+
+    def answer(self, outcome: Outcome, seconds: float) -> Result:
+        """The outcome of the method, replayed, validated and completed."""
+        timeline = self._check(outcome)
+        if timeline is None and outcome.status is Status.NOT_FOUND and outcome.smallest_peak_bytes is not None:
+            smallest = f"smallest peak found: {outcome.smallest_peak_bytes} bytes"
+            outcome = replace(outcome, reason=f"{outcome.reason}; {smallest}" if outcome.reason else smallest)
+        time_ns = None if timeline is None else timeline.time_ns
+        gap = None
+        if time_ns is not None and outcome.bound_ns is not None:
+            gap = (time_ns - outcome.bound_ns) / max(1, self.unmodified.time_ns)
+        peak_bytes = None if timeline is None else timeline.peak_bytes
+        reachable = [self.unmodified.peak_bytes, outcome.smallest_peak_bytes, peak_bytes]
+        return Result(
+            plan=outcome.plan,
+            problem=self.problem.fingerprint,
+            budget_bytes=self.budget_bytes,
+            status=outcome.status,
+            stopped=outcome.stopped,
+            time_ns=time_ns,
+            peak_bytes=peak_bytes,
+            bound_ns=outcome.bound_ns,
+            order=outcome.order,
+            gap=gap,
+            smallest_peak_bytes=min(peak for peak in reachable if peak is not None),
+            peak_bound_bytes=self.floor.bytes,
+            store_all_time_ns=self.unmodified.time_ns,
+            store_all_peak_bytes=self.unmodified.peak_bytes,
+            seconds=seconds,
+            solver=self.solver.name,
+            version=self.solver.version,
+            options={f.name: getattr(self.solver, f.name) for f in fields(self.solver)}
+            if is_dataclass(self.solver)
+            else {},
+            seed=self.seed,
+            reason=outcome.reason,
+        )
+
+    def _check(self, outcome: Outcome) -> Timeline | None:
+        """Replay the outcome's plan; AssertionError where the method claims what does not hold."""
+        name = self.solver.name
+        with_plan = outcome.status in (Status.OPTIMAL, Status.FEASIBLE)
+        if with_plan is not (outcome.plan is not None):
+            raise AssertionError(f"{name}: status {outcome.status} {'without' if with_plan else 'with'} a plan")
+        if outcome.plan is None:
+            return None
+        violations = validate(self.problem, outcome.plan, self.budget_bytes)
+        if violations:
+            shown = "; ".join(map(str, violations[:VIOLATIONS_SHOWN]))
+            raise AssertionError(f"{name}: an invalid plan ({len(violations)} violations): {shown}")
+        timeline = simulate(self.problem, outcome.plan)
+        if timeline.peak_bytes > self.budget_bytes:
+            raise AssertionError(f"{name}: a plan of {timeline.peak_bytes} bytes for a budget of {self.budget_bytes}")
+        if outcome.bound_ns is not None and outcome.bound_ns > timeline.time_ns and outcome.order is Order.FREE:
+            raise AssertionError(f"{name}: a bound of {outcome.bound_ns} ns above its own plan's {timeline.time_ns} ns")
+        if outcome.status is Status.OPTIMAL and (outcome.bound_ns is None or outcome.bound_ns < timeline.time_ns):
+            raise AssertionError(f"{name}: optimal is claimed, its bound does not prove it")
+        return timeline
