@@ -52,16 +52,17 @@ def _example(spec: str) -> str:
 def _load_file(spec: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{spec}: there is no file {str(path)!r} in {Path.cwd()}. Check the path; {FORM}")
-    found = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"model_file_{path.stem}"  # not the bare stem: a user's `types.py` must not replace the library's
+    found = importlib.util.spec_from_file_location(name, path)
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     sys.path.insert(0, str(path.resolve().parent))  # as for `python file.py`: files beside it can be imported
-    sys.modules[path.stem] = module  # dataclasses and pickle look classes up there
+    sys.modules[name] = module  # dataclasses and pickle look classes up there
     try:
         found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[path.stem]
+        del sys.modules[name]
         raise InputError(f"{spec}: importing {path} failed: {_reason(error)}. Try `python {path}`.") from error
     return module
 
@@ -84,9 +85,9 @@ def _find(spec: str, module: ModuleType, name: str) -> Callable[[], object]:
     if callable(function):
         return function  # type: ignore[no-any-return]
     own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
-    there = f"Functions there: {', '.join(own)}." if own else "It defines no function."
+    there = f"Functions it defines: {', '.join(own)}." if own else "It defines no function."
     what = "is not a function" if function is not None else "does not exist"
-    raise InputError(f"{spec}: {name!r} {what} in {module.__name__}. {there}")
+    raise InputError(f"{spec}: {name!r} {what} in {spec.rpartition(':')[0]}. {there}")
 
 
 def _call(spec: str, function: Callable[[], object]) -> object:
