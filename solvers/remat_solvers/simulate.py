@@ -121,8 +121,8 @@ class _Replay:
 
     def _compute(self, index: int, op_index: int) -> int:
         """Run one op; the bytes on the device while it runs."""
-        if not 0 <= op_index < len(self.problem.ops):
-            raise PlanError(index, f"there is no op {op_index}; ops are numbered 0 to {len(self.problem.ops) - 1}")
+        if type(op_index) is not int or not 0 <= op_index < len(self.problem.ops):
+            raise PlanError(index, f"there is no op {op_index!r}; ops are numbered 0 to {len(self.problem.ops) - 1}")
         op = self.problem.ops[op_index]
         on_device = self.on_device
         start = self.now
@@ -197,8 +197,8 @@ class _Replay:
         return self.problem.link
 
     def _check_value(self, index: int, value: int) -> None:
-        if not 0 <= value < len(self.size):
-            raise PlanError(index, f"there is no value {value}; values are numbered 0 to {len(self.size) - 1}")
+        if type(value) is not int or not 0 <= value < len(self.size):
+            raise PlanError(index, f"there is no value {value!r}; values are numbered 0 to {len(self.size) - 1}")
 
     def _name(self, value: int) -> str:
         v = self.problem.values[value]

@@ -64,7 +64,7 @@ Candidates: TypeAlias = Literal["auto", "articulation", "linearised", "crossing"
 Keeps: TypeAlias = Mapping[int, tuple[int, ...]]  # position of a candidate cut -> the values it keeps
 
 STRATEGIES = ("sqrt", "recursive", "budget")
-CANDIDATES = ("articulation", "linearised", "crossing")
+CANDIDATES = ("articulation", "crossing", "linearised")
 FIRST_ROUNDS = 3  # nbegin in memonger's search_plan
 GRID = 6  # its ntrial
 FANOUTS = (1, 2, 3)  # k of the recursion when none is asked for
@@ -107,7 +107,13 @@ class Chen:
         stopped = Stopped.COMPLETE
         try:
             for trial in self.trials(problem):
-                plan = trial.plan(problem)
+                if smallest is not None and watch.expired:
+                    stopped = Stopped.TIME
+                    break
+                sequence = trial.sequence(problem)
+                if best is not None and sum(problem.ops[op].time_ns for op in sequence) > best[0]:
+                    continue  # slower than what fits already
+                plan = plan_from_sequence(problem, sequence)
                 timeline = simulate(problem, plan)
                 time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
                 smallest = peak_bytes if smallest is None else min(smallest, peak_bytes)
@@ -115,9 +121,6 @@ class Chen:
                     best = time_ns, peak_bytes, plan
                     if on_progress is not None:
                         on_progress(Progress(watch.seconds, time_ns, peak_bytes, None, trial.form))
-                if watch.expired:
-                    stopped = Stopped.TIME
-                    break
         except KeyboardInterrupt:
             stopped = Stopped.INTERRUPT
         if best is None:
@@ -166,10 +169,6 @@ class Trial:
     def sequence(self, problem: Problem) -> list[int]:
         """The ops in execution order."""
         return recompute_sequence(problem, self.root, self.keeps, keep_last=self.keep_last, on_demand=self.on_demand)
-
-    def plan(self, problem: Problem) -> Plan:
-        """The sequence with its Frees."""
-        return plan_from_sequence(problem, self.sequence(problem))
 
 
 def sqrt_cuts(candidates: Sequence[int], segments: int | None) -> tuple[int, ...]:
