@@ -1,0 +1,32 @@
+"""How long the command line takes to answer: `scripts/bench startup`. Target: `remat --help` under 0.3 s.
+
+Every run is a new process; the first, which may have to read files from disk, is shown beside the median.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+
+RUNS = 11
+COMMANDS = (["--help"], ["solve", "--help"], ["solvers", "--json"])
+
+
+def seconds(args: list[str]) -> float:
+    """Wall-clock time of one `remat` process."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "remat", *args], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print first run and median of each command."""
+    for args in COMMANDS:
+        times = [seconds(args) for _ in range(RUNS)]
+        print(f"remat {' '.join(args):16} first {times[0]:.3f} s  median {statistics.median(times):.3f} s")
+
+
+if __name__ == "__main__":
+    main()
