@@ -1,0 +1,44 @@
+"""The documents: code in them runs, and files they point to exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remat_solvers.codec import load_problem
+from remat_solvers.result import Status
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def python_blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+def test_the_solver_of_the_contributing_guide_works() -> None:
+    imports = (
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from remat_solvers.result import Outcome, Status\n"
+        "from remat_solvers.schedule import plan_from_sequence\n"
+        "from remat_solvers.simulate import simulate\n"
+    )
+    (block,) = python_blocks("CONTRIBUTING.md")
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(imports + block, names)
+    problem = load_problem(ROOT / "tests/corpus/chain50.json")
+    peak = simulate(problem, store_all(problem)).peak_bytes
+    assert solve(problem, peak - 1, solver=names["GivenOrder"]()).status is Status.NOT_FOUND
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
+    assert [link for link in links if "://" not in link and not (document.parent / link).exists()] == []
