@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import remat_solvers.validate
+from remat_solvers.errors import PlanError
+from remat_solvers.generate import random_plan, training_graph
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.simulate import simulate
 from remat_solvers.validate import Rule, Violation, validate
 
 X, A, B, LOSS, TANGENT, GB, GX = range(7)
@@ -262,6 +265,40 @@ def test_what_follows_does_not_change_what_was_found_before(actions: list[Action
     whole = [v for v in found(*actions[:cut], extra) if v[1] in back and v[0] != cut]
     frees = [(i, "free") for i, a in enumerate(actions[:cut]) if a == Free(LOSS)]
     assert set(prefix) ^ set(whole) <= set(frees)  # whether a result may be freed depends on where the forward ends
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_the_checker_and_the_replay_count_the_same_peak(seed: int, over_a_link: bool) -> None:
+    problem = training_graph(1 + seed % 9, seed, link=over_a_link)
+    plan = random_plan(problem, seed)
+    replayed = simulate(problem, plan)
+    assert validate(problem, plan, replayed.peak_bytes) == []
+    (violation,) = validate(problem, plan, replayed.peak_bytes - 1)
+    assert (violation.rule, violation.action) == ("peak", replayed.peak_action)
+
+
+@given(st.integers(0, 10**6), st.data())
+def test_what_the_replay_refuses_the_checker_refuses_first_at_the_same_action(seed: int, data: st.DataObject) -> None:
+    problem = training_graph(1 + seed % 9, seed, link=True)
+    plan = list(random_plan(problem, seed))
+    action = plan.pop(data.draw(st.integers(0, len(plan) - 1)))
+    plan.insert(data.draw(st.integers(0, len(plan))), action)
+    found_there = [(v.action, v.rule) for v in validate(problem, Plan(plan))]
+    # A result freed after the boundary stays for the checker and goes for the replay: no comparison from there on.
+    after = min((a for a, rule in found_there if rule == "boundary" and a is not None), default=len(plan))
+    both: set[Rule] = {"action", "index", "input", "constant", "free", "link", "offload", "fetch"}
+    theirs = refused_at(problem, Plan(plan))
+    if theirs is None or theirs < after:
+        assert next((a for a, rule in found_there if rule in both and a is not None and a < after), None) == theirs
+
+
+def refused_at(problem: Problem, plan: Plan) -> int | None:
+    """The action at which the replay gives up; None: it does not, or only at the end."""
+    try:
+        simulate(problem, plan)
+    except PlanError as error:
+        return error.action
+    return None
 
 
 def test_ten_thousand_actions_are_checked_quickly() -> None:
