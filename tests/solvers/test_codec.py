@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from remat_solvers import codec
 from remat_solvers.errors import FormatError, InputError, ProblemError
 from remat_solvers.generate import adversarial, random_plan, training_graph

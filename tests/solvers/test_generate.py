@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from remat_solvers import codec
 from remat_solvers.generate import adversarial, chain, random_layered, random_plan, training_graph
 from remat_solvers.validate import validate

@@ -6,6 +6,7 @@ import networkx as nx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from remat_solvers.errors import ProblemError
 from remat_solvers.generate import adversarial, training_graph
 from remat_solvers.problem import Costs, Op, Problem, Value
@@ -29,8 +30,15 @@ def test_nodes_edges_and_graph_carry_everything() -> None:
     graph = problem.to_networkx()
     assert graph.nodes["value", 3] == {"name": "mask", "bytes": 5, "kind": "activation"}
     assert graph.nodes["op", 0] == {
-        **{"name": "mul", "phase": "forward", "time_ns": 7, "workspace_bytes": 11, "recomputable": False},
-        **{"effects": ("random",), "target": "aten.mul", "module": "h.0", "source": "model.py:3"},
+        "name": "mul",
+        "phase": "forward",
+        "time_ns": 7,
+        "workspace_bytes": 11,
+        "recomputable": False,
+        "effects": ("random",),
+        "target": "aten.mul",
+        "module": "h.0",
+        "source": "model.py:3",
     }
     assert {(a, b): d["position"] for a, b, d in graph.edges(data=True)} == {
         (("value", 0), ("op", 0)): 0,

@@ -7,6 +7,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from remat_solvers.errors import PlanError
 from remat_solvers.generate import adversarial, chain, random_plan, training_graph
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
