@@ -189,9 +189,8 @@ def _check_op(problem: Problem, i: int, op: Op, produced: dict[int, int], availa
                 f"{where}.inputs[{k}]",
                 f"value {value} is not produced by an earlier op: the graph is cyclic or out of order",
             )
-        if op.phase == "forward" and problem.values[value].kind != "constant":
-            if problem.ops[produced[value]].phase == "backward":
-                raise ProblemError(f"{where}.inputs[{k}]", "a forward op reads what a backward op produces")
+        if op.phase == "forward" and value in produced and problem.ops[produced[value]].phase == "backward":
+            raise ProblemError(f"{where}.inputs[{k}]", "a forward op reads what a backward op produces")
     for k, value in enumerate(op.outputs):
         if problem.values[value].kind == "constant":
             raise ProblemError(f"{where}.outputs[{k}]", f"value {value} is a constant and has no producer")

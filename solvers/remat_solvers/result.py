@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TypeAlias
 
 from remat_solvers.plan import Plan
@@ -12,7 +12,7 @@ from remat_solvers.plan import Plan
 __all__ = ["Limits", "OnProgress", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"]
 
 
-class _Sentence(str, Enum):
+class _Sentence(StrEnum):
     """A word for programs (`value`) with a sentence for people (`sentence`)."""
 
     sentence: str
@@ -22,9 +22,6 @@ class _Sentence(str, Enum):
         member._value_ = word
         member.sentence = sentence
         return member
-
-    def __str__(self) -> str:
-        return str(self.value)
 
 
 class Status(_Sentence):
