@@ -151,11 +151,16 @@ def verify(model: Model, plan: PlanPath, json: AsJson = False) -> int:
     import remat
     from remat.models import load_model
     from remat_solvers.codec import load_plan
+    from remat_solvers.errors import ApplyError
 
-    load_plan(plan)  # before the model, which may take long
+    made = load_plan(plan)  # before the model, which may take long
     with _stdout_to_stderr():
         loaded = load_model(model)
-        verification = remat.verify(loaded.model, plan, loaded.args, loaded.kwargs)
+        try:
+            verification = remat.verify(loaded.model, made, loaded.args, loaded.kwargs)
+        except ApplyError as error:
+            log(f"the plan cannot be run: {error}")
+            return ExitCode.FAILED
     if json:
         print_json(dataclasses.asdict(verification))
     else:
@@ -212,7 +217,7 @@ def _pair(problem: Path, plan: Path) -> tuple[Problem, PlanFile]:
     from remat_solvers.match import check_match
 
     loaded, made = load_problem(problem), load_plan(plan)
-    check_match(loaded, made)
+    check_match(loaded, made.plan, made.problem)
     return loaded, made
 
 
