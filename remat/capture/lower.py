@@ -6,14 +6,15 @@ wherever a consumer needs it. Everything else is an op.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from remat.export.call import ModelState
-from remat.export.joint import STATISTICS_ONLY, Joint, is_random, storage_of, tensors_of
-from remat.export.rnn import BACKWARD as RNN_BACKWARD
+from remat.capture.call import ModelState
+from remat.capture.joint import STATISTICS_ONLY, Joint, is_random, storage_of, target_name, tensors_of
+from remat.capture.rnn import BACKWARD as RNN_BACKWARD
 from remat_solvers.problem import Effect, Kind, Op, Problem, Value
 
 __all__ = ["Lowered", "lower"]
@@ -28,10 +29,9 @@ class Lowered:
 
     problem: Problem
     op_nodes: list[fx.Node | None]  # per op; None for the tangents
-    op_of: dict[fx.Node, int]
     values_of: dict[fx.Node, tuple[int, ...]]  # values that a node's tensors lie in
-    base_node: dict[int, fx.Node] = field(default_factory=dict)  # per value: node of the first tensor that spans it
-    views: frozenset[fx.Node] = frozenset()  # nodes that only look at existing storages
+    base: dict[int, tuple[fx.Node, int | None]]  # per value: node and position of the tensor that stands for it
+    views: frozenset[fx.Node]  # nodes that only look at existing storages
 
 
 def lower(joint: Joint, state: ModelState, name: str) -> Lowered:
@@ -47,9 +47,8 @@ class _Lowering:
         self._values: list[Value] = []
         self._ops: list[Op] = []
         self._op_nodes: list[fx.Node | None] = []
-        self._op_of: dict[fx.Node, int] = {}
         self._values_of: dict[fx.Node, tuple[int, ...]] = {}
-        self._base_node: dict[int, fx.Node] = {}
+        self._base: dict[int, tuple[fx.Node, int | None]] = {}
         self._views: set[fx.Node] = set()
         self._mutated: set[int] = set()
 
@@ -63,9 +62,7 @@ class _Lowering:
         for node in backward:
             self._add_node(node)
         problem = Problem(name, tuple(self._ops), tuple(self._values), self._results())
-        return Lowered(
-            problem, self._op_nodes, self._op_of, self._values_of, self._base_node, frozenset(self._views)
-        )
+        return Lowered(problem, self._op_nodes, self._values_of, self._base, frozenset(self._views))
 
     def _add_constants(self) -> None:
         names = {"parameter": list(self._state.parameters), "buffer": list(self._state.buffers)}
@@ -82,21 +79,21 @@ class _Lowering:
     def _add_constant(self, node: fx.Node, tensor: Tensor, label: str) -> None:
         storage = storage_of(tensor)
         if storage not in self._value_of:
-            self._new_value(storage, tensor, label, "constant", node)
+            self._new_value(storage, tensor, label, "constant", (node, None))
         self._values_of[node] = (self._value_of[storage],)
 
-    def _new_value(self, storage: int, tensor: Tensor, label: str, kind: Kind, node: fx.Node) -> int:
+    def _new_value(self, storage: int, tensor: Tensor, label: str, kind: Kind, base: tuple[fx.Node, int | None]) -> int:
         index = len(self._values)
         self._value_of[storage] = index
         self._values.append(Value(label, tensor.untyped_storage().nbytes(), kind))
-        self._base_node[index] = node
+        self._base[index] = base
         return index
 
     def _add_tangents(self) -> None:
         outputs = []
         for node, _ in self._joint.tangents:
             tensor = node.meta["val"]
-            value = self._new_value(storage_of(tensor), tensor, node.name, "gradient", node)
+            value = self._new_value(storage_of(tensor), tensor, node.name, "gradient", (node, None))
             self._values_of[node] = (value,)
             outputs.append(value)
         self._ops.append(
@@ -108,12 +105,15 @@ class _Lowering:
         role = self._joint.role[node]
         tensors = tensors_of(node)
         created: list[int] = []
-        for position, tensor in enumerate(tensors):
+        for position, tensor in enumerate(_elements(node)):
+            if not isinstance(tensor, Tensor):
+                continue
             storage = storage_of(tensor)
             if storage not in self._value_of:
                 label = node.name if len(tensors) == 1 else f"{node.name}.{position}"
                 kind: Kind = "activation" if role == "forward" else "gradient"
-                created.append(self._new_value(storage, tensor, label, kind, node))
+                many = isinstance(node.meta["val"], (list, tuple))
+                created.append(self._new_value(storage, tensor, label, kind, (node, position if many else None)))
         self._values_of[node] = tuple(dict.fromkeys(self._value_of[storage_of(t)] for t in tensors))
         if not created and tensors and not is_random(node):
             self._views.add(node)
@@ -121,7 +121,6 @@ class _Lowering:
         inputs = tuple(dict.fromkeys(v for read in node.all_input_nodes for v in self._values_of.get(read, ())))
         effects, recomputable = self._effects(node, inputs)
         module, source = self._joint.place.get(node, ("", ""))
-        self._op_of[node] = len(self._ops)
         self._op_nodes.append(node)
         self._ops.append(
             Op(
@@ -132,7 +131,7 @@ class _Lowering:
                 time_ns=0,
                 recomputable=recomputable,
                 effects=effects,
-                target=_target(node),
+                target=target_name(node),
                 module=module,
                 source=source,
             )
@@ -168,10 +167,10 @@ class _Lowering:
         return tuple(v for v in values if self._values[v].kind != "constant")
 
 
-def _target(node: fx.Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target)
-    return getattr(node.target, "__name__", str(node.target))
+def _elements(node: fx.Node) -> Sequence[object]:
+    """What a node gives, by position; some backward ops give None in places."""
+    made = node.meta["val"]
+    return made if isinstance(made, (list, tuple)) else (made,)
 
 
 def _attribute(module: nn.Module, path: str) -> object:

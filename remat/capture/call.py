@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from remat.export.trees import Tree, flatten
+from remat.capture.trees import Tree, flatten
 
 __all__ = [
     "Call",
@@ -77,6 +78,17 @@ class Call:
     leaves: list[Any]  # of (args, kwargs)
     tree: Tree
     signature: Signature
+
+    def without_contents(self) -> Call:
+        """The same call with stand-ins for its tensors, so that keeping it keeps no memory."""
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        stand_ins: dict[int, Tensor] = {}
+        with mode:
+            for leaf in unique_tensors(self.leaves):
+                made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device)
+                stand_ins[id(leaf)] = made.requires_grad_(leaf.requires_grad)
+        leaves = [stand_ins[id(leaf)] if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return Call(leaves, self.tree, self.signature)
 
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)

@@ -18,12 +18,12 @@ from torch import Tensor, fx
 from torch._functorch._aot_autograd import descriptors as desc
 from torch._functorch._aot_autograd.schemas import OutputType
 
-from remat.export.call import ModelState
-from remat.export.capture import Capture
-from remat.export.locate import KEY
+from remat.capture.call import ModelState
+from remat.capture.trace import Capture
+from remat.capture.locate import KEY
 from remat_solvers.errors import ExportError
 
-__all__ = ["Joint", "Output", "Source", "clone_as", "is_random", "make_joint", "storage_of", "tensors_of"]
+__all__ = ["Joint", "Output", "Source", "clone_as", "is_random", "make_joint", "storage_of", "target_name", "tensors_of"]
 
 aten = torch.ops.aten
 
@@ -106,6 +106,13 @@ def is_random(node: fx.Node) -> bool:
             given = node.args[at] if at < len(node.args) else node.kwargs.get(name, default)
             return given != 0
     return True
+
+
+def target_name(node: fx.Node) -> str:
+    """The op's name: `aten.mm.default`, or that of a function."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
+    return getattr(node.target, "__name__", str(node.target))
 
 
 def clone_as(tensor: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:

@@ -20,10 +20,10 @@ from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from remat.export import rnn
-from remat.export.call import Call, ModelState, unique_tensors
-from remat.export.locate import is_user_file, locating
-from remat.export.trees import Tree, flatten, unflatten
+from remat.capture import rnn
+from remat.capture.call import Call, ModelState, unique_tensors
+from remat.capture.locate import is_user_file, locating
+from remat.capture.trees import Tree, flatten, unflatten
 from remat_solvers.errors import ExportError
 
 __all__ = ["Capture", "capture"]
@@ -36,8 +36,9 @@ class Capture:
     graph_module: fx.GraphModule  # placeholders and output carry meta["desc"]
     metadata: Any  # AOTAutograd's ViewAndMutationMeta
     output_tree: Tree  # of what the model returns
-    output_leaves: list[Any]  # None in place of a tensor, the value itself otherwise
+    output_leaves: list[tuple[bool, Any]]  # per leaf: (is a tensor, its value otherwise)
     requires_grad: list[bool]  # per tensor the model returns
+    differentiated: list[bool]  # per tensor the model returns: a gradient through it is planned for
 
 
 def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool, loss_only: bool) -> Capture:
@@ -63,15 +64,16 @@ def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool
         except Exception as error:
             raise _explain(error) from error
         metadata = joint._aot_state.fw_metadata  # type: ignore[attr-defined]
-        return Capture(joint.graph_module, metadata, traced.output_tree, traced.output_leaves, traced.requires_grad)
+        return Capture(joint.graph_module, metadata, traced.output_tree, traced.output_leaves, traced.requires_grad, traced.differentiated)
 
 
 class _Traced(nn.Module):
     """The model as AOTAutograd sees it: unique parameters and buffers, tensors in, tensors out."""
 
     output_tree: Tree
-    output_leaves: list[Any]
+    output_leaves: list[tuple[bool, Any]]
     requires_grad: list[bool]
+    differentiated: list[bool]
 
     def __init__(self, model: nn.Module, state: ModelState, call: Call, loss_only: bool) -> None:
         super().__init__()
@@ -99,13 +101,13 @@ class _Traced(nn.Module):
         finally:
             hook.remove()
         outputs, self.output_tree = flatten(output)
-        self.output_leaves = [None if isinstance(leaf, Tensor) else leaf for leaf in outputs]
+        self.output_leaves = [(True, None) if isinstance(leaf, Tensor) else (False, leaf) for leaf in outputs]
         returned = [leaf for leaf in outputs if isinstance(leaf, Tensor)]
         self.requires_grad = [t.requires_grad for t in returned]
         losses = [t for t in returned if t.requires_grad and t.dim() == 0]
-        if self._loss_only and len(losses) == 1:
-            return tuple(t if t is losses[0] else t.detach() for t in returned)
-        return tuple(returned)
+        only = losses[0] if self._loss_only and len(losses) == 1 else None
+        self.differentiated = [t.requires_grad and (only is None or t is only) for t in returned]
+        return tuple(t.detach() if t.requires_grad and not d else t for t, d in zip(returned, self.differentiated, strict=True))
 
 
 class _WriteBack:

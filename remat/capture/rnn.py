@@ -10,17 +10,19 @@ While tracing, the tape is stood for by a tensor of as many bytes; when a plan r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from types import MappingProxyType
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
-__all__ = ["BACKWARD", "FORWARD", "Tape", "opaque", "run_backward", "run_forward"]
+__all__ = ["AT_RUN_TIME", "BACKWARD", "FORWARD", "Tape", "is_tape", "opaque", "run_backward", "run_forward"]
 
 _LAYER = (
     "bool has_biases, int num_layers, float dropout, bool training, bool bidirectional, bool batch_first"
@@ -97,6 +99,7 @@ class Tape:
     outputs: list[GradientEdge] = field(default_factory=list)
     inputs: list[GradientEdge] = field(default_factory=list)
     sources: list[Tensor] = field(default_factory=list)  # inputs and outputs, while the backward runs
+    keep: bool | None = None  # whether it outlives a backward; None: as the running backward pass asks (retain_graph)
 
     def unpack(self, saved: _Saved) -> Tensor:
         if saved.tensor is not None:
@@ -154,7 +157,7 @@ def run_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of (input, hidden..., weights...) where `needs`, from those of the outputs."""
-    keep = torch._C._autograd._get_current_graph_task_keep_graph()
+    keep = torch._C._autograd._get_current_graph_task_keep_graph() if tape.keep is None else tape.keep
     tape.sources = [input, *hidden, *weights, *outputs]
     given = [(edge, grad) for edge, grad in zip(tape.outputs, grads, strict=True) if grad is not None]
     try:
@@ -197,6 +200,18 @@ def _refer(records: list[_Saved], sources: list[Tensor]) -> None:
             saved.source = source
             saved.layout = (tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset())
             saved.tensor = None
+
+
+AT_RUN_TIME: Mapping[Any, Any] = MappingProxyType({FORWARD: run_forward, BACKWARD: run_backward})
+"""What is called in place of the opaque ops when a graph runs."""
+
+
+def is_tape(node: fx.Node) -> bool:
+    """Whether a node stands for a tape, not for a tensor."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    forward = node.args[0]
+    return forward.target is FORWARD and node.args[1] == len(forward.meta["val"]) - 1
 
 
 class _Opaque(torch.autograd.Function):

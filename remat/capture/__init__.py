@@ -1,0 +1,1 @@
+"""Model -> annotated problem: capture, lowering to storages, costs."""

@@ -1,0 +1,63 @@
+"""Measured costs on disk, so that an op is timed once per machine: one SQLite file, safe for several processes.
+
+The folder is $REMAT_CACHE_DIR, else $XDG_CACHE_HOME/remat, else ~/.cache/remat. A folder that cannot be
+written is no error: then nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+__all__ = ["cache_path", "read", "write"]
+
+Row = tuple[int, int, int, int]
+"""time_ns, spread_ns, workspace_bytes, kept_bytes"""
+
+_BUSY_S = 30.0
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS costs_1 "
+    "(key TEXT PRIMARY KEY, time_ns INTEGER, spread_ns INTEGER, workspace_bytes INTEGER, kept_bytes INTEGER)"
+)
+
+
+def cache_path() -> Path:
+    """Where costs are kept."""
+    own = os.environ.get("REMAT_CACHE_DIR")
+    if own:
+        return Path(own) / "costs.sqlite"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remat" / "costs.sqlite"
+
+
+def read(keys: Iterable[str]) -> dict[str, Row]:
+    """The known ones among `keys`."""
+    path = cache_path()
+    if not path.exists():
+        return {}
+    found: dict[str, Row] = {}
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db:
+            for key in keys:
+                row = db.execute(
+                    "SELECT time_ns, spread_ns, workspace_bytes, kept_bytes FROM costs_1 WHERE key = ?", (key,)
+                ).fetchone()
+                if row is not None:
+                    found[key] = row
+    except sqlite3.Error:
+        return {}
+    return found
+
+
+def write(rows: Mapping[str, Row]) -> None:
+    """Remember `rows`."""
+    path = cache_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db, db:
+            db.execute(_TABLE)
+            db.executemany("INSERT OR REPLACE INTO costs_1 VALUES (?, ?, ?, ?, ?)", [(k, *r) for k, r in rows.items()])
+    except (OSError, sqlite3.Error):
+        return

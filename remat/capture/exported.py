@@ -1,0 +1,152 @@
+"""A model and one of its calls, captured and costed: what solvers plan and `apply` executes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from remat.capture.call import Call, ModelState, Signature, read_call, read_model, unique_tensors
+from remat.capture.trace import capture
+from remat.capture.costs import add_costs, main_device
+from remat.capture.joint import Joint, is_random, make_joint, tensors_of
+from remat.capture.lower import Lowered, lower
+from remat.capture.roofline import Hardware
+from remat.capture.trees import Tree
+from remat_solvers.errors import ApplyError, InputError
+from remat_solvers.problem import Problem
+
+__all__ = ["Differentiate", "Exported", "export"]
+
+Differentiate: TypeAlias = Literal["loss", "all"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The captured step. `problem` is what solvers see; the rest is what `apply` needs to execute a plan of it."""
+
+    problem: Problem
+    joint: Joint
+    lowered: Lowered
+    signature: Signature  # the calls it is valid for
+    output_tree: Tree
+    output_leaves: tuple[tuple[bool, Any], ...]  # per leaf of the output: (a tensor, the value otherwise)
+    model: nn.Module
+    call: Call
+    unroll_rnn: bool
+    differentiate: Differentiate
+    outputs_differentiated: tuple[bool, ...]  # per tensor the model returns
+
+    def save(self, path: str | Path) -> None:
+        """Write the problem with its costs as JSON (docs/plan-format.md)."""
+        from remat_solvers.codec import save_problem
+
+        save_problem(path, self.problem)
+
+    @property
+    def device(self) -> torch.device:
+        """The device most of the step's bytes are on."""
+        return main_device(self.joint)
+
+    def differentiated(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Those of the model's output tensors that a gradient is planned for."""
+        return [t for t, planned in zip(outputs, self.outputs_differentiated, strict=True) if planned]
+
+    def updated_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Those of a call's tensors that the model changes in place."""
+        tensors = unique_tensors(inputs)
+        sources = dict(self.joint.inputs)
+        return [tensors[sources[n].index] for n in self.joint.mutated if sources[n].kind == "argument"]
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The autocast state the call was captured in."""
+        return _autocast_of(self.signature)
+
+    @property
+    def random_devices(self) -> tuple[torch.device, ...]:
+        """Devices whose default generator the step draws from."""
+        devices = {tensors_of(node)[0].device for node in self.joint.nodes if is_random(node)}
+        return tuple(sorted(devices, key=str))
+
+    def for_all_outputs(self) -> tuple[Exported, Any]:
+        """This step captured anew with a gradient through every output, and its store-all plan. Nothing is timed."""
+        from remat_solvers.schedule import store_all
+
+        if self.joint.mutated and any(not op.recomputable for op in self.problem.ops if "buffer" in op.effects and op.outputs):
+            raise ApplyError(
+                "a gradient arrived through an output planned without one, and the model updates a buffer it also "
+                "reads, so the step cannot be run again. Pass differentiate='all' to plan for every output."
+            )
+        with _autocast_of(self.signature):
+            full = _capture(self.model, self.call, unroll_rnn=self.unroll_rnn, differentiate="all")
+        return full, store_all(full.problem)
+
+
+def export(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    costs: str | Hardware = "measure",
+    unroll_rnn: bool = False,
+    differentiate: Differentiate = "loss",
+) -> Exported:
+    """Capture one training step of `model(*args, **kwargs)` without running the model.
+
+    Activations need no memory: the step is traced on tensors without contents. Parameters, buffers, gradients,
+    attributes and random generators of the model are left as they are.
+
+    Args:
+        costs: "measure" times each distinct op on the tensors' device, in ns, with the workspace it needs, in
+            bytes; "roofline" or "roofline:NAME" estimates times for a device by its name (`cpu`, `a100`, `h100`,
+            `rtx4090`, ...) or by a `Hardware`, without workspace.
+        unroll_rnn: schedule inside nn.LSTM, nn.GRU and nn.RNN instead of treating each as one op.
+        differentiate: "loss": where exactly one output is a scalar that requires a gradient, plan for that gradient
+            alone (a gradient through another output is still right, but computed outside the plan); "all": plan
+            for a gradient through every output.
+
+    Raises:
+        ExportError: the model cannot be captured; names the line and what to do.
+    """
+    state = read_model(model)
+    call = read_call(model, state, args, kwargs or {})
+    exported = _capture(model, call, unroll_rnn=unroll_rnn, differentiate=differentiate)
+    problem = add_costs(exported.joint, exported.lowered, costs)
+    return dataclasses.replace(exported, problem=problem)
+
+
+def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: Differentiate) -> Exported:
+    if differentiate not in ("loss", "all"):
+        raise InputError(f"differentiate must be 'loss' or 'all', not {differentiate!r}")
+    state: ModelState = read_model(model)
+    captured = capture(model, state, call, unroll_rnn=unroll_rnn, loss_only=differentiate == "loss")
+    joint = make_joint(captured, state)
+    lowered = lower(joint, state, type(model).__name__)
+    return Exported(
+        problem=lowered.problem,
+        joint=joint,
+        lowered=lowered,
+        signature=call.signature,
+        output_tree=captured.output_tree,
+        output_leaves=tuple((is_tensor, value) for is_tensor, value in captured.output_leaves),
+        model=model,
+        call=call.without_contents(),
+        unroll_rnn=unroll_rnn,
+        differentiate=differentiate,
+        outputs_differentiated=tuple(captured.differentiated),
+    )
+
+
+@contextmanager
+def _autocast_of(signature: Signature) -> Iterator[None]:
+    """The autocast state the signature was taken in."""
+    with ExitStack() as stack:
+        for device, dtype in signature.autocast:
+            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=dtype is not None))
+        yield

@@ -1,0 +1,241 @@
+"""Measured costs: each distinct op signature is run alone, on synthetic tensors, on the real device.
+
+The time of an op is the least of several runs; its workspace is what the allocator held at most during one run
+beyond the op's outputs. Only one op's tensors exist at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from remat.capture import cost_cache, rnn
+from remat.capture.joint import target_name
+from remat.capture.roofline import cpu_name
+from remat.memory import recording
+from remat_solvers.errors import ExportError
+
+__all__ = ["Measured", "measure", "signature_of"]
+
+_LEAST_RUNS, _MOST_RUNS, _ENOUGH_NS = 3, 9, 10_000_000
+_START, _END = 1_000_003, 1_000_033  # bytes of marker allocations around an op; primes no tensor is likely to have
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Costs of one execution of an op."""
+
+    time_ns: int  # least of several runs
+    spread_ns: int  # median minus least
+    workspace_bytes: int
+    kept_bytes: int  # held after the op, its outputs alive
+
+
+def measure(nodes: Sequence[fx.Node]) -> dict[fx.Node, Measured]:
+    """Costs per node; nodes with equal signatures are measured once, known ones are read from the cache."""
+    keys = {node: signature_of(node) for node in nodes}
+    first = {key: node for node, key in reversed(keys.items())}
+    rows = cost_cache.read(first)
+    missing = {key: node for key, node in first.items() if key not in rows}
+    generators = _save_generators(missing.values())
+    try:
+        fresh = _measure_all(missing)
+    finally:
+        _restore_generators(generators)
+    if fresh:
+        cost_cache.write(fresh)
+        rows |= fresh
+    return {node: Measured(*rows[key]) for node, key in keys.items()}
+
+
+def signature_of(node: fx.Node) -> str:
+    """What the costs of an op depend on: op, shapes, strides, dtypes, other arguments, device, threads, torch."""
+    device = _device_of(node)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} x{torch.get_num_threads()}"
+    arguments = [_words(a) for a in (*node.args, *sorted(node.kwargs.items()))]
+    return json.dumps([target_name(node), arguments, where, torch.__version__])
+
+
+def _words(argument: Any) -> Any:
+    if isinstance(argument, fx.Node):
+        return _words(argument.meta["val"]) if "val" in argument.meta else str(argument.target)
+    if isinstance(argument, Tensor):
+        return [list(argument.shape), list(argument.stride()), str(argument.dtype), str(argument.device)]
+    if isinstance(argument, (list, tuple)):
+        return [_words(a) for a in argument]
+    return repr(argument)
+
+
+def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
+    times = {key: _timed(node) for key, node in nodes.items()}
+    memory: dict[str, tuple[int, int]] = {}
+    on_cpu = {key: node for key, node in nodes.items() if _device_of(node).type != "cuda"}
+    if on_cpu:
+        with recording() as record:
+            for node in on_cpu.values():
+                _run_between_markers(node)
+        memory = dict(zip(on_cpu, _windows(record.changes), strict=True))
+    for key in nodes.keys() - on_cpu.keys():
+        memory[key] = _cuda_memory(nodes[key])
+    rows: dict[str, cost_cache.Row] = {}
+    for key, node in nodes.items():
+        peak, kept = memory[key]
+        outputs = _created_bytes(node)
+        rows[key] = (*times[key], max(0, peak - outputs), kept)
+    return rows
+
+
+def _timed(node: fx.Node) -> tuple[int, int]:
+    """(least, median - least) of several runs, in ns."""
+    device = _device_of(node)
+    clock = _cuda_clock(device) if device.type == "cuda" else _clock
+    call = _prepared(node)
+    call()
+    runs: list[int] = []
+    while len(runs) < _LEAST_RUNS or (len(runs) < _MOST_RUNS and sum(runs) < _ENOUGH_NS):
+        runs.append(clock(call))
+    return min(runs), int(statistics.median(runs)) - min(runs)
+
+
+def _clock(call: Callable[[], object]) -> int:
+    begin = time.perf_counter_ns()
+    call()
+    return time.perf_counter_ns() - begin
+
+
+def _cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], int]:
+    def clock(call: Callable[[], object]) -> int:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        stream = torch.cuda.current_stream(device)
+        begin.record(stream)
+        call()
+        end.record(stream)
+        end.synchronize()
+        return int(begin.elapsed_time(end) * 1e6)
+
+    return clock
+
+
+def _run_between_markers(node: fx.Node) -> None:
+    call = _prepared(node)
+    torch.empty(_START, dtype=torch.uint8)
+    made = call()
+    torch.empty(_END, dtype=torch.uint8)
+    del made
+
+
+def _windows(changes: Sequence[int]) -> list[tuple[int, int]]:
+    """(peak, kept) bytes between each pair of markers."""
+    windows: list[tuple[int, int]] = []
+    begin = -1
+    for index, change in enumerate(changes):
+        if change == _START:
+            begin = index + 2  # after its release
+        elif change == _END and begin >= 0:
+            held = list(accumulate(changes[begin:index], initial=0))
+            windows.append((max(held), held[-1]))
+            begin = -1
+    return windows
+
+
+def _cuda_memory(node: fx.Node) -> tuple[int, int]:
+    device = _device_of(node)
+    call = _prepared(node)
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+    made = call()
+    torch.cuda.synchronize(device)
+    stats = torch.cuda.memory_stats(device)
+    del made
+    return stats["requested_bytes.all.peak"] - before, stats["requested_bytes.all.current"] - before
+
+
+def _created_bytes(node: fx.Node) -> int:
+    """Bytes of the storages a node makes, as fake tensors tell."""
+    known = {t.untyped_storage()._cdata for read in node.all_input_nodes for t in _tensors(read.meta.get("val"))}
+    made = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+        for t in _tensors(node.meta.get("val"))
+        if t.untyped_storage()._cdata not in known
+    }
+    if node.target is rnn.FORWARD:  # the tape's true size is not known to fake tensors
+        made.popitem()
+    return sum(made.values())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _prepared(node: fx.Node) -> Callable[[], object]:
+    """The op on synthetic inputs of its own, ready to be called several times."""
+    target: Any = rnn.AT_RUN_TIME.get(node.target, node.target)
+    made: dict[fx.Node, Any] = {}
+
+    def value_of(read: fx.Node) -> Any:
+        if read not in made:
+            made[read] = _synthetic(read)
+        return made[read]
+
+    args = fx.map_arg(node.args, value_of)
+    kwargs = fx.map_arg(node.kwargs, value_of)
+
+    def call() -> object:
+        try:
+            with torch.no_grad(), torch._C._DisableAutocast():
+                return target(*args, **kwargs)
+        except Exception as error:
+            raise ExportError(
+                f"{node.target} could not be timed on synthetic inputs ({error}); use costs='roofline'"
+            ) from error
+
+    return call
+
+
+def _synthetic(node: fx.Node) -> Any:
+    if node.op == "get_attr":
+        held: Any = node.graph.owning_module
+        for part in str(node.target).split("."):
+            held = getattr(held, part)
+        return held
+    if rnn.is_tape(node):
+        forward = node.args[0]
+        assert isinstance(forward, fx.Node)
+        tape = _prepared(forward)()[-1]  # type: ignore[index]
+        tape.keep = True
+        return tape
+    return torch.utils._pytree.tree_map_only(Tensor, _like, node.meta["val"])
+
+
+def _like(fake: Tensor) -> Tensor:
+    """A real tensor of the same shape, strides, dtype and device; valid as an index, harmless as a number."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(fake.shape, fake.stride(), strict=True)) if fake.numel() else 0
+    base = torch.empty(extent, dtype=fake.dtype, device=fake.device)
+    base.fill_(0.5 if fake.is_floating_point() or fake.is_complex() else fake.dtype is torch.bool)
+    return base.as_strided(fake.shape, fake.stride())
+
+
+def _device_of(node: fx.Node) -> torch.device:
+    reads = [t for read in node.all_input_nodes for t in _tensors(read.meta.get("val"))]
+    tensors = _tensors(node.meta.get("val")) or reads
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _save_generators(nodes: Iterable[fx.Node]) -> tuple[Tensor, dict[torch.device, Tensor]]:
+    devices = {device for device in map(_device_of, nodes) if device.type == "cuda"}
+    return torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in devices}
+
+
+def _restore_generators(saved: tuple[Tensor, dict[torch.device, Tensor]]) -> None:
+    torch.set_rng_state(saved[0])
+    for device, state in saved[1].items():
+        torch.cuda.set_rng_state(state, device)

@@ -1,0 +1,127 @@
+"""Roofline estimates: the time of an op is the larger of its arithmetic and its memory traffic, plus a launch.
+
+    time = max(FLOPs / FLOP/s, bytes moved / bytes/s) + launch
+
+The peaks are those of the vendors' data sheets (dense, without sparsity); real kernels reach less, but plans
+depend on ratios between ops. Workspaces are not estimated.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import flop_registry
+
+from remat.capture.joint import tensors_of
+from remat_solvers.errors import InputError
+
+__all__ = ["HARDWARE", "Hardware", "find", "name_of", "time_ns"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Peaks of one device. Pass an own one as `costs=Hardware(...)`."""
+
+    name: str
+    bytes_per_s: float  # device memory
+    flops_per_s: float  # where the dtype has no entry below
+    matmul_flops_per_s: Mapping[torch.dtype, float] = field(default_factory=dict)  # matrix units, per dtype
+    launch_ns: int = 2_000  # per op
+
+
+def _gpu(name: str, tera_bytes: float, fp32: float, tf32: float, half: float) -> Hardware:
+    units = {torch.float32: tf32 * 1e12, torch.float16: half * 1e12, torch.bfloat16: half * 1e12}
+    return Hardware(name, tera_bytes * 1e12, fp32 * 1e12, MappingProxyType(units))
+
+
+HARDWARE: Mapping[str, Hardware] = MappingProxyType(
+    {
+        "cpu": Hardware("cpu", 20e9, 100e9, launch_ns=5_000),  # two desktop cores with AVX2
+        "v100": _gpu("v100", 0.9, 15.7, 15.7, 125),
+        "a100": _gpu("a100", 2.039, 19.5, 156, 312),  # SXM, 80 GB
+        "h100": _gpu("h100", 3.35, 67, 494, 989),  # SXM
+        "h200": _gpu("h200", 4.8, 67, 494, 989),
+        "l4": _gpu("l4", 0.3, 30.3, 60, 121),
+        "rtx3090": _gpu("rtx3090", 0.936, 35.6, 35.6, 71),
+        "rtx4090": _gpu("rtx4090", 1.008, 82.6, 82.6, 165),
+    }
+)
+
+
+def find(name: str) -> Hardware:
+    """The named device. Raises InputError listing the names."""
+    try:
+        return HARDWARE[name.lower()]
+    except KeyError:
+        known = ", ".join(HARDWARE)
+        raise InputError(f"no roofline for {name!r}: use one of {known}, or pass a Hardware") from None
+
+
+def name_of(device: torch.device) -> str:
+    """The name under which the device at hand is in the table."""
+    if device.type == "cuda":
+        model = torch.cuda.get_device_name(device).lower().replace(" ", "")
+        for name in HARDWARE:
+            if name in model:
+                return name
+        raise InputError(f"no roofline is known for {model}: name one ('roofline:a100') or use costs='measure'")
+    return "cpu"
+
+
+@lru_cache
+def cpu_name() -> str:
+    """Model name of the processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def time_ns(node: fx.Node, hardware: Hardware) -> int:
+    """Estimated time of one op, in ns."""
+    inputs = [t for read in node.all_input_nodes for t in tensors_of(read)]
+    outputs = tensors_of(node)
+    moved = sum(_bytes(t) for t in inputs) + sum(_bytes(t) for t in outputs)
+    flops = _flops(node)
+    dtype = next((t.dtype for t in outputs if t.is_floating_point()), torch.float32)
+    rate = hardware.matmul_flops_per_s.get(dtype, hardware.flops_per_s)
+    return int(max(flops / rate, moved / hardware.bytes_per_s) * 1e9) + hardware.launch_ns
+
+
+def _bytes(tensor: Tensor) -> int:
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def _flops(node: fx.Node) -> int:
+    target: Any = node.target
+    if target in (torch.ops.remat.rnn_forward.default, torch.ops.remat.rnn_backward.default):
+        return _rnn_flops(node)
+    packet = getattr(target, "overloadpacket", None)
+    count = flop_registry.get(packet)
+    if count is None:
+        return 0
+    args = fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    return int(count(*args, **kwargs, out_val=node.meta["val"]))
+
+
+def _rnn_flops(node: fx.Node) -> int:
+    """Two per weight and step; the backward does about twice the forward's."""
+    forward = node.target is torch.ops.remat.rnn_forward.default
+    input, weights = (node.args[1], node.args[4]) if forward else (node.args[1], node.args[3])
+    assert isinstance(input, fx.Node)
+    assert isinstance(weights, (list, tuple))
+    tensor: Tensor = input.meta["val"]
+    per_step = sum(2 * w.meta["val"].numel() for w in weights if isinstance(w, fx.Node))
+    return per_step * (tensor.numel() // tensor.shape[-1]) * (1 if forward else 2)

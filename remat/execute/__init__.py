@@ -1,0 +1,1 @@
+"""Plan -> fx graphs -> a module that trains within its budget."""

@@ -1,0 +1,176 @@
+"""The drop-in module: the user's model with planned training steps.
+
+It shares the model's own parameters, buffers and submodules, so names, state_dict, optimizers, hooks on parameters
+and wrappers such as DDP see what they saw before. A training call runs the plan; evaluation and calls under
+no_grad run the original; a call that differs from what was planned is decided by `on_change`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from remat.execute.program import Program
+from remat.capture.call import Call, ModelState, Signature, differences, read_call, read_model, unique_tensors
+from remat.capture.exported import Exported
+from remat_solvers.errors import ChangedError
+from remat_solvers.plan import Plan
+from remat_solvers.problem import Problem
+from remat_solvers.result import Result
+
+__all__ = ["OnChange", "Planned", "RematModule", "Replan"]
+
+OnChange: TypeAlias = Literal["error", "replan", "original"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One planned kind of call. Without a program (after unpickling) the step is captured anew at the first call."""
+
+    signature: Signature
+    problem: Problem
+    plan: Plan
+    result: Result | None  # None where the plan came from a file
+    program: Program | None
+
+
+Replan: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Planned | None], Planned]
+"""Plans a call of a model; given what was planned before unpickling, captures anew and applies the same plan."""
+
+
+class RematModule(nn.Module):
+    """A model whose training step follows a plan. Made by `remat.solve` and `remat.apply`."""
+
+    def __init__(self, model: nn.Module, planned: tuple[Planned, ...], on_change: OnChange, replan: Replan) -> None:
+        super().__init__()
+        self.__dict__["original"] = model
+        self.__dict__["_planned"] = planned
+        self.__dict__["_on_change"] = on_change
+        self.__dict__["_replan"] = replan
+        self._share()
+
+    def _share(self) -> None:
+        """Let the registries be the original's own: what is registered on one is registered on both."""
+        model = self.original
+        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[registry] = model.__dict__[registry]
+        self.__dict__["training"] = model.training
+
+    # --- running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the original; in training with gradients enabled, by the plan."""
+        model = self.original
+        if not torch.is_grad_enabled():
+            return model(*args, **kwargs)
+        state = read_model(model)
+        call = read_call(model, state, args, kwargs)
+        for planned in self._planned:
+            if planned.signature == call.signature:
+                return self._run(self._ready(planned, args, kwargs), state, call)
+        if not self.training:
+            return model(*args, **kwargs)
+        return self._changed(state, call, args, kwargs)
+
+    def _run(self, program: Program, state: ModelState, call: Call) -> Any:
+        return program(list(state.parameters.values()), list(state.buffers.values()), unique_tensors(call.leaves))
+
+    def _ready(self, planned: Planned, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+        if planned.program is None:
+            ready = self._replan(self.original, args, kwargs, planned)
+            self.__dict__["_planned"] = tuple(ready if p is planned else p for p in self._planned)
+            planned = ready
+        assert planned.program is not None
+        return planned.program
+
+    def _changed(self, state: ModelState, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._on_change == "original":
+            return self.original(*args, **kwargs)
+        if self._on_change == "replan":
+            planned = self._replan(self.original, args, kwargs, None)
+            self.__dict__["_planned"] = (*self._planned, planned)
+            assert planned.program is not None
+            return self._run(planned.program, state, call)
+        found = min(
+            (differences(p.signature, call.signature, self.original) for p in self._planned), key=len, default=[]
+        )
+        raise ChangedError(
+            f"this call is not the one that was planned: {'; '.join(found)}. Solve for this call too, or pass "
+            "on_change='replan' (plans each new kind of call once) or on_change='original' (runs it unplanned)."
+        )
+
+    # --- what was planned
+
+    @property
+    def result(self) -> Result | None:
+        """The solver's answer for the first planned call; None where the plan came from a file."""
+        return self._planned[0].result
+
+    @property
+    def problem(self) -> Problem:
+        """The problem of the first planned call."""
+        return self._planned[0].problem
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first planned call."""
+        return self._planned[0].plan
+
+    def report(self) -> str:
+        """What was planned, in a few lines for people."""
+        from remat.execute.report_text import report_text
+
+        return report_text(self._planned)
+
+    # --- being the original to everyone else
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "original" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["original"], name)
+
+    def train(self, mode: bool = True) -> RematModule:
+        self.original.train(mode)
+        self.__dict__["training"] = mode
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.original.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.original.load_state_dict(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"planned calls: {len(self._planned)}"
+
+    # --- copies
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RematModule:
+        made = RematModule(copy.deepcopy(self.original, memo), self._planned, self._on_change, self._replan)
+        memo[id(self)] = made
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = tuple(replace(planned, program=None) for planned in self._planned)
+        return {"original": self.original, "planned": kept, "on_change": self._on_change, "replan": self._replan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__["original"] = state["original"]
+        self.__dict__["_planned"] = state["planned"]
+        self.__dict__["_on_change"] = state["on_change"]
+        self.__dict__["_replan"] = state["replan"]
+        self._share()
+
+
+def plan_call(exported: Exported, plan: Plan, result: Result | None) -> Planned:
+    """A planned call, ready to run."""
+    return Planned(exported.signature, exported.problem, plan, result, Program(exported, plan))

@@ -1,0 +1,185 @@
+"""One planned training step, ready to run: the two graphs inside one autograd function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch._aot_autograd.functional_utils import gen_alias_from_base
+
+from remat.execute.emit import Emitted, emit
+from remat.execute.runtime import coerce, restore_rng, save_rng
+from remat.capture.exported import Exported
+from remat.capture.joint import Joint, Output, Source
+from remat.capture.trees import unflatten
+from remat_solvers.errors import ApplyError
+from remat_solvers.plan import Plan
+
+__all__ = ["Program"]
+
+log = logging.getLogger("remat")
+
+
+class Program:
+    """What a plan of an export runs. Holds no parameter: every call is given the live ones."""
+
+    def __init__(self, exported: Exported, plan: Plan, *, updates: bool = True) -> None:
+        self.exported = exported
+        self.plan = plan
+        joint = exported.joint
+        self._joint: Joint = joint
+        self._emitted: Emitted = emit(joint, exported.lowered, plan, updates=updates)
+        self._sources = tuple(source for _, source in joint.inputs)
+        self._place = {source: i for i, source in enumerate(self._sources)}
+        self._computed = [i for i, output in enumerate(joint.outputs) if output.node is not None]
+        self._layouts = [
+            (tuple(node.meta["val"].shape), tuple(node.meta["val"].stride())) for node, _ in joint.tangents
+        ]
+        self._planned = {self._computed.index(output) for _, output in joint.tangents}
+        self._random_devices = _random_devices(exported)
+        self._late: Program | None = None
+
+    def __call__(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], arguments: Sequence[Tensor]) -> Any:
+        """Run the forward; the returned structure is the model's own, its tensors carry the planned backward."""
+        given = {"parameter": parameters, "buffer": buffers, "argument": arguments}
+        inputs = [given[source.kind][source.index] for source in self._sources]
+        made = _Step.apply(self, *inputs)  # type: ignore[no-untyped-call]
+        return self._assemble(dict(zip(self._computed, made, strict=True)), inputs)
+
+    # --- inside the autograd function
+
+    def run_forward(self, ctx: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        states = [(device, save_rng(device)) for device in self._random_devices]
+        emitted = self._emitted
+        with torch._C._DisableAutocast():
+            outputs, saved, objects = emitted.forward([inputs[i] for i in emitted.forward_inputs])
+        ctx.save_for_backward(*saved, *(inputs[i] for i in emitted.backward_inputs))
+        ctx.saved = len(saved)
+        ctx.objects = objects
+        ctx.late = (states, inputs, [t._version for t in inputs])
+        fixed = [t for t, i in zip(outputs, self._computed, strict=True) if not self._joint.outputs[i].requires_grad]
+        ctx.mark_non_differentiable(*fixed)
+        return tuple(_whole(t) for t in outputs)
+
+    def run_backward(self, ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ApplyError("a planned step can be differentiated once: create_graph=True is not supported")
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        arrived = {i for i, grad in enumerate(grads) if grad is not None}
+        if arrived - self._planned:
+            return self._run_late(ctx, grads)
+        emitted = self._emitted
+        feed: list[Any] = list(ctx.saved_tensors)
+        constants = feed[ctx.saved :]
+        del feed[ctx.saved :]
+        feed += ctx.objects
+        feed += constants
+        del constants
+        if not keep:
+            ctx.maybe_clear_saved_tensors()
+            ctx.objects = ()
+        feed += self._tangents(grads, emitted.tangents)
+        grads.clear()
+        with torch._C._DisableAutocast():
+            found = emitted.backward(feed)
+        return self._gradients(found)
+
+    def _tangents(self, grads: list[Tensor | None], wanted: Sequence[int]) -> list[Tensor]:
+        tangents: list[Tensor] = []
+        for tangent in wanted:
+            node, output = self._joint.tangents[tangent]
+            grad = grads[self._computed.index(output)]
+            size, stride = self._layouts[tangent]
+            if grad is None:
+                like: Tensor = node.meta["val"]
+                grad = torch.empty_strided(size, stride, dtype=like.dtype, device=like.device).zero_()
+            tangents.append(coerce(grad, size, stride))
+        return tangents
+
+    def _gradients(self, found: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        gradients: list[Tensor | None] = [None] * len(self._sources)
+        for (_, source), gradient in zip(self._joint.gradients, found, strict=True):
+            gradients[self._place[source]] = gradient
+        return (None, *gradients)
+
+    def _run_late(self, ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """A gradient arrived through an output that was planned without one: run the whole step again, exactly."""
+        states, inputs, versions = ctx.late
+        if [t._version for t in inputs] != versions:
+            raise ApplyError("a parameter or input was changed in place between the forward and the backward")
+        late = self._late = self._late or self._make_late()
+        now = [(device, save_rng(device)) for device, _ in states]
+        for device, state in states:
+            restore_rng(device, state)
+        emitted = late._emitted
+        try:
+            with torch._C._DisableAutocast():
+                _, saved, objects = emitted.forward([inputs[i] for i in emitted.forward_inputs])
+                feed = [*saved, *objects, *(inputs[i] for i in emitted.backward_inputs)]
+                feed += late._tangents(list(grads), emitted.tangents)
+                del saved, objects
+                grads.clear()
+                found = emitted.backward(feed)
+        finally:
+            for device, state in now:
+                restore_rng(device, state)
+        return late._gradients(found)
+
+    def _make_late(self) -> Program:
+        log.warning(
+            "a gradient arrived through an output planned without one (the plan was made for the loss alone); "
+            "the step was run again, outside the budget. Pass differentiate='all' to plan for every output."
+        )
+        return Program(*self.exported.for_all_outputs(), updates=False)
+
+    # --- around the autograd function
+
+    def _assemble(self, computed: dict[int, Tensor], inputs: list[Tensor]) -> Any:
+        outputs = self._joint.outputs
+        tensors = iter([self._output(i, o, computed, inputs) for i, o in enumerate(outputs) if o.visible])
+        leaves = [next(tensors) if is_tensor else leaf for is_tensor, leaf in self.exported.output_leaves]
+        return unflatten(leaves, self.exported.output_tree)
+
+    def _output(self, index: int, output: Output, computed: dict[int, Tensor], inputs: list[Tensor]) -> Tensor:
+        if output.node is not None:
+            return computed[index]
+        base = computed[output.base] if output.source is None else inputs[self._place[output.source]]
+        if output.replay is None:
+            return base
+        assert output.like is not None
+        return gen_alias_from_base(
+            base, output.like, output.requires_grad, output.replay.view_meta_sequence, replay_views=True
+        )
+
+
+class _Step(torch.autograd.Function):
+    """Forward and backward of one planned step."""
+
+    boxed_grads_call = True
+
+    @staticmethod
+    def forward(ctx: Any, program: Program, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.program = program
+        ctx.set_materialize_grads(False)
+        return program.run_forward(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return ctx.program.run_backward(ctx, grads)  # type: ignore[no-any-return]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """`tensor`, or where it is a view an equal tensor that is none to autograd; both share the version counter."""
+    return tensor.detach() if tensor._is_view() else tensor
+
+
+def _random_devices(exported: Exported) -> tuple[torch.device, ...]:
+    """Devices whose generator must be rewound to run the step again; only if some output was planned without a gradient."""
+    joint = exported.joint
+    planned = {output for _, output in joint.tangents}
+    unplanned = [i for i, o in enumerate(joint.outputs) if o.node is not None and o.requires_grad and i not in planned]
+    return exported.random_devices if unplanned else ()

@@ -1,0 +1,42 @@
+"""What a planned module says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from remat_solvers.plan import Compute
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.units import format_bytes, format_ns
+
+if TYPE_CHECKING:
+    from remat.execute.module import Planned
+
+__all__ = ["report_text"]
+
+
+def report_text(planned: Sequence[Planned]) -> str:
+    """A few lines per planned call."""
+    return "\n\n".join(_describe(p) for p in planned)
+
+
+def _describe(planned: Planned) -> str:
+    problem, plan, result = planned.problem, planned.plan, planned.result
+    timeline, unmodified = simulate(problem, plan), simulate(problem, store_all(problem))
+    computed = [action.op for action in plan if isinstance(action, Compute)]
+    lines = [
+        f"{problem.name}: {len(problem.ops)} ops, {len(computed) - len(set(computed))} recomputations",
+        f"  peak  {format_bytes(timeline.peak_bytes)}, store-all {format_bytes(unmodified.peak_bytes)}",
+        f"  time  {format_ns(timeline.time_ns)}, store-all {format_ns(unmodified.time_ns)}",
+    ]
+    if result is not None:
+        lines.insert(1, f"  budget {format_bytes(result.budget_bytes)}, {result.solver}: {result.status.sentence}")
+        if result.gap is not None:
+            lines.append(f"  proven: no plan is more than {100 * result.gap:.2f} % of a store-all step faster")
+    if problem.costs is not None:
+        costs = problem.costs
+        lines.append(f"  costs  {costs.source} on {costs.device}, torch {costs.torch}")
+        if not costs.workspace:
+            lines.append("  the workspace of kernels is not known to an estimate: a real peak may be higher")
+    return "\n".join(lines)
