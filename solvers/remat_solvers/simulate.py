@@ -7,7 +7,8 @@ One pass over the actions with a compute clock `t`, two copy queues and the set 
                   that was on the device already are gone, and t is its end
     Free(v)       t = max(t, end of every copy of v under way); the bytes go
     Offload(v)    the copy runs from max(t, to-host queue free, arrival of v if it is being fetched)
-    Fetch(v)      the bytes count at once; the copy runs from max(t, to-device queue free, host copy complete)
+    Fetch(v)      the bytes count at once; the copy runs from max(t, to-device queue free); its host copy is
+                  complete by then, since the Free that came between waited for it
 
 A copy takes latency + ceil(bytes * 1e9 / rate) ns. The step ends when compute is through all actions and every
 result has arrived. docs/memory-model.md tells the same for people, with the choices and their reasons.
@@ -71,7 +72,7 @@ class _Replay:
         self.on_device = self.constant.copy()
         self.arrival = [0] * len(self.size)  # when the latest fetch of a value ends
         self.copied = [0] * len(self.size)  # when the latest copy to the host ends
-        self.host: dict[int, int] = {}  # value -> when its host copy was first complete
+        self.host: set[int] = set()  # values with a host copy, complete or under way
         self.now = 0
         self.wait = 0
         self.to_host_free = 0
@@ -165,7 +166,7 @@ class _Replay:
         start = max(self.now, self.to_host_free, self.arrival[value])
         end = start + copy_ns(self.size[value], link.to_host_bytes_per_s, link.latency_ns)
         self.to_host_free = self.copied[value] = end
-        self.host.setdefault(value, end)
+        self.host.add(value)
 
     def _fetch(self, index: int, value: int) -> None:
         self._check_value(index, value)
@@ -174,7 +175,7 @@ class _Replay:
             raise PlanError(index, f"{self._name(value)} has no host copy to fetch")
         if self.on_device[value]:
             raise PlanError(index, f"{self._name(value)} is on the device already")
-        start = max(self.now, self.to_device_free, self.host[value])
+        start = max(self.now, self.to_device_free)
         end = start + copy_ns(self.size[value], link.to_device_bytes_per_s, link.latency_ns)
         self.to_device_free = self.arrival[value] = end
         self.on_device[value] = True

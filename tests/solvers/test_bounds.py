@@ -131,3 +131,36 @@ def test_what_cannot_be_computed_again_counts_while_it_is_still_needed() -> None
     kept = Problem("kept", ops, values, (3,))
     assert peak_bound_bytes(kept) == 1101  # loss: 1000 + 1, and gather's 100 that backward reads
     assert smallest_peak(kept) == 1101
+
+
+def test_a_forward_result_counts_beside_every_backward_op_and_at_the_boundary() -> None:
+    ops = (
+        Op("seed", "forward", (), (0,), 1, recomputable=False),
+        Op("logits", "forward", (), (1,), 1),
+        Op("backward", "backward", (), (2,), 1, workspace_bytes=5),
+        Op("last", "backward", (0, 2), (3,), 1),
+    )
+
+    def problem(*sizes: int) -> Problem:
+        return Problem("pinned", ops, tuple(Value(f"v{i}", size, "activation") for i, size in enumerate(sizes)), (1, 3))
+
+    beside = problem(1, 100, 40, 10)  # last: 1 + 40 + 10, and the logits
+    assert peak_bound_bytes(beside) == smallest_peak(beside) == 151
+    during = problem(1, 100, 60, 0)  # backward: 60 + 5, the logits, and the seed that `last` still reads
+    assert peak_bound_bytes(during) == smallest_peak(during) == 166
+
+
+def test_what_crosses_the_boundary_counts_there() -> None:
+    """Two seeds, each read by a backward op of its own that makes little: no op needs both, the boundary does."""
+    ops = (
+        Op("seed1", "forward", (), (0,), 1, recomputable=False),
+        Op("seed2", "forward", (), (1,), 1, recomputable=False),
+        Op("use", "backward", (0,), (2,), 1),
+        Op("use2", "backward", (1,), (3,), 1),
+    )
+    values = tuple(Value(f"v{i}", size, "activation") for i, size in enumerate((50, 60, 0, 0)))
+    problem = Problem("crossing", ops, values, ())
+    floor = peak_bound(problem)
+    assert floor.bytes == smallest_peak(problem) == 110
+    assert floor.op is None
+    assert "between forward and backward" in floor.moment

@@ -85,7 +85,6 @@ class _Recompute:
         self.forward = problem.forward_ops
         self.position = {op: k for k, op in enumerate(self.forward)}
         self.sequence = list(self.forward)
-        self.opened: set[tuple[int, int]] = set()
         dropped = [False] * len(problem.values)
         for op in self.forward:
             if problem.ops[op].recomputable:
@@ -115,10 +114,9 @@ class _Recompute:
         segment = self.root
         while segment.parts:
             segment = next(part for part in segment.parts if position < part.end)
-            if segment.parts and (segment.first, segment.end) not in self.opened:
-                self.opened.add((segment.first, segment.end))
+            if segment.parts:
                 kept = self._kept_by(segment)
-                self.sequence += self._needed(kept)
+                self.sequence += self._needed(kept)  # nothing where it was opened before
                 self._keep(kept)
                 if not self.dropped[value]:
                     return
