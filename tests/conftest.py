@@ -1,19 +1,33 @@
-"""What holds for every test: nothing is skipped, and torch runs on one thread."""
+"""What holds for every test: nothing is skipped, torch runs on one thread, and the user's cache is left alone."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
 from typing import TypeVar
 
+import hypothesis
 import pytest
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # Before torch is imported: measured workspaces and times depend on the number of threads.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    if not hasattr(config, "workerinput"):  # the workers of one run share its cache
+        os.environ["REMAT_CACHE_DIR"] = tempfile.mkdtemp(prefix="remat-tests-")
+    # A machine under load is slow; that says nothing about a test.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("any machine")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["REMAT_CACHE_DIR"])
 
 
 @pytest.hookimpl(wrapper=True)
