@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 import remat_solvers
+from remat.capture.exported import Differentiate, Exported, export
+from remat.capture.roofline import Hardware
 from remat.execute.canonical import tangents_first
 from remat.execute.module import OnChange, Planned, RematModule, plan_call
 from remat.execute.reserve import reserve_of
-from remat.capture.exported import Differentiate, Exported, export
-from remat.capture.roofline import Hardware
 from remat_solvers.budget import parse_budget
 from remat_solvers.codec import PlanFile, load, load_plan
 from remat_solvers.errors import ApplyError, InfeasibleError, InputError
+from remat_solvers.match import check_match
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Link, Problem
 from remat_solvers.registry import Solver
@@ -154,7 +154,7 @@ def solve(
 def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) -> RematModule:
     """The exported model as a module that executes `plan`: a plan, a loaded plan file, or its path.
 
-    Raises ApplyError where the plan is for another graph (says what differs) or breaks a rule.
+    Raises InputError where the plan is for another graph (says what differs), ApplyError where it breaks a rule.
     """
     if isinstance(plan, (str, os.PathLike)):
         plan = load_plan(plan)
@@ -178,15 +178,9 @@ def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) ->
 
 
 def _check_fits(problem: Problem, plan: Plan, fingerprint: str) -> None:
-    """Raise ApplyError where `plan` was made for another graph or is not valid on this one."""
+    """InputError where `plan` was made for another graph, ApplyError where it is not valid on this one."""
+    check_match(problem, plan, fingerprint)
     violations = validate(problem, plan)
-    if fingerprint != problem.fingerprint:
-        differs = f" ({violations[0]})" if violations else ""
-        raise ApplyError(
-            f"the plan is for another graph: its problem is {fingerprint[:12]}, this one is "
-            f"{problem.fingerprint[:12]} with {len(problem.ops)} ops and {len(problem.values)} values{differs}. "
-            "Solve again for this model, these inputs and this torch."
-        )
     if violations:
         raise ApplyError(f"the plan breaks {len(violations)} rules on this graph, first: {violations[0]}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +155,7 @@ def verify(model: Model, plan: PlanPath, json: AsJson = False) -> int:
     from remat_solvers.errors import ApplyError
 
     made = load_plan(plan)  # before the model, which may take long
-    with _stdout_to_stderr():
+    with _quiet():
         loaded = load_model(model)
         try:
             verification = remat.verify(loaded.model, made, loaded.args, loaded.kwargs)
@@ -205,7 +206,7 @@ def _export(model: str, costs: str) -> Problem:
     import remat
     from remat.models import load_model
 
-    with _stdout_to_stderr():
+    with _quiet():
         loaded = load_model(model)
         log(f"exporting {model}")
         return remat.export(loaded.model, loaded.args, loaded.kwargs, costs=costs).problem
@@ -231,7 +232,13 @@ def _code(result: Result) -> ExitCode:
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Whatever the user's model prints must not mix with the answer on stdout."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+def _quiet() -> Iterator[None]:
+    """Whatever the user's model prints must not mix with the answer on stdout, nor torch's tracebacks with our errors."""
+    tracing = logging.getLogger("torch._subclasses.fake_tensor")
+    level = tracing.level
+    tracing.setLevel(logging.CRITICAL)  # it logs a traceback of every error that we report in one line
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        tracing.setLevel(level)

@@ -139,6 +139,7 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     watched = trained | {f"input {i}": t for i, t in enumerate(leaves)}
     inputs = [t for t in flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+    owners = [(module, name, b) for module in model.modules() for name, b in module._buffers.items()]
     changed = [*model.buffers(), *exported.updated_inputs(inputs)]
     contents = [t.detach().clone() for t in changed]
     gradients = {name: t.grad for name, t in watched.items()}
@@ -161,6 +162,8 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
     found = {name: t.grad for name, t in watched.items()}
     outputs = tuple(t.detach().clone() for t in flatten(kept.pop())[0] if isinstance(t, Tensor))
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    for owner, name, buffer in owners:
+        owner._buffers[name] = buffer
     with torch.no_grad():
         for tensor, before in zip(changed, contents, strict=True):
             tensor.copy_(before)

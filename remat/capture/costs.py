@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import fx
 
 from remat.capture import roofline
 from remat.capture.joint import Joint, tensors_of
@@ -35,16 +34,11 @@ def _measured(lowered: Lowered, device: torch.device) -> Problem:
     problem = lowered.problem
     found = measure([node for node in lowered.op_nodes if node is not None])
     per_op: list[Measured | None] = [None if node is None else found[node] for node in lowered.op_nodes]
-    sizes = {value: size for value, size in _tape_bytes(lowered, found)}
     return dataclasses.replace(
         problem,
         ops=tuple(
             op if m is None else dataclasses.replace(op, time_ns=m.time_ns, workspace_bytes=m.workspace_bytes)
             for op, m in zip(problem.ops, per_op, strict=True)
-        ),
-        values=tuple(
-            dataclasses.replace(value, bytes=sizes.get(index, value.bytes))
-            for index, value in enumerate(problem.values)
         ),
         costs=Costs(
             source="measure",
@@ -55,16 +49,6 @@ def _measured(lowered: Lowered, device: torch.device) -> Problem:
             spread_ns=tuple(0 if m is None else m.spread_ns for m in per_op),
         ),
     )
-
-
-def _tape_bytes(lowered: Lowered, found: dict[fx.Node, Measured]) -> list[tuple[int, int]]:
-    """Sizes of values whose bytes only a run can tell: the tapes of fused RNN kernels."""
-    sizes = []
-    for op, node in zip(lowered.problem.ops, lowered.op_nodes, strict=True):
-        if node is not None and node.target is torch.ops.remat.rnn_forward.default:
-            others = sum(lowered.problem.values[v].bytes for v in op.outputs[:-1])
-            sizes.append((op.outputs[-1], max(0, found[node].kept_bytes - others)))
-    return sizes
 
 
 def _estimated(lowered: Lowered, hardware: Hardware, device: torch.device) -> Problem:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from remat.capture.true_outputs import correct_outputs
 from remat.capture.call import Call, ModelState, Signature, read_call, read_model, unique_tensors
 from remat.capture.trace import capture
 from remat.capture.costs import add_costs, main_device
@@ -127,6 +128,7 @@ def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: D
     state: ModelState = read_model(model)
     captured = capture(model, state, call, unroll_rnn=unroll_rnn, loss_only=differentiate == "loss")
     joint = make_joint(captured, state)
+    correct_outputs(joint)
     lowered = lower(joint, state, type(model).__name__)
     return Exported(
         problem=lowered.problem,

@@ -23,7 +23,7 @@ from remat.capture.trace import Capture
 from remat.capture.locate import KEY
 from remat_solvers.errors import ExportError
 
-__all__ = ["Joint", "Output", "Source", "clone_as", "is_random", "make_joint", "storage_of", "target_name", "tensors_of"]
+__all__ = ["Joint", "Output", "Source", "clone_as", "device_of", "is_random", "make_joint", "storage_of", "target_name", "tensors_of"]
 
 aten = torch.ops.aten
 
@@ -83,6 +83,13 @@ class Joint:
 def tensors_of(node: fx.Node) -> list[Tensor]:
     """The fake tensors a node stands for."""
     return [leaf for leaf in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+
+
+def device_of(node: fx.Node) -> torch.device:
+    """The device an op runs on."""
+    reads = [t for read in node.all_input_nodes for t in tensors_of(read)]
+    tensors = tensors_of(node) or reads
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def storage_of(tensor: Tensor) -> int:

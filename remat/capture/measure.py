@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, fx
 
 from remat.capture import cost_cache, rnn
-from remat.capture.joint import target_name
+from remat.capture.joint import device_of, target_name, tensors_of
 from remat.capture.roofline import cpu_name
 from remat.memory import recording
 from remat_solvers.errors import ExportError
 
-__all__ = ["Measured", "measure", "signature_of"]
+__all__ = ["Measured", "measure", "prepared", "recorded_memory", "signature_of"]
 
 _LEAST_RUNS, _MOST_RUNS, _ENOUGH_NS = 3, 9, 10_000_000
 _START, _END = 1_000_003, 1_000_033  # bytes of marker allocations around an op; primes no tensor is likely to have
@@ -58,7 +58,7 @@ def measure(nodes: Sequence[fx.Node]) -> dict[fx.Node, Measured]:
 
 def signature_of(node: fx.Node) -> str:
     """What the costs of an op depend on: op, shapes, strides, dtypes, other arguments, device, threads, torch."""
-    device = _device_of(node)
+    device = device_of(node)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} x{torch.get_num_threads()}"
     arguments = [_words(a) for a in (*node.args, *sorted(node.kwargs.items()))]
     return json.dumps([target_name(node), arguments, where, torch.__version__])
@@ -77,7 +77,7 @@ def _words(argument: Any) -> Any:
 def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
     times = {key: _timed(node) for key, node in nodes.items()}
     memory: dict[str, tuple[int, int]] = {}
-    on_cpu = {key: node for key, node in nodes.items() if _device_of(node).type != "cuda"}
+    on_cpu = {key: node for key, node in nodes.items() if device_of(node).type != "cuda"}
     if on_cpu:
         with recording() as record:
             for node in on_cpu.values():
@@ -95,9 +95,9 @@ def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
 
 def _timed(node: fx.Node) -> tuple[int, int]:
     """(least, median - least) of several runs, in ns."""
-    device = _device_of(node)
+    device = device_of(node)
     clock = _cuda_clock(device) if device.type == "cuda" else _clock
-    call = _prepared(node)
+    call = prepared(node, repeatable=True)
     call()
     runs: list[int] = []
     while len(runs) < _LEAST_RUNS or (len(runs) < _MOST_RUNS and sum(runs) < _ENOUGH_NS):
@@ -124,8 +124,17 @@ def _cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], int]:
     return clock
 
 
+def recorded_memory(node: fx.Node) -> tuple[int, int]:
+    """(peak, kept) bytes of one execution, inputs not counted."""
+    if device_of(node).type == "cuda":
+        return _cuda_memory(node)
+    with recording() as record:
+        _run_between_markers(node)
+    return _windows(record.changes)[0]
+
+
 def _run_between_markers(node: fx.Node) -> None:
-    call = _prepared(node)
+    call = prepared(node)
     torch.empty(_START, dtype=torch.uint8)
     made = call()
     torch.empty(_END, dtype=torch.uint8)
@@ -147,8 +156,8 @@ def _windows(changes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _cuda_memory(node: fx.Node) -> tuple[int, int]:
-    device = _device_of(node)
-    call = _prepared(node)
+    device = device_of(node)
+    call = prepared(node)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
@@ -161,29 +170,23 @@ def _cuda_memory(node: fx.Node) -> tuple[int, int]:
 
 def _created_bytes(node: fx.Node) -> int:
     """Bytes of the storages a node makes, as fake tensors tell."""
-    known = {t.untyped_storage()._cdata for read in node.all_input_nodes for t in _tensors(read.meta.get("val"))}
+    known = {t.untyped_storage()._cdata for read in node.all_input_nodes for t in tensors_of(read)}
     made = {
         t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for t in _tensors(node.meta.get("val"))
+        for t in tensors_of(node)
         if t.untyped_storage()._cdata not in known
     }
-    if node.target is rnn.FORWARD:  # the tape's true size is not known to fake tensors
-        made.popitem()
     return sum(made.values())
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _prepared(node: fx.Node) -> Callable[[], object]:
-    """The op on synthetic inputs of its own, ready to be called several times."""
+def prepared(node: fx.Node, *, repeatable: bool = False) -> Callable[[], object]:
+    """The op on synthetic inputs of its own; with `repeatable` ready to be called several times."""
     target: Any = rnn.AT_RUN_TIME.get(node.target, node.target)
     made: dict[fx.Node, Any] = {}
 
     def value_of(read: fx.Node) -> Any:
         if read not in made:
-            made[read] = _synthetic(read)
+            made[read] = _synthetic(read, repeatable)
         return made[read]
 
     args = fx.map_arg(node.args, value_of)
@@ -201,7 +204,7 @@ def _prepared(node: fx.Node) -> Callable[[], object]:
     return call
 
 
-def _synthetic(node: fx.Node) -> Any:
+def _synthetic(node: fx.Node, repeatable: bool) -> Any:
     if node.op == "get_attr":
         held: Any = node.graph.owning_module
         for part in str(node.target).split("."):
@@ -210,8 +213,8 @@ def _synthetic(node: fx.Node) -> Any:
     if rnn.is_tape(node):
         forward = node.args[0]
         assert isinstance(forward, fx.Node)
-        tape = _prepared(forward)()[-1]  # type: ignore[index]
-        tape.keep = True
+        tape = prepared(forward)()[-1]  # type: ignore[index]
+        tape.keep = repeatable
         return tape
     return torch.utils._pytree.tree_map_only(Tensor, _like, node.meta["val"])
 
@@ -224,14 +227,8 @@ def _like(fake: Tensor) -> Tensor:
     return base.as_strided(fake.shape, fake.stride())
 
 
-def _device_of(node: fx.Node) -> torch.device:
-    reads = [t for read in node.all_input_nodes for t in _tensors(read.meta.get("val"))]
-    tensors = _tensors(node.meta.get("val")) or reads
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
 def _save_generators(nodes: Iterable[fx.Node]) -> tuple[Tensor, dict[torch.device, Tensor]]:
-    devices = {device for device in map(_device_of, nodes) if device.type == "cuda"}
+    devices = {device for device in map(device_of, nodes) if device.type == "cuda"}
     return torch.get_rng_state(), {device: torch.cuda.get_rng_state(device) for device in devices}
 
 

@@ -96,16 +96,10 @@ class _Saved:
 class Tape:
     """What the backward of one fused forward needs beside the op's inputs and outputs."""
 
+    sources: list[Tensor]  # inputs and outputs, while the backward runs; saved tensors refer into it
     outputs: list[GradientEdge] = field(default_factory=list)
     inputs: list[GradientEdge] = field(default_factory=list)
-    sources: list[Tensor] = field(default_factory=list)  # inputs and outputs, while the backward runs
     keep: bool | None = None  # whether it outlives a backward; None: as the running backward pass asks (retain_graph)
-
-    def unpack(self, saved: _Saved) -> Tensor:
-        if saved.tensor is not None:
-            return saved.tensor
-        return self.sources[saved.source].as_strided(*saved.layout)
-
 
 class _Enter(torch.autograd.Function):
     """Gives tensors a gradient edge without an accumulator that would keep them alive."""
@@ -128,22 +122,29 @@ def run_forward(
     *layer: Any,
 ) -> list[Any]:
     """The fused forward: [output, final states..., Tape]. Shapes as those of torch.lstm and its kind."""
-    tape, records = Tape(), []
+    sources: list[Tensor] = []
+    records: list[_Saved] = []
 
     def pack(tensor: Tensor) -> _Saved:
-        records.append(_Saved(tensor))
+        records.append(_Saved(tensor.detach()))
         return records[-1]
+
+    def unpack(saved: _Saved) -> Tensor:  # not the tape's method: the tape must not be reachable from its own graph
+        return sources[saved.source].as_strided(*saved.layout) if saved.tensor is None else saved.tensor
+
+    tape = Tape(sources)
 
     with torch.enable_grad():
         anchor = torch.zeros((), requires_grad=True)
         entered = _Enter.apply(anchor, input, *hidden, *weights)
         tape.inputs = [get_gradient_edge(t) for t in entered]
         x, h, w = entered[0], entered[1 : 1 + len(hidden)], list(entered[1 + len(hidden) :])
-        with saved_tensors_hooks(pack, tape.unpack):
+        with saved_tensors_hooks(pack, unpack):
             results = _call_kernel(mode, x, batch_sizes, h, w, layer)
     tape.outputs = [get_gradient_edge(t) for t in results]
     outputs = [t.detach() for t in results]
     _refer(records, [input, *hidden, *weights, *outputs])
+    records.clear()  # the hooks outlive this call
     return [*outputs, tape]
 
 
@@ -158,7 +159,7 @@ def run_backward(
 ) -> list[Tensor]:
     """Gradients of (input, hidden..., weights...) where `needs`, from those of the outputs."""
     keep = torch._C._autograd._get_current_graph_task_keep_graph() if tape.keep is None else tape.keep
-    tape.sources = [input, *hidden, *weights, *outputs]
+    tape.sources[:] = [input, *hidden, *weights, *outputs]
     given = [(edge, grad) for edge, grad in zip(tape.outputs, grads, strict=True) if grad is not None]
     try:
         with torch.enable_grad():
@@ -171,7 +172,7 @@ def run_backward(
                 materialize_grads=False,
             )
     finally:
-        tape.sources = []
+        tape.sources.clear()
     wanted = [t for t, need in zip((input, *hidden, *weights), needs, strict=True) if need]
     return [
         torch.zeros_like(t) if g is None else g.contiguous() for g, t in zip(found, wanted, strict=True)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _BoxedCodeGen
 
-from remat.execute.runtime import hold, run_with_rng, save_rng
+from remat.execute.runtime import hold, restore_rng, save_rng, swap_rng
 from remat.capture import rnn
-from remat.capture.joint import Joint, is_random, tensors_of
+from remat.capture.joint import Joint, device_of, is_random, tensors_of
 from remat.capture.lower import Lowered
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
@@ -156,14 +156,16 @@ class _Emitter:
         statistics_kept = again and target is _BATCH_NORM and self._updated(node)
         if statistics_kept:
             target, args = aten._native_batch_norm_legit.no_stats, (*args[:3], *args[5:])
-        if is_random(node):
-            device = tensors_of(node)[0].device
-            if again:
-                args = (device, self._states[op], target, *args)
-                target = run_with_rng
-            elif self._times[op] > 1:
-                self._states[op] = self._phase.graph.call_function(save_rng, (device,))
-        made = self._phase.graph.call_function(target, args, kwargs)
+        graph = self._phase.graph
+        if again and op in self._states:  # draw what it drew the first time, then go on where the generator was
+            device = device_of(node)
+            current = graph.call_function(swap_rng, (device, self._states[op]))
+            made = graph.call_function(target, args, kwargs)
+            graph.call_function(restore_rng, (device, current))
+        else:
+            if is_random(node) and self._times[op] > 1:
+                self._states[op] = graph.call_function(save_rng, (device_of(node),))
+            made = graph.call_function(target, args, kwargs)
         self._phase.statements += 1
         for value in self._problem.ops[op].inputs:
             if value in self._phase.live:

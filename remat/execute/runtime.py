@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["hold", "run_with_rng", "save_rng"]
+__all__ = ["coerce", "hold", "restore_rng", "save_rng", "swap_rng"]
 
 
 def hold(*values: Any) -> None:
@@ -32,14 +31,11 @@ def restore_rng(device: torch.device, state: Any) -> None:
         torch.set_rng_state(tensor)
 
 
-def run_with_rng(device: torch.device, state: Any, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run `target` as if the generator were at `state`; the generator is where it was afterwards."""
+def swap_rng(device: torch.device, state: Any) -> Any:
+    """Set the device's default generator to `state`; returns the state it was in."""
     current = save_rng(device)
     restore_rng(device, state)
-    try:
-        return target(*args, **kwargs)
-    finally:
-        restore_rng(device, current)
+    return current
 
 
 def coerce(tangent: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
