@@ -233,12 +233,16 @@ def _code(result: Result) -> ExitCode:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Whatever the user's model prints must not mix with the answer on stdout, nor torch's tracebacks with our errors."""
+    """What the user's model prints must not mix with the answer on stdout, nor torch's tracebacks with our errors."""
     tracing = logging.getLogger("torch._subclasses.fake_tensor")
-    level = tracing.level
-    tracing.setLevel(logging.CRITICAL)  # it logs a traceback of every error that we report in one line
+    tracing.addFilter(_nothing)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        tracing.setLevel(level)
+        tracing.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    """A filter that lets nothing through."""
+    return False
