@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from remat_solvers.codec import load_problem
 from remat_solvers.result import Status
@@ -36,6 +39,23 @@ def test_the_solver_of_the_contributing_guide_works() -> None:
     problem = load_problem(ROOT / "tests/corpus/chain50.json")
     peak = simulate(problem, store_all(problem)).peak_bytes
     assert solve(problem, peak - 1, solver=names["GivenOrder"]()).status is Status.NOT_FOUND
+
+
+def test_the_example_of_the_readme_works() -> None:
+    class MyModel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(128, 128), nn.GELU()) for _ in range(8)))
+            self.head = nn.Linear(128, 10)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return functional.mse_loss(self.head(self.layers(x)), y)
+
+    (block,) = python_blocks("README.md")
+    batches = [(torch.randn(4096, 128), torch.randn(4096, 10)) for _ in range(2)]
+    names: dict[str, Any] = {"MyModel": MyModel, "batches": batches}
+    exec(block, names)
+    assert names["net"].result.peak_bytes <= names["net"].result.store_all_peak_bytes * 60 // 100
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
