@@ -32,7 +32,7 @@ def recording() -> Iterator[Recording]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         yield record
-    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = profiler.profiler.kineto_results
     cpu = torch._C._autograd.DeviceType.CPU
     events = [e for e in results.events() if e.name() == "[memory]" and e.device_type() == cpu]
     record.changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from remat.api import apply
-from remat.execute.module import RematModule
 from remat.capture.exported import Differentiate, Exported, export
 from remat.capture.trees import flatten, unflatten
+from remat.execute.module import RematModule
 from remat.memory import peak_while
 from remat_solvers.codec import PlanFile
 from remat_solvers.plan import Plan

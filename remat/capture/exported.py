@@ -12,14 +12,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from remat.capture.true_outputs import correct_outputs
 from remat.capture.call import Call, ModelState, Signature, read_call, read_model, unique_tensors
-from remat.capture.trace import capture
 from remat.capture.costs import add_costs, main_device
 from remat.capture.joint import Joint, is_random, make_joint, tensors_of
 from remat.capture.lower import Lowered, lower
 from remat.capture.roofline import Hardware
+from remat.capture.trace import capture
 from remat.capture.trees import Tree
+from remat.capture.true_outputs import correct_outputs
 from remat_solvers.errors import ApplyError, InputError
 from remat_solvers.problem import Problem
 
@@ -79,7 +79,9 @@ class Exported:
         """This step captured anew with a gradient through every output, and its store-all plan. Nothing is timed."""
         from remat_solvers.schedule import store_all
 
-        if self.joint.mutated and any(not op.recomputable for op in self.problem.ops if "buffer" in op.effects and op.outputs):
+        if self.joint.mutated and any(
+            not op.recomputable for op in self.problem.ops if "buffer" in op.effects and op.outputs
+        ):
             raise ApplyError(
                 "a gradient arrived through an output planned without one, and the model updates a buffer it also "
                 "reads, so the step cannot be run again. Pass differentiate='all' to plan for every output."

@@ -19,11 +19,22 @@ from torch._functorch._aot_autograd import descriptors as desc
 from torch._functorch._aot_autograd.schemas import OutputType
 
 from remat.capture.call import ModelState
-from remat.capture.trace import Capture
 from remat.capture.locate import KEY
+from remat.capture.trace import Capture
 from remat_solvers.errors import ExportError
 
-__all__ = ["Joint", "Output", "Source", "clone_as", "device_of", "is_random", "make_joint", "storage_of", "target_name", "tensors_of"]
+__all__ = [
+    "Joint",
+    "Output",
+    "Source",
+    "clone_as",
+    "device_of",
+    "is_random",
+    "make_joint",
+    "storage_of",
+    "target_name",
+    "tensors_of",
+]
 
 aten = torch.ops.aten
 
@@ -94,7 +105,7 @@ def device_of(node: fx.Node) -> torch.device:
 
 def storage_of(tensor: Tensor) -> int:
     """Identity of the storage under a fake tensor; equal for a tensor and its views."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def is_random(node: fx.Node) -> bool:
@@ -111,7 +122,7 @@ def is_random(node: fx.Node) -> bool:
             at = names.index(name)
             default = target._schema.arguments[at].default_value
             given = node.args[at] if at < len(node.args) else node.kwargs.get(name, default)
-            return given != 0
+            return bool(given != 0)
     return True
 
 
@@ -133,7 +144,7 @@ def make_joint(captured: Capture, state: ModelState) -> Joint:
     graph = module.graph
     end = next(iter(reversed(graph.nodes)))
     assert end.op == "output"
-    returned = list(zip(end.args[0], end.meta["desc"], strict=True))  # type: ignore[arg-type]
+    returned = list(zip(end.args[0], end.meta["desc"], strict=True))
     inputs, tangents = _read_placeholders(graph, returned)
     if not tangents:
         raise ExportError(
@@ -166,7 +177,7 @@ def _read_placeholders(
     graph: fx.Graph, returned: list[tuple[Any, Any]]
 ) -> tuple[dict[fx.Node, Source], list[tuple[fx.Node, int]]]:
     kinds = (desc.PlainAOTOutput, desc.IntermediateBaseAOTOutput)
-    position = {what: i for i, what in enumerate(w for _, w in returned if isinstance(w, kinds))}
+    position: dict[Any, int] = {what: i for i, what in enumerate(w for _, w in returned if isinstance(w, kinds))}
     inputs: dict[fx.Node, Source] = {}
     tangents: list[tuple[fx.Node, int]] = []
     for node in graph.find_nodes(op="placeholder"):
@@ -184,9 +195,7 @@ def _read_placeholders(
     return inputs, tangents
 
 
-def _read_outputs(
-    captured: Capture, returned: list[tuple[Any, Any]], inputs: dict[fx.Node, Source]
-) -> list[Output]:
+def _read_outputs(captured: Capture, returned: list[tuple[Any, Any]], inputs: dict[fx.Node, Source]) -> list[Output]:
     """User outputs in order, then the bases that some of them are views of."""
     infos = captured.metadata.output_info
     grads = captured.requires_grad
@@ -269,9 +278,7 @@ def _clone_gradients(
             with graph.inserting_before(end):
                 clone = graph.call_function(clone_as, (node, tuple(wanted.shape), tuple(stride)))
             with value.fake_mode:
-                clone.meta["val"] = torch.empty_strided(
-                    wanted.shape, stride, dtype=value.dtype, device=value.device
-                )
+                clone.meta["val"] = torch.empty_strided(wanted.shape, stride, dtype=value.dtype, device=value.device)
             clone.meta["partitioner_tag"] = "is_backward"
             clone.meta["seq_nr"] = node.meta.get("seq_nr")
             node, value = clone, clone.meta["val"]

@@ -113,7 +113,8 @@ def _clock(call: Callable[[], object]) -> int:
 
 def _cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], int]:
     def clock(call: Callable[[], object]) -> int:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         stream = torch.cuda.current_stream(device)
         begin.record(stream)
         call()

@@ -14,8 +14,8 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from types import MappingProxyType
+from typing import Any
 from unittest import mock
 
 import torch
@@ -24,9 +24,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 
 __all__ = ["AT_RUN_TIME", "BACKWARD", "FORWARD", "Tape", "is_tape", "opaque", "run_backward", "run_forward"]
 
-_LAYER = (
-    "bool has_biases, int num_layers, float dropout, bool training, bool bidirectional, bool batch_first"
-)
+_LAYER = "bool has_biases, int num_layers, float dropout, bool training, bool bidirectional, bool batch_first"
 torch.library.define(
     "remat::rnn_forward",
     f"(str mode, Tensor input, Tensor? batch_sizes, Tensor[] hidden, Tensor[] weights, {_LAYER}) -> Tensor[]",
@@ -43,7 +41,6 @@ _MODES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _SAVED_PER_UNIT = {"lstm": 6, "gru": 5, "rnn_tanh": 1, "rnn_relu": 1}  # gates and states kept per hidden unit
 
 
-@torch.library.register_fake("remat::rnn_forward")
 def _fake_forward(
     mode: str,
     input: Tensor,
@@ -69,7 +66,6 @@ def _fake_forward(
     return [output, *states, input.new_empty((tape_bytes,), dtype=torch.uint8)]
 
 
-@torch.library.register_fake("remat::rnn_backward")
 def _fake_backward(
     tape: Tensor,
     input: Tensor,
@@ -81,6 +77,10 @@ def _fake_backward(
 ) -> list[Tensor]:
     sources = (input, *hidden, *weights)
     return [torch.empty_like(t).contiguous() for t, need in zip(sources, needs, strict=True) if need]
+
+
+torch.library.register_fake("remat::rnn_forward", _fake_forward)
+torch.library.register_fake("remat::rnn_backward", _fake_backward)
 
 
 @dataclass
@@ -100,6 +100,7 @@ class Tape:
     outputs: list[GradientEdge] = field(default_factory=list)
     inputs: list[GradientEdge] = field(default_factory=list)
     keep: bool | None = None  # whether it outlives a backward; None: as the running backward pass asks (retain_graph)
+
 
 class _Enter(torch.autograd.Function):
     """Gives tensors a gradient edge without an accumulator that would keep them alive."""
@@ -136,7 +137,7 @@ def run_forward(
 
     with torch.enable_grad():
         anchor = torch.zeros((), requires_grad=True)
-        entered = _Enter.apply(anchor, input, *hidden, *weights)
+        entered = _Enter.apply(anchor, input, *hidden, *weights)  # type: ignore[no-untyped-call]
         tape.inputs = [get_gradient_edge(t) for t in entered]
         x, h, w = entered[0], entered[1 : 1 + len(hidden)], list(entered[1 + len(hidden) :])
         with saved_tensors_hooks(pack, unpack):
@@ -174,15 +175,13 @@ def run_backward(
     finally:
         tape.sources.clear()
     wanted = [t for t, need in zip((input, *hidden, *weights), needs, strict=True) if need]
-    return [
-        torch.zeros_like(t) if g is None else g.contiguous() for g, t in zip(found, wanted, strict=True)
-    ]
+    return [torch.zeros_like(t) if g is None else g.contiguous() for g, t in zip(found, wanted, strict=True)]
 
 
 def _call_kernel(
     mode: str, x: Tensor, batch_sizes: Tensor | None, hidden: Sequence[Tensor], weights: list[Tensor], layer: Any
 ) -> tuple[Tensor, ...]:
-    kernel: Any = getattr(torch._VF, mode)  # type: ignore[attr-defined]
+    kernel: Any = getattr(torch._VF, mode)
     state = tuple(hidden) if mode == "lstm" else hidden[0]
     if batch_sizes is None:
         return tuple(kernel(x, state, weights, *layer))
@@ -199,7 +198,7 @@ def _refer(records: list[_Saved], sources: list[Tensor]) -> None:
         source = places.get(tensor.untyped_storage().data_ptr())
         if source is not None and tensor.dtype == sources[source].dtype:
             saved.source = source
-            saved.layout = (tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset())
+            saved.layout = (tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
             saved.tensor = None
 
 
@@ -212,7 +211,7 @@ def is_tape(node: fx.Node) -> bool:
     if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return False
     forward = node.args[0]
-    return forward.target is FORWARD and node.args[1] == len(forward.meta["val"]) - 1
+    return bool(forward.target is FORWARD and node.args[1] == len(forward.meta["val"]) - 1)
 
 
 class _Opaque(torch.autograd.Function):
@@ -256,8 +255,8 @@ class _Kernels:
             input, batch_sizes = args[0], args[1] if packed else None
             state, weights, *layer = args[2:] if packed else args[1:]
             hidden = tuple(state) if name == "lstm" else (state,)
-            layer = (*layer, False) if packed else tuple(layer)
-            return _Opaque.apply(name, layer, len(hidden), batch_sizes, input, *hidden, *weights)  # type: ignore[no-any-return,no-untyped-call]
+            options = (*layer, False) if packed else tuple(layer)
+            return _Opaque.apply(name, options, len(hidden), batch_sizes, input, *hidden, *weights)  # type: ignore[no-any-return,no-untyped-call]
 
         return layer_call
 
@@ -265,5 +264,5 @@ class _Kernels:
 @contextmanager
 def opaque() -> Iterator[None]:
     """Trace RNN modules as opaque ops. Under autocast they are traced step by step: their dtypes differ per kernel."""
-    with mock.patch.object(torch.nn.modules.rnn, "_VF", _Kernels(torch.nn.modules.rnn._VF)):
+    with mock.patch.object(torch.nn.modules.rnn, "_VF", _Kernels(torch._VF)):
         yield

@@ -124,4 +124,5 @@ def _rnn_flops(node: fx.Node) -> int:
     assert isinstance(weights, (list, tuple))
     tensor: Tensor = input.meta["val"]
     per_step = sum(2 * w.meta["val"].numel() for w in weights if isinstance(w, fx.Node))
-    return per_step * (tensor.numel() // tensor.shape[-1]) * (1 if forward else 2)
+    steps = tensor.numel() // tensor.shape[-1]
+    return int(per_step * steps * (1 if forward else 2))

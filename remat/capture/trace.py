@@ -63,8 +63,15 @@ def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool
             raise
         except Exception as error:
             raise _explain(error) from error
-        metadata = joint._aot_state.fw_metadata  # type: ignore[attr-defined]
-        return Capture(joint.graph_module, metadata, traced.output_tree, traced.output_leaves, traced.requires_grad, traced.differentiated)
+        metadata = joint._aot_state.fw_metadata
+        return Capture(
+            joint.graph_module,
+            metadata,
+            traced.output_tree,
+            traced.output_leaves,
+            traced.requires_grad,
+            traced.differentiated,
+        )
 
 
 class _Traced(nn.Module):
@@ -107,7 +114,9 @@ class _Traced(nn.Module):
         losses = [t for t in returned if t.requires_grad and t.dim() == 0]
         only = losses[0] if self._loss_only and len(losses) == 1 else None
         self.differentiated = [t.requires_grad and (only is None or t is only) for t in returned]
-        return tuple(t.detach() if t.requires_grad and not d else t for t, d in zip(returned, self.differentiated, strict=True))
+        return tuple(
+            t.detach() if t.requires_grad and not d else t for t, d in zip(returned, self.differentiated, strict=True)
+        )
 
 
 class _WriteBack:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _BoxedCodeGen
 
-from remat.execute.runtime import hold, restore_rng, save_rng, swap_rng
 from remat.capture import rnn
 from remat.capture.joint import Joint, device_of, is_random, tensors_of
 from remat.capture.lower import Lowered
+from remat.execute.runtime import hold, restore_rng, save_rng, swap_rng
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 
@@ -176,7 +176,7 @@ class _Emitter:
         target = rnn.AT_RUN_TIME.get(node.target, node.target)
         args = fx.map_arg(node.args, self._get)
         kwargs = fx.map_arg(node.kwargs, self._get)
-        return target, tuple(args), dict(kwargs)  # type: ignore[arg-type, call-overload]
+        return target, tuple(args), dict(kwargs)
 
     def _take_outputs(self, op: int, made: fx.Node, statistics_kept: bool) -> None:
         for value in self._problem.ops[op].outputs:

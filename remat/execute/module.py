@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from remat.execute.program import Program
 from remat.capture.call import Call, ModelState, Signature, differences, read_call, read_model, unique_tensors
 from remat.capture.exported import Exported
+from remat.execute.program import Program
 from remat_solvers.errors import ChangedError
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
@@ -45,6 +45,11 @@ Replan: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Pla
 
 class RematModule(nn.Module):
     """A model whose training step follows a plan. Made by `remat.solve` and `remat.apply`."""
+
+    original: nn.Module  # the user's model; held outside the registry of submodules
+    _planned: tuple[Planned, ...]
+    _on_change: OnChange
+    _replan: Replan
 
     def __init__(self, model: nn.Module, planned: tuple[Planned, ...], on_change: OnChange, replan: Replan) -> None:
         super().__init__()

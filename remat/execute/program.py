@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch._aot_autograd.functional_utils import gen_alias_from_base
 
+from remat.capture.exported import Exported
+from remat.capture.joint import Joint, Output
+from remat.capture.trees import unflatten
 from remat.execute.emit import Emitted, emit
 from remat.execute.runtime import coerce, restore_rng, save_rng
-from remat.capture.exported import Exported
-from remat.capture.joint import Joint, Output, Source
-from remat.capture.trees import unflatten
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Plan
 
@@ -168,8 +167,9 @@ class _Step(torch.autograd.Function):
         return program.run_forward(ctx, inputs)
 
     @staticmethod
-    def backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return ctx.program.run_backward(ctx, grads)  # type: ignore[no-any-return]
+    def backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        step: Program = ctx.program
+        return step.run_backward(ctx, grads)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _random_devices(exported: Exported) -> tuple[torch.device, ...]:
-    """Devices whose generator must be rewound to run the step again; only if some output was planned without a gradient."""
+    """Devices whose generator is rewound to run the step again; none where every output was planned for."""
     joint = exported.joint
     planned = {output for _, output in joint.tangents}
     unplanned = [i for i, o in enumerate(joint.outputs) if o.node is not None and o.requires_grad and i not in planned]

@@ -19,7 +19,7 @@ def reserve_of(model: nn.Module, optimizer: Any, *, accumulate: bool) -> int:
     `optimizer` is None, a torch.optim class (its defaults, with lr=1e-3), or an instance: its state where it has
     stepped already, else what one step would make.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trained) if accumulate else 0
     if optimizer is None:
         return gradients
