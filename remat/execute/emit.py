@@ -152,10 +152,12 @@ class _Emitter:
         self._computed.add(op)
         if node.target is aten.copy_.default and not self._updates:
             return
-        target, args, kwargs = self._call(node)
-        statistics_kept = again and target is _BATCH_NORM and self._updated(node)
-        if statistics_kept:
-            target, args = aten._native_batch_norm_legit.no_stats, (*args[:3], *args[5:])
+        statistics_kept = again and node.target is _BATCH_NORM and self._updated(node)
+        if statistics_kept:  # without the buffers, which the next forward may have updated by then
+            target: Any = aten._native_batch_norm_legit.no_stats
+            args, kwargs = self._arguments((*node.args[:3], *node.args[5:]), node.kwargs)
+        else:
+            target, args, kwargs = self._call(node)
         graph = self._phase.graph
         if again and op in self._states:  # draw what it drew the first time, then go on where the generator was
             device = device_of(node)
@@ -174,9 +176,10 @@ class _Emitter:
 
     def _call(self, node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         target = rnn.AT_RUN_TIME.get(node.target, node.target)
-        args = fx.map_arg(node.args, self._get)
-        kwargs = fx.map_arg(node.kwargs, self._get)
-        return target, tuple(args), dict(kwargs)
+        return target, *self._arguments(node.args, node.kwargs)
+
+    def _arguments(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple(fx.map_arg(args, self._get)), dict(fx.map_arg(kwargs, self._get))
 
     def _take_outputs(self, op: int, made: fx.Node, statistics_kept: bool) -> None:
         for value in self._problem.ops[op].outputs:
