@@ -49,7 +49,7 @@ def _guard(run: Callable[[], int | None]) -> ExitCode:
         code = run() or ExitCode.OK
         if code != INTERRUPTED:
             return ExitCode(code)
-        log("interrupted: there is no plan yet, nothing was written")
+        log("interrupted: there is no result yet, and nothing was written")
         return ExitCode.LIMIT
     except InfeasibleError as error:
         log(f"no plan: {error}")

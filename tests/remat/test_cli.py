@@ -321,7 +321,7 @@ def test_ctrl_c_before_any_plan_is_3(tmp_path: Path) -> None:
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == LIMIT
     assert stdout == ""
-    assert stderr == "interrupted: there is no plan yet, nothing was written\n"
+    assert stderr == "interrupted: there is no result yet, and nothing was written\n"
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["running", "slow.py"]
 
 
