@@ -8,7 +8,7 @@ no_grad run the original; a call that differs from what was planned is decided b
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -43,6 +43,18 @@ Replan: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Pla
 """Plans a call of a model; given what was planned before unpickling, captures anew and applies the same plan."""
 
 
+_SHARED = (
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
 class RematModule(nn.Module):
     """A model whose training step follows a plan. Made by `remat.solve` and `remat.apply`."""
 
@@ -53,25 +65,24 @@ class RematModule(nn.Module):
 
     def __init__(self, model: nn.Module, planned: tuple[Planned, ...], on_change: OnChange, replan: Replan) -> None:
         super().__init__()
-        self.__dict__["original"] = model
-        self.__dict__["_planned"] = planned
-        self.__dict__["_on_change"] = on_change
-        self.__dict__["_replan"] = replan
-        self._share()
+        own = {"original": model, "_planned": planned, "_on_change": on_change, "_replan": replan}
+        self._restore(own)
 
-    def _share(self) -> None:
-        """Let the registries be the original's own: what is registered on one is registered on both."""
-        model = self.original
-        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            self.__dict__[registry] = model.__dict__[registry]
-        self.__dict__["training"] = model.training
+    def _restore(self, own: Mapping[str, Any]) -> None:
+        """Take attributes of its own, and let the registries be the original's: registered on one, registered on both."""
+        self.__dict__.update(own)
+        for registry in _SHARED:
+            self.__dict__[registry] = self.original.__dict__[registry]
+
+    def _own(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _SHARED}
 
     # --- running
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the original; in training with gradients enabled, by the plan."""
         model = self.original
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # also while it is part of a captured model
             return model(*args, **kwargs)
         state = read_model(model)
         call = read_call(model, state, args, kwargs)
@@ -142,9 +153,46 @@ class RematModule(nn.Module):
                 raise
             return getattr(self.__dict__["original"], name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._is_own(name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.original, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_own(name):
+            super().__delattr__(name)
+        else:
+            delattr(self.original, name)
+
+    def _is_own(self, name: str) -> bool:
+        return name in self.__dict__ or hasattr(type(self), name)
+
+    # Containers: special methods are looked up on the class, not by __getattr__
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.original[key]  # type: ignore[index]
+
+    def __len__(self) -> int:
+        return len(self.original)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return bool(self.original)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.original)  # type: ignore[call-overload, no-any-return]
+
+    @property
+    def training(self) -> bool:
+        return self.original.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "original" in self.__dict__:
+            self.original.training = mode
+
     def train(self, mode: bool = True) -> RematModule:
         self.original.train(mode)
-        self.__dict__["training"] = mode
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,27 +201,33 @@ class RematModule(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.original.load_state_dict(*args, **kwargs)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # when part of a module that is loaded
+        self.original._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> RematModule:
+        self.original._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
     def extra_repr(self) -> str:
         return f"planned calls: {len(self._planned)}"
 
     # --- copies
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RematModule:
-        made = RematModule(copy.deepcopy(self.original, memo), self._planned, self._on_change, self._replan)
+        made = type(self).__new__(type(self))
         memo[id(self)] = made
+        nn.Module.__init__(made)
+        planning = {name: self.__dict__[name] for name in ("_planned", "_on_change", "_replan")}  # programs hold no state
+        rest = {name: value for name, value in self._own().items() if name not in planning}
+        made._restore(copy.deepcopy(rest, memo) | planning)
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = tuple(replace(planned, program=None) for planned in self._planned)
-        return {"original": self.original, "planned": kept, "on_change": self._on_change, "replan": self._replan}
+        return self._own() | {"_planned": tuple(replace(planned, program=None) for planned in self._planned)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
-        self.__dict__["original"] = state["original"]
-        self.__dict__["_planned"] = state["planned"]
-        self.__dict__["_on_change"] = state["on_change"]
-        self.__dict__["_replan"] = state["replan"]
-        self._share()
+        self._restore(state)
 
 
 def plan_call(exported: Exported, plan: Plan, result: Result | None) -> Planned:
