@@ -21,7 +21,7 @@ from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.units import format_bytes
 
-__all__ = ["Comparison", "Step", "Verification", "compare_steps", "run_step", "verify"]
+__all__ = ["Comparison", "Step", "Verification", "compare_steps", "run_step", "verify", "with_leaves"]
 
 TOLERANCE = 0.01  # of the predicted peak
 TOLERANCE_BYTES = 64 * 1024  # or this, where it is more
@@ -135,7 +135,7 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
     The gradients of the outputs are made when the backward asks for them, so that nothing but the step holds them.
     """
     model = module.original if isinstance(module, RematModule) else module
-    args, kwargs, leaves = _with_leaves(args, kwargs)
+    args, kwargs, leaves = with_leaves(args, kwargs)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     watched = trained | {f"input {i}": t for i, t in enumerate(leaves)}
     inputs = [t for t in flatten((args, kwargs))[0] if isinstance(t, Tensor)]
@@ -186,7 +186,7 @@ def compare_steps(step: Step, reference: Step) -> Comparison:
     )
 
 
-def _with_leaves(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any, list[Tensor]]:
+def with_leaves(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any, list[Tensor]]:
     """The call with each input that requires a gradient as a leaf of its own, and those leaves."""
     leaves, tree = flatten((tuple(args), dict(kwargs)))
     fresh: dict[int, Tensor] = {}

@@ -1,0 +1,124 @@
+"""Every model of the table: is the predicted peak the measured one, are plans bit-equal, what does our module cost.
+
+For each model: ops, export seconds (costs measured before), the store-all plan's time over eager's (median of
+alternating runs in one process), its peak over eager's, then for three Chen plans the peak as a share of
+store-all's, the error of the prediction, and whether the step was bit-equal to store-all's.
+
+    scripts/bench foundation [NAME ...]
+
+One thread, so that the workspaces of convolutions are the same in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import remat
+from remat.capture.exported import Exported
+from remat.capture.trees import flatten
+from remat.verification import TOLERANCE, TOLERANCE_BYTES, compare_steps, run_step, with_leaves
+from remat_solvers.recompute.chen import STRATEGIES, Chen
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.remat.models import CASES, Case
+
+PAIRS = 9
+WARM_UPS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="models; all where none is named")
+    names = parser.parse_args().names
+    torch.set_num_threads(1)
+    columns = ("model", "ops", "median op", "export", "time", "peak", "= eager", "plans: peak, error, bits")
+    table = Table(*columns, title=f"torch {torch.__version__}, 1 thread", box=None)
+    missed = 0
+    for case in CASES:
+        if not names or case.name in names:
+            row, ok = measure(case)
+            missed += not ok
+            table.add_row(*row)
+            print(*row, sep="  ", file=sys.stderr, flush=True)
+    Console(width=160).print(table)
+    print(f"{missed} models miss the peak or the bits")
+
+
+def measure(case: Case) -> tuple[list[str], bool]:
+    """A row of the table, and whether peaks and bits are as promised."""
+    model, args, kwargs = case.make()
+    model.train()
+    with case.precision():
+        remat.export(model, args, kwargs)
+        begin = time.perf_counter()
+        exported = remat.export(model, args, kwargs)
+        seconds = time.perf_counter() - begin
+    problem = exported.problem
+    everything = store_all(problem)
+    module = remat.apply(exported, everything)
+    kept, eager = run_step(module, args, kwargs, exported), run_step(model, args, kwargs, exported)
+    all_peak = simulate(problem, everything).peak_bytes
+    found = [_error(kept.peak_bytes + problem.constant_bytes, all_peak)]
+    plans, equal = [], True
+    for strategy in STRATEGIES:
+        trial = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).trials(problem)))
+        plan = plan_from_sequence(problem, trial.sequence(problem))
+        step = run_step(remat.apply(exported, plan), args, kwargs, exported)
+        peak = simulate(problem, plan).peak_bytes
+        found.append(_error(step.peak_bytes + problem.constant_bytes, peak))
+        same = compare_steps(step, kept).equal
+        equal &= same
+        plans.append(f"{peak / all_peak:.2f} {found[-1][0]:+.2%} {'=' if same else 'DIFFER'}")
+    times = sorted(op.time_ns for op in problem.ops)
+    row = [
+        case.name,
+        str(len(problem.ops)),
+        f"{times[len(times) // 2] / 1e3:.0f} us",
+        f"{seconds:.1f} s",
+        f"{_time_ratio(exported, model, module, args, kwargs):.3f}",
+        f"{(kept.peak_bytes + problem.constant_bytes) / (eager.peak_bytes + problem.constant_bytes):.3f}",
+        "yes" if compare_steps(kept, eager).equal else "no",
+        ", ".join(plans),
+    ]
+    return row, equal and all(ok for _, ok in found)
+
+
+def _error(measured: int, predicted: int) -> tuple[float, bool]:
+    return measured / predicted - 1, abs(measured - predicted) <= max(TOLERANCE_BYTES, TOLERANCE * predicted)
+
+
+def _time_ratio(exported: Exported, model: torch.nn.Module, module: torch.nn.Module, args: Any, kwargs: Any) -> float:
+    """Median over alternating runs of (our store-all step / eager step)."""
+
+    def clock(run: Callable[..., Any]) -> float:
+        for parameter in model.parameters():
+            parameter.grad = None
+        begin = time.perf_counter()
+        with exported.autocast():
+            output = run(*args, **kwargs)
+        tensors = [t for t in flatten(output)[0] if isinstance(t, torch.Tensor)]
+        losses = exported.differentiated(tensors)
+        torch.autograd.backward(losses, [torch.ones_like(t) for t in losses], retain_graph=False)
+        return time.perf_counter() - begin
+
+    args, kwargs, _ = with_leaves(args, kwargs)
+    for _ in range(WARM_UPS):
+        clock(model), clock(module)
+    pairs = [(clock(model), clock(module)) for _ in range(PAIRS)]
+    return statistics.median(ours / eager for eager, ours in pairs)
+
+
+if __name__ == "__main__":
+    main()
