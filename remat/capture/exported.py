@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from remat.capture.call import Call, ModelState, Signature, read_call, read_model, unique_tensors
 from remat.capture.costs import add_costs, main_device
-from remat.capture.joint import Joint, is_random, make_joint, tensors_of
+from remat.capture.joint import Joint, inputs_read, is_random, make_joint, tensors_of
 from remat.capture.lower import Lowered, lower
 from remat.capture.roofline import Hardware
 from remat.capture.trace import capture
@@ -79,15 +79,13 @@ class Exported:
         """This step captured anew with a gradient through every output, and its store-all plan. Nothing is timed."""
         from remat_solvers.schedule import store_all
 
-        if self.joint.mutated and any(
-            not op.recomputable for op in self.problem.ops if "buffer" in op.effects and op.outputs
-        ):
+        with _autocast_of(self.signature):
+            full = _capture(self.model, self.call, unroll_rnn=self.unroll_rnn, differentiate="all")
+        if full.joint.mutated & inputs_read(full.joint):
             raise ApplyError(
                 "a gradient arrived through an output planned without one, and the model updates a buffer it also "
                 "reads, so the step cannot be run again. Pass differentiate='all' to plan for every output."
             )
-        with _autocast_of(self.signature):
-            full = _capture(self.model, self.call, unroll_rnn=self.unroll_rnn, differentiate="all")
         return full, store_all(full.problem)
 
 

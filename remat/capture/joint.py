@@ -9,6 +9,7 @@ From a capture to a `Joint`:
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -29,6 +30,7 @@ __all__ = [
     "Source",
     "clone_as",
     "device_of",
+    "inputs_read",
     "is_random",
     "make_joint",
     "storage_of",
@@ -136,6 +138,23 @@ def target_name(node: fx.Node) -> str:
 def clone_as(tensor: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """A copy of `tensor` with storage of its own and the given layout."""
     return torch.empty_strided(size, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def inputs_read(joint: Joint) -> frozenset[fx.Node]:
+    """Placeholders on whose contents an output or a gradient depends; statistics that are only updated do not count."""
+    stack = [o.node for o in joint.outputs if o.node is not None] + [node for node, _ in joint.gradients]
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        reads = [*node.args[:3], *node.args[5:]] if node.target in STATISTICS_ONLY else node.all_input_nodes
+        made_by = node.args[0] if node.target is operator.getitem else None
+        if isinstance(made_by, fx.Node) and made_by.target in STATISTICS_ONLY and node.args[1] in (3, 4):
+            reads = [*made_by.args[3:5]]
+        stack.extend(read for read in reads if isinstance(read, fx.Node))
+    return frozenset(node for node in seen if node.op == "placeholder")
 
 
 def make_joint(captured: Capture, state: ModelState) -> Joint:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch._functorch._aot_autograd.functional_utils import gen_alias_from_base
 
 from remat.capture.exported import Exported
-from remat.capture.joint import Joint, Output
+from remat.capture.joint import Joint, Output, inputs_read
 from remat.capture.trees import unflatten
 from remat.execute.emit import Emitted, emit
 from remat.execute.runtime import coerce, restore_rng, save_rng
@@ -21,6 +21,9 @@ from remat_solvers.plan import Plan
 __all__ = ["Program"]
 
 log = logging.getLogger("remat")
+
+_Given: TypeAlias = tuple[list[tuple[torch.device, Any]], Sequence[Tensor], list[int]]
+"""What a step started from: generator states, inputs, and the inputs' version counters."""
 
 
 class Program:
@@ -41,6 +44,8 @@ class Program:
         self._planned = {self._computed.index(output) for _, output in joint.tangents}
         self._random_devices = _random_devices(exported)
         self._late: Program | None = None
+        read = inputs_read(joint)
+        self._read = [i for i, (node, _) in enumerate(joint.inputs) if node in read]
 
     def __call__(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], arguments: Sequence[Tensor]) -> Any:
         """Run the forward; the returned structure is the model's own, its tensors carry the planned backward."""
@@ -67,20 +72,24 @@ class Program:
     def run_backward(self, ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise ApplyError("a planned step can be differentiated once: create_graph=True is not supported")
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        arrived = {i for i, grad in enumerate(grads) if grad is not None}
-        if arrived - self._planned:
-            return self._run_late(ctx, grads)
-        emitted = self._emitted
         feed: list[Any] = list(ctx.saved_tensors)
         constants = feed[ctx.saved :]
         del feed[ctx.saved :]
         feed += ctx.objects
         feed += constants
         del constants
-        if not keep:
+        late = ctx.late
+        if late is None:
+            raise RuntimeError("Trying to backward through the graph a second time: pass retain_graph=True to the first")
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.maybe_clear_saved_tensors()
             ctx.objects = ()
+            ctx.late = None
+        if {i for i, grad in enumerate(grads) if grad is not None} - self._planned:
+            feed.clear()
+            return self._run_late(late, grads)
+        del late
+        emitted = self._emitted
         feed += self._tangents(grads, emitted.tangents)
         grads.clear()
         with torch._C._DisableAutocast():
@@ -105,12 +114,12 @@ class Program:
             gradients[self._place[source]] = gradient
         return (None, *gradients)
 
-    def _run_late(self, ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    def _run_late(self, given: _Given, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
         """A gradient arrived through an output that was planned without one: run the whole step again, exactly."""
-        states, inputs, versions = ctx.late
-        if [t._version for t in inputs] != versions:
-            raise ApplyError("a parameter or input was changed in place between the forward and the backward")
         late = self._late = self._late or self._make_late()
+        states, inputs, versions = given
+        if any(inputs[i]._version != versions[i] for i in late._read):
+            raise ApplyError("a parameter or input was changed in place between the forward and the backward")
         now = [(device, save_rng(device)) for device, _ in states]
         for device, state in states:
             restore_rng(device, state)
@@ -129,11 +138,12 @@ class Program:
         return late._gradients(found)
 
     def _make_late(self) -> Program:
+        late = Program(*self.exported.for_all_outputs(), updates=False)
         log.warning(
             "a gradient arrived through an output planned without one (the plan was made for the loss alone); "
             "the step was run again, outside the budget. Pass differentiate='all' to plan for every output."
         )
-        return Program(*self.exported.for_all_outputs(), updates=False)
+        return late
 
     # --- around the autograd function
 
