@@ -21,7 +21,7 @@ from remat_solvers.recompute.chen import (
     search_thresholds,
     sqrt_cuts,
 )
-from remat_solvers.recompute.segments import Segment, recursive
+from remat_solvers.recompute.segmentation import Segment, recursive
 from remat_solvers.result import Limits
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate

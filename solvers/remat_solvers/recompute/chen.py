@@ -51,7 +51,7 @@ from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import InputError
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.segments import Segment, flat, recompute_sequence, recursive
+from remat_solvers.recompute.segmentation import Segment, flat, recompute_sequence, recursive
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
