@@ -282,7 +282,7 @@ def _clone_gradients(
     inputs: dict[fx.Node, Source],
     outputs: list[Output],
 ) -> list[tuple[fx.Node, Source]]:
-    """Gradients with their sources. One that autograd would copy (see docs/memory-model.md) gets an explicit clone."""
+    """Gradients with their sources. One that autograd would copy (docs/execution.md) gets an explicit clone."""
     by_desc = {node.meta["desc"]: node for node in inputs}
     taken = {storage_of(node.meta["val"]) for node in graph.find_nodes(op="placeholder")}
     taken |= {storage_of(o.node.meta["val"]) for o in outputs if o.node is not None}
