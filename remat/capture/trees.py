@@ -37,9 +37,10 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Nest:
-    """What pytree takes apart; `parts` are its leaves, taken apart further."""
+    """A container that pytree knows, one level of it. (torch's own specs warn when they are unpickled.)"""
 
-    spec: Any
+    kind: Any
+    context: Any
     parts: tuple[Tree, ...]
 
 
@@ -59,10 +60,12 @@ def unflatten(leaves: list[Any], tree: Tree) -> Any:
 
 
 def _flatten(nested: Any, leaves: list[Any], depth: int) -> Tree:
-    parts, spec = pytree.tree_flatten(nested)
-    if len(parts) == 1 and parts[0] is nested:
+    kind = pytree._get_node_type(nested)
+    known = pytree.SUPPORTED_NODES.get(kind)
+    if known is None:
         return _flatten_leaf(nested, leaves, depth)
-    return _Nest(spec, tuple(_flatten_leaf(part, leaves, depth) for part in parts))
+    parts, context = known.flatten_fn(nested)
+    return _Nest(kind, context, tuple(_flatten(part, leaves, depth) for part in parts))
 
 
 def _flatten_leaf(leaf: Any, leaves: list[Any], depth: int) -> Tree:
@@ -99,8 +102,8 @@ def _unflatten(tree: Tree, take: Callable[[], Any]) -> Any:
     match tree:
         case _Leaf():
             return take()
-        case _Nest(spec, parts):
-            return pytree.tree_unflatten([_unflatten(part, take) for part in parts], spec)
+        case _Nest(kind, context, parts):
+            return pytree.SUPPORTED_NODES[kind].unflatten_fn([_unflatten(part, take) for part in parts], context)
         case _Object(_, template, names, parts):
             made = copy.copy(template)
             for name, part in zip(names, parts, strict=True):
