@@ -6,6 +6,7 @@ values of every other argument, the training flag of every module, and the autoc
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ class Call:
         return Call(leaves, self.tree, self.signature)
 
 
-_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
+_PLAIN = (int, float, complex, bool, str, bytes, type(None), enum.Enum, torch.dtype, torch.device, torch.memory_format)
 
 
 def read_model(model: nn.Module) -> ModelState:
@@ -175,7 +176,9 @@ def _leaf_difference(name: str, old: Any, new: Any) -> list[str]:
 
 
 def _words(spec: Any) -> str:
-    return f"a tensor of shape {spec.shape}" if isinstance(spec, TensorSpec) else repr(spec[1])
+    if isinstance(spec, TensorSpec):
+        return f"a tensor of shape {spec.shape}"
+    return f"the object at {spec[1]:#x}" if spec[0] == "object" else repr(spec[1])
 
 
 def _training_difference(old: Sequence[bool], new: Sequence[bool], model: nn.Module) -> list[str]:

@@ -7,6 +7,7 @@ the random generators are restored.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._functorch import config as functorch_config
@@ -146,18 +148,37 @@ def _fake_leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Restore generators and module attributes that a forward under tracing may have set."""
+    """Restore generators and module attributes, contents of lists, dicts and sets included, that a forward may set."""
     attributes = [(module, _plain_attributes(module)) for module in model.modules()]
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    held = [value for _, found in attributes for value in found.values() if isinstance(value, (list, dict, set))]
+    contents = [copy.copy(value) for value in held]
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(python_state)
+        np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
         for module, before in attributes:
             for name in set(_plain_attributes(module)) - set(before):
                 del module.__dict__[name]
             module.__dict__.update(before)
+        for value, content in zip(held, contents, strict=True):
+            _restore(value, content)
+
+
+def _restore(value: Any, content: Any) -> None:
+    if len(value) == len(content) and all(a is b for a, b in zip(_parts(value), _parts(content), strict=True)):
+        return
+    value.clear()
+    if isinstance(value, list):
+        value.extend(content)
+    else:
+        value.update(content)
+
+
+def _parts(value: Any) -> list[Any]:
+    return [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
