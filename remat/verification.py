@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from remat.api import apply
 from remat.capture.exported import Differentiate, Exported, export
+from remat.capture.trace import untouched
 from remat.capture.trees import flatten, unflatten
 from remat.execute.module import RematModule
 from remat.memory import peak_while
@@ -136,15 +138,9 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
     """
     model = module.original if isinstance(module, RematModule) else module
     args, kwargs, leaves = with_leaves(args, kwargs)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    watched = trained | {f"input {i}": t for i, t in enumerate(leaves)}
+    watched = dict(model.named_parameters()) | {f"input {i}": t for i, t in enumerate(leaves)}
+    watched = {name: t for name, t in watched.items() if t.requires_grad}
     inputs = [t for t in flatten((args, kwargs))[0] if isinstance(t, Tensor)]
-    owners = [(module, name, b) for module in model.modules() for name, b in module._buffers.items()]
-    changed = [*model.buffers(), *exported.updated_inputs(inputs)]
-    contents = [t.detach().clone() for t in changed]
-    gradients = {name: t.grad for name, t in watched.items()}
-    for tensor in watched.values():
-        tensor.grad = None
     kept: list[Any] = []
 
     def step() -> None:
@@ -155,21 +151,45 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
         loss.backward()
 
     device = exported.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), exported.autocast():
+    with (
+        _put_back(model, watched.values(), exported.updated_inputs(inputs)),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        exported.autocast(),
+    ):
         torch.manual_seed(_SEED)
         peak = peak_while(step, device)
         state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    found = {name: t.grad for name, t in watched.items()}
-    outputs = tuple(t.detach().clone() for t in flatten(kept.pop())[0] if isinstance(t, Tensor))
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    for owner, name, buffer in owners:
-        owner._buffers[name] = buffer
-    with torch.no_grad():
-        for tensor, before in zip(changed, contents, strict=True):
-            tensor.copy_(before)
-    for name, tensor in watched.items():
-        tensor.grad = gradients[name]
-    return Step(outputs, found, buffers, state, peak)
+        return Step(
+            outputs=tuple(t.detach().clone() for t in flatten(kept.pop())[0] if isinstance(t, Tensor)),
+            gradients={name: t.grad for name, t in watched.items()},
+            buffers={name: b.detach().clone() for name, b in model.named_buffers()},
+            rng_state=state,
+            peak_bytes=peak,
+        )
+
+
+@contextmanager
+def _put_back(model: nn.Module, watched: Iterable[Tensor], updated: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients set aside inside; after it they, the buffers, `updated` tensors, attributes and generators are as before."""
+    owners = [(module, name, b) for module in model.modules() for name, b in module._buffers.items()]
+    changed = [*model.buffers(), *updated]
+    contents = [t.detach().clone() for t in changed]
+    gradients = [(t, t.grad) for t in watched]
+    for tensor, _ in gradients:
+        tensor.grad = None
+    try:
+        with untouched(model):
+            yield
+    finally:
+        for owner, name, buffer in owners:
+            owner._buffers[name] = buffer
+        with torch.no_grad():
+            for tensor, before in zip(changed, contents, strict=True):
+                tensor.copy_(before)
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
 
 
 def compare_steps(step: Step, reference: Step) -> Comparison:
@@ -201,7 +221,9 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     """Bit-equal, NaN included."""
     if a is None or b is None:
         return a is b
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _difference(a: Tensor | None, b: Tensor | None) -> float:

@@ -115,11 +115,11 @@ def export(
     Raises:
         ExportError: the model cannot be captured; names the line and what to do.
     """
-    state = read_model(model)
-    call = read_call(model, state, args, kwargs or {})
-    exported = _capture(model, call, unroll_rnn=unroll_rnn, differentiate=differentiate)
-    problem = add_costs(exported.joint, exported.lowered, costs)
-    return dataclasses.replace(exported, problem=problem)
+    with torch.inference_mode(False):
+        call = read_call(model, read_model(model), args, kwargs or {})
+        exported = _capture(model, call, unroll_rnn=unroll_rnn, differentiate=differentiate)
+        problem = add_costs(exported.joint, exported.lowered, costs)
+        return dataclasses.replace(exported, problem=problem)
 
 
 def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: Differentiate) -> Exported:

@@ -8,6 +8,7 @@ the random generators are restored.
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from remat.capture.locate import is_user_file, locating
 from remat.capture.trees import Tree, flatten, unflatten
 from remat_solvers.errors import ExportError
 
-__all__ = ["Capture", "capture"]
+__all__ = ["Capture", "capture", "untouched"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool
     tensors = unique_tensors(call.leaves)
     traced = _Traced(model, state, call, loss_only)
     with ExitStack() as stack:
-        stack.enter_context(_untouched(model))
+        stack.enter_context(untouched(model))
         stack.enter_context(_as_if_compiling())
+        stack.enter_context(_unlogged())
         stack.enter_context(locating(model))
         stack.enter_context(functorch_config.patch(backward_pass_autocast="off"))
         stack.enter_context(torch.enable_grad())
@@ -147,7 +149,7 @@ def _fake_leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Restore generators and module attributes, contents of lists, dicts and sets included, that a forward may set."""
     attributes = [(module, _plain_attributes(module)) for module in model.modules()]
     held = [value for _, found in attributes for value in found.values() if isinstance(value, (list, dict, set))]
@@ -193,18 +195,30 @@ def _as_if_compiling() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """torch logs errors of fake tensors with their traceback; here they are raised, and explained."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _explain(error: Exception) -> ExportError:
     """The error in the user's words: what happened, at which line, what to do."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
             return ExportError(
-                f"{_line_of(cause)}: the model asks for the value of a tensor ({_op_of(cause)}), which is not known "
+                f"{_line_of(cause)}the model asks for the value of a tensor ({_op_of(cause)}), which is not known "
                 "while its graph is captured. Replace the Python branch, loop or index by tensor operations "
                 "(torch.where, masks), or pass the value as a plain number."
             )
         cause = cause.__cause__ or cause.__context__
-    return ExportError(f"{_line_of(error)}: the model cannot be captured: {type(error).__name__}: {error}")
+    return ExportError(f"{_line_of(error)}the model cannot be captured: {type(error).__name__}: {error}")
 
 
 def _op_of(error: BaseException) -> str:
@@ -212,12 +226,12 @@ def _op_of(error: BaseException) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    """The innermost line of user code in the traceback."""
-    line = "the model"
+    """The innermost line of user code in the traceback, with a colon; "" where there is none."""
+    line = ""
     trace = error.__traceback__
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
         if is_user_file(path):
-            line = f"{path}:{trace.tb_lineno}"
+            line = f"{path}:{trace.tb_lineno}: "
         trace = trace.tb_next
     return line
