@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from remat_solvers.errors import InputError
 
@@ -23,26 +25,50 @@ def reserve_of(model: nn.Module, optimizer: Any, *, accumulate: bool) -> int:
     gradients = sum(p.numel() * p.element_size() for p in trained) if accumulate else 0
     if optimizer is None:
         return gradients
-    if isinstance(optimizer, torch.optim.Optimizer):
-        held = _state_bytes(optimizer)
-        return gradients + (held or _state_after_step(type(optimizer), optimizer.defaults, _parameters_of(optimizer)))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-        return gradients + _state_after_step(optimizer, {"lr": 1e-3}, trained)
-    raise InputError(f"optimizer must be a torch.optim.Optimizer or a class of it, not {optimizer!r}")
+        make: Any = optimizer
+        with mode:
+            optimizer = make([_stand_in(p) for p in trained], lr=1e-3)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(f"optimizer must be a torch.optim.Optimizer or a class of it, not {optimizer!r}")
+    return gradients + (_state_bytes(optimizer) or _after_a_step(optimizer, mode))
 
 
-def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+def _after_a_step(optimizer: torch.optim.Optimizer, mode: FakeTensorMode) -> int:
+    """Bytes of state that a first step of `optimizer`, which is left alone, would make."""
+    twin = object.__new__(type(optimizer))
+    twin.__dict__.update(optimizer.__dict__)
+    twin.__dict__.update(state=defaultdict(dict), _optimizer_step_pre_hooks={}, _optimizer_step_post_hooks={})
+    with mode, _AnyValue(), torch.enable_grad():  # type: ignore[no-untyped-call]
+        twin.param_groups = [
+            {**group, "params": [_stand_in(p) for p in group["params"]]} for group in optimizer.param_groups
+        ]
+        try:
+            type(optimizer).step(twin)  # on the class: a scheduler wraps the instance's
+        except Exception as error:
+            name = type(optimizer).__name__
+            raise InputError(
+                f"what {name} keeps cannot be found out ({error}): pass its bytes as reserve_bytes"
+            ) from error
+        return _state_bytes(twin)
 
 
-def _state_after_step(kind: Any, options: dict[str, Any], parameters: list[Tensor]) -> int:
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        stand_ins = [torch.empty(p.shape, dtype=p.dtype, device=p.device, requires_grad=True) for p in parameters]
-        for stand_in in stand_ins:
-            stand_in.grad = torch.empty_like(stand_in)
-        made = kind(stand_ins, **options)
-        made.step()
-        return _state_bytes(made)
+def _stand_in(parameter: Tensor) -> Tensor:
+    made = torch.empty_like(parameter, requires_grad=parameter.requires_grad)
+    if parameter.requires_grad:
+        made.grad = torch.empty_like(made)
+    return made
+
+
+class _AnyValue(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """An optimizer that asks for the value of a tensor, a norm say, is told 1; what it keeps does not depend on it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except DataDependentOutputException:
+            return 1.0
 
 
 def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
