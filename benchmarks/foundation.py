@@ -5,6 +5,7 @@ alternating runs in one process), its peak over eager's, then for three Chen pla
 store-all's, the error of the prediction, and whether the step was bit-equal to store-all's.
 
     scripts/bench foundation [NAME ...]
+    scripts/bench foundation --large     the same on models whose ops are long enough to compare times
 
 One thread, so that the workspaces of convolutions are the same in every run.
 """
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,16 @@ from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from examples.zoo import huggingface, resnet, unet
 from tests.remat.models import CASES, Case
 
+LARGE = (
+    Case("gpt2 12 x 768", partial(huggingface.gpt2, layers=12, width=768, heads=12, length=256, vocabulary=8192)),
+    Case("bert 6 x 512", partial(huggingface.bert, layers=6, width=512, heads=8, length=256, batch=4)),
+    Case("llama 4 x 512", partial(huggingface.llama, layers=4, width=512, heads=8, length=256, batch=4)),
+    Case("resnet50 224", partial(resnet.resnet50, size=224, batch=8)),
+    Case("unet 128", partial(unet.unet, size=128, batch=4)),
+)
 PAIRS = 9
 WARM_UPS = 2
 
@@ -41,12 +51,14 @@ WARM_UPS = 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models; all where none is named")
-    names = parser.parse_args().names
+    parser.add_argument("--large", action="store_true", help="models whose median op takes over 100 us")
+    asked = parser.parse_args()
+    names, cases = asked.names, LARGE if asked.large else CASES
     torch.set_num_threads(1)
     columns = ("model", "ops", "median op", "export", "time", "peak", "= eager", "plans: peak, error, bits")
     table = Table(*columns, title=f"torch {torch.__version__}, 1 thread", box=None)
     missed = 0
-    for case in CASES:
+    for case in cases:
         if not names or case.name in names:
             row, ok = measure(case)
             missed += not ok
