@@ -44,7 +44,17 @@ class _Nest:
     parts: tuple[Tree, ...]
 
 
-Tree: TypeAlias = _Leaf | _Object | _Nest
+@dataclass(frozen=True)
+class _Mapping:
+    """A dict of a class that pytree does not know, rebuilt by copying `template`, which is empty, and filling it."""
+
+    kind: type
+    template: Any = dataclasses.field(compare=False)
+    keys: tuple[Any, ...]
+    parts: tuple[Tree, ...]
+
+
+Tree: TypeAlias = _Leaf | _Object | _Nest | _Mapping
 
 
 def flatten(nested: Any) -> tuple[list[Any], Tree]:
@@ -62,6 +72,10 @@ def unflatten(leaves: list[Any], tree: Tree) -> Any:
 def _flatten(nested: Any, leaves: list[Any], depth: int) -> Tree:
     kind = pytree._get_node_type(nested)
     known = pytree.SUPPORTED_NODES.get(kind)
+    if known is None and isinstance(nested, dict):
+        template = copy.copy(nested)
+        template.clear()
+        return _Mapping(kind, template, tuple(nested), tuple(_flatten(v, leaves, depth) for v in nested.values()))
     if known is None:
         return _flatten_leaf(nested, leaves, depth)
     parts, context = known.flatten_fn(nested)
@@ -104,6 +118,10 @@ def _unflatten(tree: Tree, take: Callable[[], Any]) -> Any:
             return take()
         case _Nest(kind, context, parts):
             return pytree.SUPPORTED_NODES[kind].unflatten_fn([_unflatten(part, take) for part in parts], context)
+        case _Mapping(_, template, keys, parts):
+            filled = copy.copy(template)
+            filled.update({key: _unflatten(part, take) for key, part in zip(keys, parts, strict=True)})
+            return filled
         case _Object(_, template, names, parts):
             made = copy.copy(template)
             for name, part in zip(names, parts, strict=True):

@@ -203,10 +203,10 @@ class _Emitter:
             self._phase.graph.call_function(hold, (instance.node,))
 
     def _updated(self, node: fx.Node) -> bool:
-        """Whether the step has written the new statistics of this batch norm into the buffers."""
-        updates = [reader for user in node.users for reader in user.users if reader.target is aten.copy_.default]
-        ops = {n: i for i, n in enumerate(self._lowered.op_nodes) if n is not None} if updates else {}
-        return all(ops[update] in self._computed for update in updates)
+        """Whether all that reads the new statistics of this batch norm are buffer updates, done by now."""
+        readers = [reader for user in node.users if user.args[1] in (3, 4) for reader in user.users]
+        ops = {n: i for i, n in enumerate(self._lowered.op_nodes) if n is not None} if readers else {}
+        return all(reader.target is aten.copy_.default and ops[reader] in self._computed for reader in readers)
 
     # --- tensors
 
