@@ -69,6 +69,35 @@ ENTRIES: tuple[Entry, ...] = (
         summary="Chen et al. 2016: keep cuts, recompute the segments between them (sqrt, recursive, budget search).",
         needs_backward=True,
     ),
+    Entry(
+        name="gruslys",
+        path="remat_solvers.recompute.gruslys:Gruslys",
+        family="recompute",
+        summary="Gruslys et al. 2016: hidden, internal or mixed states of a recurrent network, by dynamic programming.",
+        needs_backward=True,
+    ),
+    Entry(
+        name="revolve",
+        path="remat_solvers.recompute.revolve:Revolve",
+        family="recompute",
+        summary="Griewank and Walther 2000: binomial checkpointing of a chain of steps.",
+        needs_backward=True,
+    ),
+    Entry(
+        name="rotor",
+        path="remat_solvers.recompute.rotor:Rotor",
+        family="recompute",
+        summary="Beaumont et al. 2019: the best memory-persistent schedule of a chain of unequal stages.",
+        needs_backward=True,
+    ),
+    Entry(
+        name="brute-force",
+        path="remat_solvers.recompute.brute_force:BruteForce",
+        family="recompute",
+        summary="Exhaustive search: the exact optimum of tiny problems.",
+        exact=True,
+        in_portfolio=False,
+    ),
 )
 
 

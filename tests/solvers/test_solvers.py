@@ -31,6 +31,11 @@ SOLVERS = (
     ("chen", {"strategy": "sqrt", "candidates": "articulation"}),
     ("chen", {"strategy": "recursive", "k": 2}),
     ("chen", {"strategy": "budget", "threshold_bytes": 30}),
+    ("gruslys", {}),
+    ("gruslys", {"strategy": "internal", "slots": 3}),
+    ("revolve", {}),
+    ("rotor", {"slots": 60}),
+    ("brute-force", {"max_ops": 10}),
     ("auto", {}),
 )
 EVERY = pytest.mark.parametrize(("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v)))

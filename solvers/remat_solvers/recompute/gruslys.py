@@ -1,0 +1,213 @@
+"""Gruslys, Munos, Danihelka, Lanctot, Graves: Memory-Efficient Backpropagation Through Time.
+
+NIPS 2016, arXiv 1606.03401.
+
+A recurrent network of t steps, m slots of memory beside the state that enters. C(t, m) is the least number of forward
+steps, the one inside each backward step included, when the slot of the running state is one of the m:
+
+hidden     hidden states are stored; a step is run again right before its backward, to have its internal state:
+               C(t, m) = min over 1 <= y < t of   y + C(t - y, m - 1) + C(y, m)
+           In closed form t + r t - binom(m + r, m + 1), r the least with t <= binom(m + r, m).
+internal   what the backward of a step needs is stored with the first run:
+               C(t, m) = min over 1 <= y <= t of  y + C(t - y, m - 1) + C(y - 1, m)
+mixed      either; a hidden state takes 1 slot, an internal one `internal_size` slots, a:
+               C(t, m) = min of  y + C(t - y, m - 1) + C(y, m)      for y < t
+                         and     y + C(t - y, m - a) + C(y - 1, m)  for y <= t
+    with C(0, m) = 0, no storing without a slot left (m <= 0), and C(t, m) <= t (t + 1) / 2, from the start each time.
+
+Ties: the smallest y, a hidden state before an internal one.
+
+On a training step, the steps are the stages of the chain view (cut where the state is renewed; and at the minima,
+where that makes another chain). A slot is the largest state; an internal state takes as many slots as the largest saved
+set is of these. The stages of a real network differ a little, and its backward needs memory of its own, so the number
+of slots is not computed from the budget but searched: the most slots whose replayed peak is within it. Which strategy
+is fastest then, the replay says too. No bound is reported: the method is optimal for equal steps only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.errors import InputError
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.recompute.chain import Chain, chain_view
+from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, least_memory, sequence_of
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+
+__all__ = ["Gruslys", "Strategy", "forward_steps", "reference_steps", "schedule", "steps_table"]
+
+Strategy: TypeAlias = Literal["hidden", "internal", "mixed"]
+Table: TypeAlias = NDArray[np.int64]  # [t, m]: least number of forward steps
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+MOST_MINIMA = 100  # stages where the step is cut at all minima
+MOST_RUNS = 64  # average runs of a stage in a schedule worth building: leaves out m = 1 for more than 127 steps
+NEVER = 2**60  # more than any cost, and a sum of three stays below 2**63
+
+
+def forward_steps(length: int, slots: int, strategy: Strategy = "hidden", internal_size: int = 1) -> int:
+    """C(length, slots): forward steps of the whole, the one inside each backward step included.
+
+    Raises InputError for a negative length, fewer than 1 slot, an unknown strategy or an internal size below 1.
+    """
+    for option, number, least in (("length", length, 0), ("slots", slots, 1), ("internal_size", internal_size, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise InputError(f"gruslys: {option} must be an integer of at least {least}, not {number!r}")
+    if strategy not in STRATEGIES:
+        raise InputError(f"gruslys: strategy must be {', '.join(STRATEGIES)}, not {strategy!r}")
+    slots = min(slots, _useful_slots(length, strategy, internal_size))
+    return int(steps_table(length, slots, strategy, internal_size)[length, slots])
+
+
+def _useful_slots(length: int, strategy: Strategy, internal_size: int) -> int:
+    """As many slots as can be of use."""
+    return max(1, length * (internal_size if strategy == "mixed" else 1))
+
+
+def steps_table(length: int, slots: int, strategy: Strategy, internal_size: int = 1) -> Table:
+    """C(t, m) for all t up to `length` and m up to `slots`, length by length over all y and m at once."""
+    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int64)
+    table[0] = 0
+    for t in range(1, length + 1):
+        row = table[t, 1:]
+        row[:] = t * (t + 1) // 2
+        for y, right, left in _splits(table, t, strategy, internal_size):
+            costs = right + left
+            costs += y
+            taken = row[-costs.shape[1] :]
+            np.minimum(taken, costs.min(axis=0), out=taken)
+    return table
+
+
+def _splits(table: Table, t: int, strategy: Strategy, internal_size: int) -> Iterator[tuple[Table, Table, Table]]:
+    """Per way to store: the column of y, C(t - y, m - size) and C(y or y - 1, m), for all y and m > size - 1."""
+    ys = np.arange(1, t + 1)[:, None]
+    if strategy != "internal" and t > 1:
+        yield ys[:-1], table[t - 1 : 0 : -1, :-1], table[1:t, 1:]
+    size = internal_size if strategy == "mixed" else 1
+    if strategy != "hidden" and size < table.shape[1]:
+        yield ys, table[t - 1 :: -1, :-size] if t > 1 else table[:1, :-size], table[:t, size:]
+
+
+def reference_steps(length: int, slots: int, strategy: Strategy, internal_size: int = 1) -> Table:
+    """The same, cell by cell: what `steps_table` is tested against."""
+    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int64)
+    table[0] = 0
+    for t in range(1, length + 1):
+        for m in range(1, slots + 1):
+            table[t, m] = min(cost for cost, _, _ in _options(table, t, m, strategy, internal_size))
+    return table
+
+
+def _options(table: Table, t: int, m: int, strategy: Strategy, internal_size: int) -> Iterator[tuple[int, int, bool]]:
+    """(cost, y, internal) of all ways to begin t steps with m >= 1 slots; y = 0: store nothing."""
+    yield t * (t + 1) // 2, 0, False
+    size = internal_size if strategy == "mixed" else 1
+    for y in range(1, t + 1):
+        if strategy != "internal" and y < t:
+            yield y + int(table[t - y, m - 1] + table[y, m]), y, False
+        if strategy != "hidden" and m >= size:
+            yield y + int(table[t - y, m - size] + table[y - 1, m]), y, True
+
+
+def schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 1) -> list[Step]:
+    """The steps of a schedule of cost `table[-1, slots]`; storing is preferred to storing nothing at equal cost."""
+    steps: list[Step] = []
+    todo: list[tuple[int, int, int] | Step] = [(0, len(table) - 1, slots)]
+    while todo:
+        item = todo.pop()
+        if not isinstance(item, tuple):
+            steps.append(item)
+            continue
+        first, t, m = item
+        if t == 0:
+            continue
+        y, internal = _split(table, t, m, strategy, internal_size)
+        at = first + y
+        if y == 0:
+            steps += least_memory(first, first + t)
+        elif internal:
+            size = internal_size if strategy == "mixed" else 1
+            steps += [Advance(first, at - 1)] if y > 1 else []
+            todo += [(first, y - 1, m), Back(at - 1), (at, t - y, m - size)]
+            todo += [Save(at - 1, onward=y < t, alone=y > 1)]
+        else:
+            todo += [(first, y, m), (at, t - y, m - 1), Advance(first, at)]
+    return steps
+
+
+def _split(table: Table, t: int, m: int, strategy: Strategy, internal_size: int) -> tuple[int, bool]:
+    """The y of C(t, m) and whether the internal state is stored; y = 0: store nothing."""
+    for cost, y, internal in _options(table, t, m, strategy, internal_size):
+        if cost == table[t, m] and y:
+            return y, internal
+    return 0, False
+
+
+@dataclass(frozen=True)
+class Gruslys:
+    """Store hidden states, internal states or both, by the dynamic program over steps and slots."""
+
+    strategy: Literal["auto", "hidden", "internal", "mixed"] = "auto"  # what is stored; auto: all
+    slots: int | None = None  # slots of memory; None: the most that the budget allows
+    steps: int = 1024  # most stages of the chain view
+
+    name: ClassVar[str] = "gruslys"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("auto", *STRATEGIES):
+            raise InputError(f"gruslys: strategy must be auto, {', '.join(STRATEGIES)}, not {self.strategy!r}")
+        for option in ("slots", "steps"):
+            number = getattr(self, option)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise InputError(f"gruslys: {option} must be a positive integer, not {number!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the asked strategies within the budget. See `registry.Solver`."""
+        if not problem.backward_ops:
+            return Outcome(Status.NOT_APPLICABLE, reason="gruslys recomputes for a backward pass; there is none")
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            seen: list[Chain] = []
+            for chain in (
+                chain_view(problem, cuts="renewed", most=self.steps),
+                chain_view(problem, cuts="minima", most=min(self.steps, MOST_MINIMA)),
+            ):
+                if chain in seen:
+                    continue
+                seen.append(chain)
+                for strategy in STRATEGIES[::-1] if self.strategy == "auto" else (self.strategy,):
+                    if not attempts.expired:
+                        self._search(chain, strategy, attempts)
+        return attempts.outcome()
+
+    def _search(self, chain: Chain, strategy: Strategy, attempts: Attempts) -> None:
+        length = len(chain.stages)
+        size = _internal_size(chain) if strategy == "mixed" else 1
+        most = _useful_slots(length, strategy, size) if self.slots is None else self.slots
+        most = min(most, _useful_slots(length, strategy, size))
+        table = steps_table(length, most, strategy, size)
+        costs = table[-1]
+        numbers = [m for m in range(1, most + 1) if m == 1 or costs[m] < costs[m - 1]]
+        numbers = [m for m in numbers if costs[m] <= MOST_RUNS * length]
+        if self.slots is not None:
+            numbers = [most]
+        attempts.search(
+            numbers, lambda m: sequence_of(chain, schedule(table, m, strategy, size)), f"{strategy} state, slots"
+        )
+
+
+def _internal_size(chain: Chain) -> int:
+    """Slots of the largest saved set, when the largest state takes one."""
+    state = max((chain.bytes(stage.state) for stage in chain.stages), default=0)
+    saved = max((chain.bytes(stage.saved) for stage in chain.stages), default=0)
+    return max(1, min(len(chain.stages), -(-saved // max(1, state))))

@@ -1,0 +1,122 @@
+"""Gruslys et al. 2016: the dynamic programs' values, their laws, and plans on an unrolled LSTM."""
+
+from __future__ import annotations
+
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers import codec
+from remat_solvers.errors import InputError
+from remat_solvers.generate import chain
+from remat_solvers.recompute.chain import chain_view
+from remat_solvers.recompute.chain_schedule import forward_steps_of
+from remat_solvers.recompute.gruslys import Gruslys, Strategy, forward_steps, reference_steps, schedule, steps_table
+from remat_solvers.recompute.revolve import repetitions
+from remat_solvers.result import Limits
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+STRATEGIES = st.sampled_from(["hidden", "internal", "mixed"])
+
+# Values found by exhaustive search over machine states for small t, and by the recurrence beyond.
+GOLDENS: tuple[tuple[Strategy, int, dict[tuple[int, int], int]], ...] = (
+    ("hidden", 1, {(10, 1): 55, (10, 2): 30, (10, 3): 25, (10, 5): 23, (10, 10): 19, (20, 4): 59, (100, 10): 322}),
+    ("hidden", 1, {(1000, 50): 2948, (1000, 100): 2898}),
+    ("internal", 1, {(10, 1): 55, (10, 2): 24, (10, 3): 18, (10, 5): 15, (10, 10): 10, (20, 4): 42, (100, 10): 225}),
+    ("internal", 1, {(1000, 50): 1950}),
+    ("mixed", 2, {(10, 3): 24, (20, 6): 45}),
+    ("mixed", 5, {(50, 10): 133}),
+)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size", "length", "slots", "steps"),
+    [(s, a, t, m, c) for s, a, values in GOLDENS for (t, m), c in values.items()],
+)
+def test_known_values_and_their_schedules(strategy: Strategy, size: int, length: int, slots: int, steps: int) -> None:
+    assert forward_steps(length, slots, strategy, size) == steps
+    table = steps_table(length, slots, strategy, size)
+    assert forward_steps_of(schedule(table, slots, strategy, size)) == steps
+
+
+def test_hidden_states_cost_what_the_binomial_closed_form_says() -> None:
+    table = steps_table(200, 20, "hidden")
+    for t in range(1, 201):
+        for m in range(1, 21):
+            r = repetitions(t, m)
+            assert table[t, m] == t + r * t - comb(m + r, m + 1)
+
+
+@given(strategy=STRATEGIES, length=st.integers(0, 18), slots=st.integers(1, 9), size=st.integers(1, 11))
+@settings(max_examples=60, deadline=None)
+def test_arrays_and_the_plain_recurrence_agree(strategy: Strategy, length: int, slots: int, size: int) -> None:
+    assert np.array_equal(steps_table(length, slots, strategy, size), reference_steps(length, slots, strategy, size))
+
+
+@given(strategy=STRATEGIES, length=st.integers(1, 40), slots=st.integers(1, 12), size=st.integers(1, 6))
+@settings(max_examples=100, deadline=None)
+def test_a_schedule_takes_the_steps_that_its_table_says(strategy: Strategy, length: int, slots: int, size: int) -> None:
+    table = steps_table(length, slots, strategy, size)
+    assert forward_steps_of(schedule(table, slots, strategy, size)) == table[length, slots]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_mixed_lies_between_internal_and_hidden(size: int) -> None:
+    hidden, internal = steps_table(40, 12, "hidden"), steps_table(40, 12, "internal")
+    mixed = steps_table(40, 12, "mixed", size)
+    some = mixed[:, 1:]
+    assert np.all(internal[:, 1:] <= some)
+    assert np.all(some <= hidden[:, 1:])
+    assert size != 1 or np.array_equal(some, internal[:, 1:])
+    assert size != 100 or np.array_equal(some, hidden[:, 1:])
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 40])
+def test_with_a_slot_per_step(length: int) -> None:
+    for slots in (length, length + 1, 10 * length):
+        assert forward_steps(length, slots, "internal") == length
+        assert forward_steps(length, slots, "hidden") == 2 * length - 1
+    assert forward_steps(length, 1) == length * (length + 1) // 2
+    assert forward_steps(0, 1) == 0
+
+
+@pytest.mark.parametrize("arguments", [(-1, 3), (5, 0), (5, True), (5, 3, "other"), (5, 3, "mixed", 0)])
+def test_arguments_are_checked(arguments: tuple[object, ...]) -> None:
+    with pytest.raises(InputError):
+        forward_steps(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"strategy": "other"}, {"slots": 0}, {"steps": True}])
+def test_options_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Gruslys(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("slots", [3, 5, 8, 20])
+@pytest.mark.parametrize("strategy", ["hidden", "internal"])
+def test_on_an_lstm_the_extra_forward_work_is_that_of_the_program(strategy: Strategy, slots: int) -> None:
+    """The program counts whole steps; a step run only to have its internal state may leave out its last ops, and the
+    steps of zeros, head and loss are lighter than the others."""
+    problem = codec.load_problem(CORPUS / "lstm.json")
+    length = len(chain_view(problem, cuts="renewed", most=1024).stages)
+    outcome = Gruslys(strategy, slots).solve(problem, 2**40, limits=Limits(None), on_progress=None, seed=0)
+    assert outcome.plan is not None
+    forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
+    extra_ns = simulate(problem, outcome.plan).time_ns - simulate(problem, store_all(problem)).time_ns
+    program = forward_steps(length, slots, strategy) / length - 1
+    assert 0.85 * program <= extra_ns / forward_ns <= 1.02 * program
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 9])
+def test_on_a_unit_chain_as_many_values_are_held_as_there_are_slots(slots: int) -> None:
+    """Beside the slots (the running state is one of them, the last saved set another name for it): the gradient."""
+    problem = chain(40)
+    outcome = Gruslys("hidden", slots).solve(problem, 100, limits=Limits(None), on_progress=None, seed=0)
+    assert outcome.plan is not None
+    assert simulate(problem, outcome.plan).peak_bytes <= slots + 2
