@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from remat.capture.trees import Tree, flatten
+from remat_solvers.errors import ExportError
 
 __all__ = [
     "Call",
@@ -42,6 +43,12 @@ class TensorSpec:
 
     @staticmethod
     def of(tensor: Tensor) -> TensorSpec:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise ExportError(
+                f"a {kind} tensor among the inputs or parameters: only dense ones can be planned. Make it dense "
+                "(to_dense, to_padded_tensor), or move the part of the model that reads it out of the planned module."
+            )
         shape = tuple(tensor.shape)
         stride = tuple(0 if n == 1 else s for n, s in zip(shape, tensor.stride(), strict=True))
         return TensorSpec(shape, stride, tensor.dtype, tensor.device, tensor.requires_grad)

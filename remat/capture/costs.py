@@ -32,6 +32,8 @@ def add_costs(joint: Joint, lowered: Lowered, costs: str | Hardware) -> Problem:
 
 def _measured(lowered: Lowered, device: torch.device) -> Problem:
     problem = lowered.problem
+    if device.type == "meta":
+        raise InputError("costs='measure' cannot time a model on the meta device: name a device, costs='roofline:a100'")
     found = measure([node for node in lowered.op_nodes if node is not None])
     per_op: list[Measured | None] = [None if node is None else found[node] for node in lowered.op_nodes]
     return dataclasses.replace(

@@ -164,7 +164,7 @@ def make_joint(captured: Capture, state: ModelState) -> Joint:
     end = next(iter(reversed(graph.nodes)))
     assert end.op == "output"
     returned = list(zip(end.args[0], end.meta["desc"], strict=True))
-    inputs, tangents = _read_placeholders(graph, returned)
+    inputs, tangents = _read_placeholders(graph, returned, state)
     if not tangents:
         raise ExportError(
             "nothing to train: no output of the model depends on a parameter or input that requires a gradient. "
@@ -193,7 +193,7 @@ def make_joint(captured: Capture, state: ModelState) -> Joint:
 
 
 def _read_placeholders(
-    graph: fx.Graph, returned: list[tuple[Any, Any]]
+    graph: fx.Graph, returned: list[tuple[Any, Any]], state: ModelState
 ) -> tuple[dict[fx.Node, Source], list[tuple[fx.Node, int]]]:
     kinds = (desc.PlainAOTOutput, desc.IntermediateBaseAOTOutput)
     position: dict[Any, int] = {what: i for i, what in enumerate(w for _, w in returned if isinstance(w, kinds))}
@@ -208,10 +208,24 @@ def _read_placeholders(
         elif isinstance(what, desc.PlainAOTInput):
             inputs[node] = Source("argument", what.idx)
         elif isinstance(what, desc.TangentAOTInput):
+            if isinstance(what.output, desc.InputMutationAOTOutput):
+                changed = _name_of(what.output.mutated_input, state)
+                raise ExportError(
+                    f"forward changes {changed}, which requires a gradient, in place. Clone it first and change the "
+                    "clone; change a parameter between steps, outside of forward."
+                )
             tangents.append((node, position[what.output]))
         else:
             raise ExportError(f"the captured graph has an input of a kind that is not supported: {what.expr()}")
     return inputs, tangents
+
+
+def _name_of(what: Any, state: ModelState) -> str:
+    if isinstance(what, desc.ParamAOTInput):
+        return list(state.parameters)[int(what.target[1:])]
+    if isinstance(what, desc.BufferAOTInput):
+        return list(state.buffers)[int(what.target[1:])]
+    return f"argument {what.idx}" if isinstance(what, desc.PlainAOTInput) else "an input"
 
 
 def _read_outputs(captured: Capture, returned: list[tuple[Any, Any]], inputs: dict[fx.Node, Source]) -> list[Output]:

@@ -59,6 +59,8 @@ class _Stamp(TorchFunctionMode):
         self._stack = stack
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # a higher-order op (torch.cond) captures its branches
+            return func(*args, **(kwargs or {}))
         if fx_traceback.has_preserved_node_meta():
             place = (self._stack[-1] if self._stack else "", user_line())
             fx_traceback.current_meta["custom"] = {KEY: place}

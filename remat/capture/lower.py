@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from remat.capture.call import ModelState
 from remat.capture.joint import STATISTICS_ONLY, Joint, is_random, storage_of, target_name, tensors_of
@@ -70,10 +70,8 @@ class _Lowering:
             label = names[source.kind][source.index] if source.kind in names else f"argument{source.index}"
             self._add_constant(node, node.meta["val"], label)
         for node in self._joint.graph_module.graph.find_nodes(op="get_attr"):
-            held = _attribute(self._joint.graph_module, str(node.target))
-            if isinstance(held, Tensor):
-                node.meta["val"] = held
-                self._add_constant(node, held, str(node.target))
+            for tensor in tensors_of(node):
+                self._add_constant(node, tensor, str(node.target))
         self._mutated = {v for n in self._joint.mutated for v in self._values_of[n]}
 
     def _add_constant(self, node: fx.Node, tensor: Tensor, label: str) -> None:
@@ -143,6 +141,7 @@ class _Lowering:
         recomputable = target is not RNN_BACKWARD  # consumes its tape
         if is_random(node):
             effects.append("random")
+            recomputable &= node.kwargs.get("generator") is None  # the default generator's state alone is replayed
         if target is torch.ops.aten.copy_.default or any(v in self._mutated for v in inputs):
             effects.append("buffer")
             recomputable &= target in STATISTICS_ONLY and self._statistics_stay(node)
@@ -171,10 +170,3 @@ def _elements(node: fx.Node) -> Sequence[object]:
     """What a node gives, by position; some backward ops give None in places."""
     made = node.meta["val"]
     return made if isinstance(made, (list, tuple)) else (made,)
-
-
-def _attribute(module: nn.Module, path: str) -> object:
-    held: object = module
-    for part in path.split("."):
-        held = getattr(held, part)
-    return held

@@ -71,7 +71,7 @@ def _words(argument: Any) -> Any:
         return [list(argument.shape), list(argument.stride()), str(argument.dtype), str(argument.device)]
     if isinstance(argument, (list, tuple)):
         return [_words(a) for a in argument]
-    return repr(argument)
+    return "generator" if isinstance(argument, torch.Generator) else repr(argument)
 
 
 def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
@@ -190,8 +190,8 @@ def prepared(node: fx.Node, *, repeatable: bool = False) -> Callable[[], object]
             made[read] = _synthetic(read, repeatable)
         return made[read]
 
-    args = fx.map_arg(node.args, value_of)
-    kwargs = fx.map_arg(node.kwargs, value_of)
+    args = _with_own_generators(fx.map_arg(node.args, value_of))
+    kwargs = _with_own_generators(fx.map_arg(node.kwargs, value_of))
 
     def call() -> object:
         try:
@@ -203,6 +203,12 @@ def prepared(node: fx.Node, *, repeatable: bool = False) -> Callable[[], object]
             ) from error
 
     return call
+
+
+def _with_own_generators(arguments: Any) -> Any:
+    """Generators of the user's replaced by others: measuring draws."""
+    own = lambda g: torch.Generator(g.device)  # noqa: E731
+    return torch.utils._pytree.tree_map_only(torch.Generator, own, arguments)
 
 
 def _synthetic(node: fx.Node, repeatable: bool) -> Any:

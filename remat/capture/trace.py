@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from remat.capture import rnn
 from remat.capture.call import Call, ModelState, unique_tensors
 from remat.capture.locate import is_user_file, locating
+from remat.capture.python_state import PythonState
 from remat.capture.trees import Tree, flatten, unflatten
 from remat_solvers.errors import ExportError
 
@@ -50,15 +52,25 @@ def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool
     unroll_rnn: trace RNN modules step by step instead of as opaque ops.
     loss_only: where exactly one output is a scalar that requires a gradient, plan for its gradient alone.
     """
-    tensors = unique_tensors(call.leaves)
-    traced = _Traced(model, state, call, loss_only)
+    try:
+        return _trace(_Traced(model, state, call, loss_only), unroll_rnn=unroll_rnn, compiling=False)
+    except ExportError:
+        # Libraries that branch on tensor values often do not where torch says that it is compiling. Only then are
+        # they told so: it also makes them choose other kernels than they run in eager mode.
+        return _trace(_Traced(model, state, call, loss_only), unroll_rnn=unroll_rnn, compiling=True)
+
+
+def _trace(traced: _Traced, *, unroll_rnn: bool, compiling: bool) -> Capture:
+    model = traced.model
+    tensors = unique_tensors(traced.call.leaves)
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
-        stack.enter_context(_as_if_compiling())
+        stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", compiling))
         stack.enter_context(_unlogged())
         stack.enter_context(locating(model))
         stack.enter_context(functorch_config.patch(backward_pass_autocast="off"))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True))))
         if not unroll_rnn:
             stack.enter_context(rnn.opaque())
         try:
@@ -67,6 +79,7 @@ def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool
             raise
         except Exception as error:
             raise _explain(error) from error
+        traced.python_state.check(_fake_constants(joint.graph_module))
         metadata = joint._aot_state.fw_metadata
         return Capture(
             joint.graph_module,
@@ -81,6 +94,7 @@ def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool
 class _Traced(nn.Module):
     """The model as AOTAutograd sees it: unique parameters and buffers, tensors in, tensors out."""
 
+    model: nn.Module
     output_tree: Tree
     output_leaves: list[tuple[bool, Any]]
     requires_grad: list[bool]
@@ -95,20 +109,20 @@ class _Traced(nn.Module):
             self.register_parameter(own, nn.Parameter(parameter.detach(), parameter.requires_grad))
         for i, buffer in enumerate(state.buffers.values()):
             self.register_buffer(f"b{i}", buffer.detach())
-        self._call = call
+        self.call = call
+        self.python_state = PythonState(model)
         self._loss_only = loss_only
         self._positions = {id(t): i for i, t in enumerate(unique_tensors(call.leaves))}
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        leaves = [
-            tensors[self._positions[id(leaf)]] if isinstance(leaf, Tensor) else leaf for leaf in self._call.leaves
-        ]
-        args, kwargs = unflatten(leaves, self._call.tree)
+        leaves = [tensors[self._positions[id(leaf)]] if isinstance(leaf, Tensor) else leaf for leaf in self.call.leaves]
+        args, kwargs = unflatten(leaves, self.call.tree)
         owned = {name: getattr(self, own) for own, name in self._names.items()}
-        model: nn.Module = self.__dict__["model"]
+        model = self.model
         hook = model.register_forward_hook(_WriteBack(owned))
         try:
-            output = torch.func.functional_call(model, owned, args, kwargs, tie_weights=True)
+            with untouched(model), self.python_state.watching():  # traced several times, each time from the same state
+                output = torch.func.functional_call(model, owned, args, kwargs, tie_weights=True)
         finally:
             hook.remove()
         outputs, self.output_tree = flatten(output)
@@ -140,6 +154,31 @@ class _WriteBack:
                     f"({tuple(held.shape)} {held.dtype}): keep the shape, or hold the state outside the model"
                 )
             owned.copy_(held)
+
+
+def _fake_constants(module: fx.GraphModule) -> list[Tensor]:
+    """Tensors that the graph reads beside its inputs; their nodes get the fake tensors that views of them refer to."""
+    found: list[Tensor] = []
+    mode: Any = detect_fake_mode([node.meta.get("val") for node in module.graph.nodes])
+    for node in module.graph.find_nodes(op="get_attr"):
+        held = getattr(module, str(node.target), None)
+        if isinstance(held, Tensor):
+            found.append(held)
+            node.meta["val"] = mode.from_tensor(held)
+            _read_directly(node)
+    return found
+
+
+def _read_directly(constant: fx.Node) -> None:
+    """Read a constant of the graph, made by torch.tensor in forward, without copying it; where it is returned, copy."""
+    for copied in [user for user in constant.users if user.target is torch.ops.aten.lift_fresh_copy.default]:
+        copied.replace_all_uses_with(constant, delete_user_cb=lambda user: user.op != "output")
+        if copied.users:
+            copied.target = torch.ops.aten.clone.default
+            with constant.meta["val"].fake_mode:
+                copied.meta["val"] = torch.empty_like(constant.meta["val"])
+        else:
+            constant.graph.erase_node(copied)
 
 
 def _fake_leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -189,13 +228,6 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def _as_if_compiling() -> Iterator[None]:
-    """Libraries that branch on tensor values do not where torch says that it is compiling."""
-    with mock.patch.object(torch.compiler, "_is_compiling_flag", True):
-        yield
-
-
-@contextmanager
 def _unlogged() -> Iterator[None]:
     """torch logs errors of fake tensors with their traceback; here they are raised, and explained."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
@@ -216,6 +248,11 @@ def _explain(error: Exception) -> ExportError:
                 f"{_line_of(cause)}the model asks for the value of a tensor ({_op_of(cause)}), which is not known "
                 "while its graph is captured. Replace the Python branch, loop or index by tensor operations "
                 "(torch.where, masks), or pass the value as a plain number."
+            )
+        if isinstance(cause, RuntimeError) and str(cause).startswith(".numpy() is not supported"):
+            return ExportError(
+                f"{_line_of(error)}the model turns a tensor into a numpy array, which its captured graph cannot hold. "
+                "Compute with torch, or pass the array as an input."
             )
         cause = cause.__cause__ or cause.__context__
     return ExportError(f"{_line_of(error)}the model cannot be captured: {type(error).__name__}: {error}")

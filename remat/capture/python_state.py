@@ -1,0 +1,147 @@
+"""State that a forward keeps or draws in Python, which a captured step would get wrong.
+
+A plan runs the ops of one traced forward; the Python code around them does not run again. What it would have to
+do at every step is an error here (draws, tensors it changes) or is said in the log (attributes it sets).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from remat.capture.locate import user_line
+from remat_solvers.errors import ExportError
+
+__all__ = ["PythonState"]
+
+log = logging.getLogger("remat")
+
+_IN_PLACE = re.compile(r"(?!__)\w*[^_]_|__i\w+__|__setitem__")
+_HARMLESS = ("requires_grad_", "__index__", "__int__", "__invert__")
+_PLAIN = (int, float, complex, bool, str, type(None))
+
+
+class PythonState:
+    """Watches the forwards of one model while it is traced."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+        self._replaced: dict[int, str] = {}  # a tensor's id -> the attribute that held it
+        self._set: dict[str, None] = {}  # attributes that forward sets
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around one traced forward. Raises ExportError for what a plan cannot repeat."""
+        python, legacy = random.getstate(), _numpy_state()
+        generator = _Generator(torch.default_generator)
+        with mock.patch.object(torch.random, "default_generator", generator), _Guard(self._name_of):
+            yield
+        if random.getstate() != python or _numpy_state() != legacy:
+            raise ExportError(
+                "forward draws from a generator of Python or numpy, and every planned step would repeat the same draw. "
+                "Draw with torch instead (torch.rand, torch.where), which a plan repeats exactly."
+            )
+        self._read_attributes()
+
+    def _read_attributes(self) -> None:
+        for name, module in self._model.named_modules():
+            before = self._before[name]
+            for attribute, value in module.__dict__.items():
+                old = before.get(attribute)
+                if value is old or isinstance(value, dict) or attribute.startswith("_"):
+                    continue
+                path = f"{name}.{attribute}" if name else attribute
+                if isinstance(old, Tensor):
+                    self._replaced[id(old)] = path
+                if isinstance(value, Tensor) or (isinstance(value, _PLAIN) and value != old):
+                    self._set[path] = None
+
+    def check(self, constants: Iterable[Tensor]) -> None:
+        """ExportError where the graph holds a tensor that only Python code keeps up to date, or that would be trained.
+
+        constants: tensors the graph reads that are no parameter, buffer or input.
+        """
+        for tensor in constants:
+            name = self._name_of(tensor)
+            if tensor.requires_grad:
+                raise ExportError(
+                    f"forward reads {name}, which requires a gradient but is no registered parameter. Assign it as an "
+                    "nn.Parameter, or hold several in nn.ParameterList or nn.ParameterDict."
+                )
+            if id(tensor) in self._replaced:
+                raise ExportError(
+                    f"forward reads {name} and replaces it: register it as a buffer (self.register_buffer), so that "
+                    "every planned step updates it."
+                )
+        if self._set:
+            log.warning(
+                "forward sets attributes of the model (%s): a planned step runs no Python code and leaves them alone. "
+                "Return what is needed outside, hold state in buffers.",
+                ", ".join(self._set),
+            )
+
+    def _name_of(self, tensor: Tensor) -> str:
+        for name, attributes in self._before.items():
+            for attribute, value in attributes.items():
+                parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+                if attribute not in ("_parameters", "_buffers") and (
+                    value is tensor or any(p is tensor for p in parts)
+                ):
+                    return f"{name}.{attribute}" if name else attribute
+        return f"a tensor of shape {tuple(tensor.shape)}"
+
+
+class _Generator:
+    """torch's default generator while tracing: seeding it in forward would make every draw after it another one."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def manual_seed(self, seed: int) -> None:
+        raise ExportError(
+            f"forward seeds torch's generator (torch.manual_seed({seed})), which a plan does not repeat. Draw "
+            "before the call and pass the tensor, or hold it in a buffer."
+        )
+
+
+class _Guard(TorchFunctionMode):
+    """Refuses to change, while tracing, a real tensor in place: it belongs to the user."""
+
+    def __init__(self, name_of: Any) -> None:
+        super().__init__()
+        self._name_of = name_of
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return func(*args, **(kwargs or {}))
+        changed = args[0] if args and _is_in_place(func) else (kwargs or {}).get("out")
+        if type(changed) in (Tensor, nn.Parameter):
+            raise ExportError(
+                f"{user_line()}: forward changes {self._name_of(changed)} in place, which is no buffer: register it as "
+                "one (self.register_buffer), so that every planned step updates it."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _is_in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return _IN_PLACE.fullmatch(name) is not None and name not in _HARMLESS
+
+
+def _numpy_state() -> tuple[bytes, int]:
+    _, keys, position, *_ = np.random.get_state()
+    return np.asarray(keys).tobytes(), int(position)
