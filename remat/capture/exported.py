@@ -17,7 +17,7 @@ from remat.capture.costs import add_costs, main_device
 from remat.capture.joint import Joint, inputs_read, is_random, make_joint, tensors_of
 from remat.capture.lower import Lowered, lower
 from remat.capture.roofline import Hardware
-from remat.capture.trace import capture
+from remat.capture.trace import Capture, capture
 from remat.capture.trees import Tree
 from remat.capture.true_outputs import correct_outputs
 from remat_solvers.errors import ApplyError, InputError
@@ -50,6 +50,9 @@ class Exported:
 
         save_problem(path, self.problem)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
+        return self  # a description; and fake tensors do not survive being copied
+
     @property
     def device(self) -> torch.device:
         """The device most of the step's bytes are on."""
@@ -74,6 +77,17 @@ class Exported:
         """Devices whose default generator the step draws from."""
         devices = {tensors_of(node)[0].device for node in self.joint.nodes if is_random(node)}
         return tuple(sorted(devices, key=str))
+
+    def capture_again(self) -> Capture:
+        """The step traced once more, as AOTAutograd gives it: nodes have the names they had the first time."""
+        with self.autocast():
+            return capture(
+                self.model,
+                read_model(self.model),
+                self.call,
+                unroll_rnn=self.unroll_rnn,
+                loss_only=self.differentiate == "loss",
+            )
 
     def for_all_outputs(self) -> tuple[Exported, Any]:
         """This step captured anew with a gradient through every output, and its store-all plan. Nothing is timed."""
