@@ -172,7 +172,7 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
 
 @contextmanager
 def _put_back(model: nn.Module, watched: Iterable[Tensor], updated: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients set aside inside; after it they, the buffers, `updated` tensors, attributes and generators are as before."""
+    """Set gradients aside; put them, buffers, `updated` tensors, attributes and generators back."""
     owners = [(module, name, b) for module in model.modules() for name, b in module._buffers.items()]
     changed = [*model.buffers(), *updated]
     contents = [t.detach().clone() for t in changed]

@@ -69,7 +69,7 @@ class RematModule(nn.Module):
         self._restore(own)
 
     def _restore(self, own: Mapping[str, Any]) -> None:
-        """Take attributes of its own, and let the registries be the original's: registered on one, registered on both."""
+        """Take attributes of its own; the registries are the original's: registered on one, registered on both."""
         self.__dict__.update(own)
         for registry in _SHARED:
             self.__dict__[registry] = self.original.__dict__[registry]
@@ -217,7 +217,9 @@ class RematModule(nn.Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         nn.Module.__init__(made)
-        planning = {name: self.__dict__[name] for name in ("_planned", "_on_change", "_replan")}  # programs hold no state
+        planning = {
+            name: self.__dict__[name] for name in ("_planned", "_on_change", "_replan")
+        }  # programs hold no state
         rest = {name: value for name, value in self._own().items() if name not in planning}
         made._restore(copy.deepcopy(rest, memo) | planning)
         return made

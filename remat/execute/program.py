@@ -80,7 +80,9 @@ class Program:
         del constants
         late = ctx.late
         if late is None:
-            raise RuntimeError("Trying to backward through the graph a second time: pass retain_graph=True to the first")
+            raise RuntimeError(
+                "Trying to backward through the graph a second time: pass retain_graph=True to the first"
+            )
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.maybe_clear_saved_tensors()
             ctx.objects = ()

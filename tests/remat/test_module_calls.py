@@ -1,4 +1,4 @@
-"""Which calls follow the plan, which run the original, and which are refused: evaluation, no_grad, another kind of call."""
+"""Which calls follow the plan, which run the original, and which are refused."""
 
 from __future__ import annotations
 
@@ -196,7 +196,10 @@ DIFFERENCES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "requires_grad": (lambda net: net(batch().requires_grad_(), scale=2.0), "requires_grad is True, planned False"),
     "value": (lambda net: net(batch(), scale=3.0), "leaf 1 is 3.0, planned 2.0"),
     "type of a value": (lambda net: net(batch(), scale=2), "leaf 1 is 2, planned 2.0"),
-    "value to tensor": (lambda net: net(batch(), scale=torch.tensor(2.0)), r"leaf 1 is a tensor of shape \(\), planned 2.0"),
+    "value to tensor": (
+        lambda net: net(batch(), scale=torch.tensor(2.0)),
+        r"leaf 1 is a tensor of shape \(\), planned 2.0",
+    ),
     "another keyword": (lambda net: net(batch(), scale=2.0, mode="mean"), "arguments are nested otherwise"),
     "a keyword less": (lambda net: net(batch()), "arguments are nested otherwise"),
     "parameter frozen": (frozen, "inner.0.0.weight: requires_grad is False, planned True"),
@@ -234,7 +237,11 @@ def test_another_call_is_planned_or_runs_the_original(name: str, on_change: Any)
 def test_each_kind_of_call_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[int] = []
     export = api.export
-    monkeypatch.setattr(api, "export", lambda model, args, *rest, **options: exported.append(len(args[0])) or export(model, args, *rest, **options))
+    monkeypatch.setattr(
+        api,
+        "export",
+        lambda model, args, *rest, **options: exported.append(len(args[0])) or export(model, args, *rest, **options),
+    )
     net, model = solved(layers(), (batch(),), "100%", on_change="replan"), layers()
     for rows in (64, 10, 64, 10, 3, 10, 64):
         for module in (net, model):
@@ -330,9 +337,9 @@ def test_planned_inside_autocast() -> None:
     training_loss(output).backward()
     training_loss(expected).backward()
     assert different(gradients_of(net), gradients_of(expected_model)) == []
-    with pytest.raises(remat.ChangedError, match="autocast is off, planned torch.bfloat16 on cpu"):
+    with pytest.raises(remat.ChangedError, match=r"autocast is off, planned torch.bfloat16 on cpu"):
         net(*args)
-    with torch.autocast("cpu", torch.float16), pytest.raises(remat.ChangedError, match="autocast is torch.float16"):
+    with torch.autocast("cpu", torch.float16), pytest.raises(remat.ChangedError, match=r"autocast is torch.float16"):
         net(*args)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import resource
 from collections.abc import Callable
@@ -17,7 +18,19 @@ import remat
 from remat.memory import peak_of, recording
 from remat_solvers.schedule import store_all
 
-from .modules import CASE, WIDTH, batch, different, gradients_of, layers, left_behind, recomputing, state_of, storing_all, training_loss
+from .modules import (
+    CASE,
+    WIDTH,
+    batch,
+    different,
+    gradients_of,
+    layers,
+    left_behind,
+    recomputing,
+    state_of,
+    storing_all,
+    training_loss,
+)
 
 
 class Busy(nn.Module):
@@ -100,6 +113,11 @@ def test_an_export_that_fails_leaves_the_model_untouched() -> None:
     with pytest.raises(remat.ExportError, match=r"test_module_export.py:\d+: .*ValueError: not today"):
         remat.export(model, (batch(),), costs="roofline")
     assert snapshot(model) == before
+
+
+def test_an_export_is_not_copied_with_what_holds_it() -> None:
+    exported = remat.export(layers(), (batch(),), costs="roofline")
+    assert copy.deepcopy([exported]) == [exported]
 
 
 def test_inputs_are_untouched() -> None:
@@ -196,7 +214,7 @@ def test_control_flow_on_data_is_located(kind: type[nn.Module]) -> None:
 
 def test_a_model_with_nothing_to_train() -> None:
     model = layers().requires_grad_(False)
-    with pytest.raises(remat.ExportError, match="nothing to train.*requires_grad"):
+    with pytest.raises(remat.ExportError, match=r"nothing to train.*requires_grad"):
         remat.export(model, (batch(),), costs="roofline")
     with pytest.raises(remat.ExportError, match="nothing to train"):
         remat.export(nn.ReLU(), (batch(),), costs="roofline")
@@ -214,7 +232,9 @@ def test_a_model_without_parameters_but_with_a_gradient_to_give() -> None:
     assert different(*found) == []
 
 
-def test_arguments_that_do_not_fit_the_model(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_arguments_that_do_not_fit_the_model(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(remat.ExportError, match="takes 2 positional arguments but 3 were given"):
         remat.export(layers(), (batch(), batch()), costs="roofline")
     with pytest.raises(remat.ExportError, match=r"the model cannot be captured: RuntimeError: .*\[3, 5\]"):

@@ -25,7 +25,11 @@ class LossAndLogits(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             self.body = nn.Sequential(
-                *(m for _ in range(3) for m in (nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Dropout(0.3)))
+                *(
+                    m
+                    for _ in range(3)
+                    for m in (nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Dropout(0.3))
+                )
             )
             self.head = nn.Linear(WIDTH, 5)
 

@@ -71,7 +71,7 @@ def test_steps_hold_nothing_outside_the_allocator(plan: Plans) -> None:
     try:
         steps(20)
         before, _ = tracemalloc.get_traced_memory()
-        steps(50)
+        steps(30)
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -21,7 +21,6 @@ from .modules import (
     different,
     gradients_of,
     layers,
-    left_behind,
     loss_of,
     recomputing,
     state_of,
@@ -196,7 +195,7 @@ def test_a_cumulative_average_is_refused() -> None:
 
 # Outputs
 
-Pair = namedtuple("Pair", ["first", "second"])  # noqa: PYI024
+Pair = namedtuple("Pair", ["first", "second"])
 
 
 class Named(NamedTuple):

@@ -1,4 +1,4 @@
-"""What `remat.solve` is asked and answers: budgets, the reserve for an optimizer, files, the report, the public names."""
+"""What `remat.solve` is asked and answers: budgets, reserve, files, report, public names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import nn
 
 import remat
 import remat_solvers
-from remat.capture.roofline import Hardware
 from remat_solvers.codec import save_plan
 from remat_solvers.plan import Plan
 from remat_solvers.result import Outcome
@@ -62,7 +61,7 @@ def test_a_budget_that_does_not_parse_is_refused_before_any_work(budget: Any) ->
 
 
 def test_a_budget_below_any_plan_carries_the_result() -> None:
-    with pytest.raises(remat.InfeasibleError, match="no plan within 1000 B.*Proven") as error:
+    with pytest.raises(remat.InfeasibleError, match=r"no plan within 1000 B.*Proven") as error:
         solved(layers(), ARGS, 1000)
     result = error.value.result
     assert (result.status, result.plan, result.budget_bytes) == (remat.Status.INFEASIBLE, None, 1000)
@@ -117,7 +116,6 @@ def test_costs_are_recorded() -> None:
     assert (measured.costs.source, measured.costs.workspace, measured.costs.threads) == ("measure", True, 1)
     assert len(measured.costs.spread_ns) == len(measured.ops)
     assert sum(op.time_ns for op in measured.ops) > 0
-    assert isinstance(Hardware, type)
 
 
 def test_a_link_is_part_of_the_problem() -> None:
@@ -189,7 +187,10 @@ def test_the_reserve_of_a_class_is_its_state_after_a_step(kind: type[torch.optim
 def test_the_reserve_of_adamw_in_closed_form() -> None:
     model = layers()
     steps = 4 * len(list(model.parameters()))
-    assert solved(model, ARGS, "100%", optimizer=torch.optim.AdamW).problem.reserve_bytes == 2 * parameter_bytes(model) + steps
+    assert (
+        solved(model, ARGS, "100%", optimizer=torch.optim.AdamW).problem.reserve_bytes
+        == 2 * parameter_bytes(model) + steps
+    )
 
 
 def test_a_scheduled_optimizer_is_not_stepped() -> None:
@@ -227,7 +228,7 @@ def test_the_reserve_counts_against_the_budget() -> None:
 def test_what_is_no_optimizer_is_refused() -> None:
     with pytest.raises(remat.InputError, match=r"must be a torch.optim.Optimizer or a class of it, not 'adamw'"):
         solved(layers(), ARGS, "100%", optimizer="adamw")
-    with pytest.raises(remat.InputError, match="LBFGS.*reserve_bytes"):
+    with pytest.raises(remat.InputError, match=r"LBFGS.*reserve_bytes"):
         solved(layers(), ARGS, "100%", optimizer=torch.optim.LBFGS)
 
 
@@ -269,7 +270,7 @@ def test_a_plan_for_another_graph_says_what_differs(tmp_path: Path) -> None:
 
 def test_a_plan_that_breaks_a_rule_is_not_applied() -> None:
     exported = remat.export(layers(), ARGS, costs="roofline")
-    with pytest.raises(remat.ApplyError, match="breaks .* rules on this graph, first: "):
+    with pytest.raises(remat.ApplyError, match=r"breaks .* rules on this graph, first: "):
         remat.apply(exported, Plan(store_all(exported.problem)[:-3]))
 
 

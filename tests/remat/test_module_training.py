@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import remat
+from remat_solvers.generate import random_plan
+from remat_solvers.schedule import store_all
 
 from .modules import (
     CASE,
@@ -29,9 +33,9 @@ from .modules import (
 )
 
 PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
-MODELS = pytest.mark.parametrize("name", ["sequential", "dropout", "batch-norm", "lstm-bidirectional-dropout", "gpt2"])
-
-Loop = Callable[[nn.Module, nn.Module], None]
+MODELS = pytest.mark.parametrize(
+    "name", ["sequential", "dropout", "batch-norm", "lstm-bidirectional-dropout", "resnet18", "gpt2"]
+)
 
 
 def three(loop: Callable[[nn.Module], Any]) -> list[dict[str, Any]]:
@@ -60,8 +64,6 @@ def test_one_step_is_eagers(name: str, plan: Plans) -> None:
     expected = left_behind(model, args, kwargs)
     model, args, kwargs = CASE[name].make()
     found = left_behind(plan(model, args, kwargs), args, kwargs)
-    if name == "lstm-bidirectional-dropout":  # drawn by the original kernel, stepped through by the opaque op
-        assert found.keys() == expected.keys()
     assert different(found, expected) == []
 
 
@@ -125,6 +127,14 @@ def test_backward_twice_through_a_retained_graph() -> None:
     assert_three_equal(loop)
 
 
+def test_the_tape_of_a_recurrent_layer_is_retained() -> None:
+    model, args, kwargs = CASE["lstm-bidirectional-dropout"].make()
+    net = recomputing(model, args, kwargs)
+    loss, parameters = training_loss(net(*args, **kwargs)), list(model.parameters())
+    first, second = (torch.autograd.grad(loss, parameters, retain_graph=keep) for keep in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_a_retained_graph_survives_another_step() -> None:
     def loop(net: nn.Module) -> None:
         kept = training_loss(net(batch(1)))
@@ -137,8 +147,10 @@ def test_a_retained_graph_survives_another_step() -> None:
 
 def test_gradients_by_autograd_grad() -> None:
     def loop(net: nn.Module) -> None:
-        for p, gradient in zip(net.parameters(), torch.autograd.grad(training_loss(net(batch())), list(net.parameters())), strict=True):
-            p.grad = gradient * 2
+        parameters = list(net.parameters())
+        found = torch.autograd.grad(training_loss(net(batch())), parameters)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient * 2
 
     assert_three_equal(loop)
 
@@ -147,7 +159,9 @@ def test_gradients_of_some_parameters_only() -> None:
     def loop(net: nn.Module) -> None:
         wanted = list(net.parameters())[:3]
         training_loss(net(batch())).backward(inputs=wanted)
-        assert [p.grad is not None for p in net.parameters()] == [True] * 3 + [False] * (len(list(net.parameters())) - 3)
+        assert [p.grad is not None for p in net.parameters()] == [True] * 3 + [False] * (
+            len(list(net.parameters())) - 3
+        )
 
     assert_three_equal(loop)
 
@@ -295,14 +309,7 @@ class Squashed(nn.Module):
         return torch.tanh(self.out(torch.relu(self.linear(x))))
 
 
-CHANGES = {
-    "output": lambda model, x, y: y.detach().add_(1.0),
-    "parameter": lambda model, x, y: model.out.weight.data.add_(1.0) and model.out.weight.detach().add_(1.0),
-    "input": lambda model, x, y: x.add_(1.0),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", ["output", "parameter", "input"])
 @pytest.mark.parametrize("plan", [None, storing_all], ids=["eager", "store-all"])
 def test_in_place_changes_before_the_backward_raise(change: str, plan: Plans | None) -> None:
     model, x = Squashed(), batch()
@@ -318,27 +325,28 @@ def test_what_a_recomputation_reads_must_not_change() -> None:
     """A bias is not needed by eager's backward, but by a recomputation: changed, it would give other activations."""
     model = Squashed()
     exported = remat.export(model, (batch(),), costs="roofline")
-    from remat_solvers.generate import random_plan
-
-    for seed in range(8):
-        net = remat.apply(exported, random_plan(exported.problem, seed))
+    right = 0
+    plans = [store_all(exported.problem), *(random_plan(exported.problem, seed) for seed in range(5))]
+    for plan in plans:
+        net = remat.apply(exported, plan)
         expected = torch.autograd.grad(net(batch()).sum(), list(model.parameters()))
         y = net(batch())
         with torch.no_grad():
             model.linear.bias.add_(1.0)
-        try:
+        with contextlib.suppress(RuntimeError):  # refused, or right
             found = torch.autograd.grad(y.sum(), list(model.parameters()))
-        except RuntimeError as error:
-            assert "modified by an inplace operation" in str(error)
-        else:
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            right += 1
+    assert 0 < right < len(plans)
 
 
 @PLANS
 def test_an_output_changed_in_place_where_eager_allows_it(plan: Plans) -> None:
     found = []
     for planned in (False, True):
-        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3))
+        model = nn.Sequential(
+            nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3)
+        )
         with torch.no_grad():
             for p in model.parameters():
                 p.copy_(torch.linspace(-1, 1, p.numel()).view(p.shape))
@@ -394,8 +402,36 @@ def test_backward_in_another_thread() -> None:
     assert_three_equal(loop)
 
 
-def test_the_same_plan_is_solved_for_once_and_trains_within_the_budget() -> None:
+def test_a_solved_plan_trains_as_eager_does() -> None:
     net = solved(layers(), (batch(rows=4096),), "70%")
     assert net.result.peak_bytes <= net.result.budget_bytes < net.result.store_all_peak_bytes
     expected = left_behind(layers(), (batch(rows=4096),))
     assert different(left_behind(net, (batch(rows=4096),)), expected) == []
+
+
+@PLANS
+def test_inside_the_users_checkpoint(plan: Plans) -> None:
+    found = []
+    for planned in (False, True):
+        model, x = layers(), batch().requires_grad_()
+        net = plan(model, (x,)) if planned else model
+        torch.manual_seed(4)
+        training_loss(checkpoint(net, x, use_reentrant=False) if planned else net(x)).backward()
+        found.append({"input": x.grad} | gradients_of(net))
+    assert different(*found) == []
+
+
+@PLANS
+def test_with_parameters_given_from_outside(plan: Plans) -> None:
+    """`torch.func.functional_call` swaps them in for one call."""
+    model = layers()
+    net = plan(model, (batch(),))
+    given = {name: (2 * p).detach().requires_grad_() for name, p in net.named_parameters()}
+    torch.manual_seed(4)
+    ours = torch.autograd.grad(training_loss(torch.func.functional_call(net, given, (batch(),))), list(given.values()))
+    expected = layers()
+    expected.load_state_dict(dict(given), strict=False)
+    torch.manual_seed(4)
+    training_loss(expected(batch())).backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(ours, expected.parameters(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
