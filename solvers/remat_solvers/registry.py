@@ -84,6 +84,13 @@ ENTRIES: tuple[Entry, ...] = (
         needs_backward=True,
     ),
     Entry(
+        name="kusumoto",
+        path="remat_solvers.recompute.kusumoto:Kusumoto",
+        family="recompute",
+        summary="Kusumoto et al. 2019: sequences of lower sets of the forward graph, by dynamic programming.",
+        needs_backward=True,
+    ),
+    Entry(
         name="rotor",
         path="remat_solvers.recompute.rotor:Rotor",
         family="recompute",

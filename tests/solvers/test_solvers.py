@@ -34,6 +34,8 @@ SOLVERS = (
     ("gruslys", {}),
     ("gruslys", {"strategy": "internal", "slots": 3}),
     ("revolve", {}),
+    ("kusumoto", {"bins": 50}),
+    ("kusumoto", {"exact": False, "strategy": "memory-centric", "keep_last": False}),
     ("rotor", {"slots": 60}),
     ("brute-force", {"max_ops": 10}),
     ("auto", {}),
@@ -146,7 +148,7 @@ def test_the_result_carries_the_solver_and_its_options() -> None:
     assert result.options["k"] == 1
 
 
-@pytest.mark.parametrize("name", ["chen", "auto"])
+@pytest.mark.parametrize("name", ["chen", "gruslys", "revolve", "kusumoto", "rotor", "auto"])
 def test_ctrl_c_keeps_the_best_plan_so_far(name: str) -> None:
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt

@@ -1,0 +1,190 @@
+"""Kusumoto et al. 2019: lower sets, the formula by hand, the program against plain enumeration, and the schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers import codec
+from remat_solvers.errors import InputError
+from remat_solvers.generate import adversarial, chain, training_graph
+from remat_solvers.problem import Op, Problem, Value
+from remat_solvers.recompute.kusumoto import (
+    STRATEGIES,
+    Kusumoto,
+    Program,
+    boundary,
+    canonical_sequence,
+    reference_front,
+    segment_bytes,
+)
+from remat_solvers.recompute.lower_sets import ForwardGraph, all_lower_sets, ancestor_sets, forward_graph
+from remat_solvers.result import Limits, Status
+from remat_solvers.schedule import plan_from_sequence
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+from remat_solvers.validate import validate
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+
+
+def diamond() -> Problem:
+    """a -> b, a -> c, b and c -> d, with sizes 1, 2, 4, 8 and times 10, 1, 1, 10; backward reads all of them."""
+    ops = [
+        Op("a", "forward", (), (0,), 10),
+        Op("b", "forward", (0,), (1,), 1),
+        Op("c", "forward", (0,), (2,), 1),
+        Op("d", "forward", (1, 2), (3,), 10),
+        Op("back", "backward", (0, 1, 2, 3), (4,), 1),
+    ]
+    values = [Value(name, size, "activation") for name, size in zip("abcd", (1, 2, 4, 8), strict=True)]
+    return Problem("diamond", tuple(ops), (*values, Value("g", 1, "gradient")), (4,))
+
+
+def test_the_diamond_by_hand() -> None:
+    graph = forward_graph(diamond())
+    a, b, c, d = 1, 2, 4, 8
+    assert all_lower_sets(graph, 100) == [0, a, a | b, a | c, a | b | c, a | b | c | d]
+    assert ancestor_sets(graph) == [0, a, a | b, a | c, a | b | c | d]
+    assert boundary(graph, a) == a
+    assert boundary(graph, a | b) == a | b  # c reads a, d reads b
+    assert boundary(graph, a | b | c) == b | c
+    # {a}: 2 (1) and its readers b, c (2 + 4) which read nothing else outside. {a, b}: U = 1, 2 (2), readers c and d
+    # (4 + 8), and c which d reads (4). Then V: U = 1 + 2, 2 (4 + 8), nothing outside.
+    assert segment_bytes(graph, [a, a | b, a | b | c | d]) == [2 + 6, 1 + 4 + 12 + 4, 3 + 24]
+    assert segment_bytes(graph, [a | b | c, a | b | c | d]) == [14 + 8, 6 + 16]
+    assert segment_bytes(graph, [a | b | c | d]) == [30]
+    sets = all_lower_sets(graph, 100)
+    assert sets is not None
+    fronts = {limit: reference_front(graph, sets, limit) for limit in range(20, 31)}
+    assert fronts[21] == {}
+    assert fronts[22] == {20: 6}  # abc, V: a and d run again; 22 in the first segment
+    assert fronts[23] == {20: 6, 10: 7}  # a, abc, V: only d does; 7 + 16
+    assert fronts[25] == {20: 6, 10: 7, 11: 5}  # a, ac, V: b and d; 5 + 2 (2 + 8)
+    assert fronts[27] == {20: 6, 10: 7, 11: 3}  # a, ab, V: c and d; 3 + 2 (4 + 8)
+    assert fronts[29] == {20: 6, 10: 7, 11: 3, 12: 1}  # a, V
+    assert fronts[30] == {20: 6, 10: 7, 11: 3, 12: 1, 22: 0}  # V
+    assert Program(graph, sets).least_limit() == 22
+
+
+@given(n=st.integers(1, 9), seed=st.integers(0, 10**6), share=st.floats(0, 1.2), keep_last=st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_the_program_finds_what_plain_enumeration_finds(n: int, seed: int, share: float, keep_last: bool) -> None:
+    """Exactly, where a bin is a nanosecond. Feasibility is monotone in B, and bisection finds its least."""
+    graph = forward_graph(training_graph(n, seed))
+    sets = all_lower_sets(graph, 300)
+    for family in [ancestor_sets(graph)] + ([sets] if sets else []):
+        program = Program(graph, family, bins=10**4, keep_last=keep_last)
+        least = program.least_limit()
+        limit = int(least * (1 + share))
+        front = reference_front(graph, family, limit, keep_last=keep_last)
+        row = program.table(limit)[-1]
+        assert {t: row[t] for t in np.flatnonzero(np.isfinite(row))} == front
+        assert program.least_kept(limit) == min(front.values())
+        assert not graph.ops or not reference_front(graph, family, least - 1, keep_last=keep_last)
+        for strategy, overhead in zip(STRATEGIES, (min(front), max(front)), strict=True):
+            chosen = program.sequence(program.table(limit), limit, strategy)
+            assert chosen is not None
+            assert max(segment_bytes(graph, chosen), default=0) <= limit
+            assert overhead_ns(graph, chosen, keep_last) == overhead
+
+
+def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
+    total = before = 0
+    for lower in chosen:
+        lost = lower & ~before & ~boundary(graph, lower)
+        if not (keep_last and lower == graph.everything):
+            total += sum(time_ns for node, time_ns in enumerate(graph.time_ns) if lost >> node & 1)
+        before = lower
+    return total
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 30])
+def test_a_chain_has_its_prefixes_and_exact_is_approximate(length: int) -> None:
+    graph = forward_graph(chain(length))
+    prefixes = [(1 << k) - 1 for k in range(length + 1)]
+    assert all_lower_sets(graph, 100) == ancestor_sets(graph) == prefixes
+    assert Kusumoto().families(graph) == [ancestor_sets(graph)]
+
+
+def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
+    """Its file for ResNet50 has 176 nodes, and 241 lower sets."""
+    graph = forward_graph(codec.load_problem(CORPUS / "r50.json"))
+    assert len(graph.ops) == 176
+    sets = all_lower_sets(graph, 1000)
+    assert sets is not None
+    assert len(sets) == 241
+    assert len(ancestor_sets(graph)) == 177
+    assert all_lower_sets(graph, 240) is None
+
+
+@pytest.mark.parametrize("name", ["chain50", "gpt", "r50", "unet"])
+def test_laws_on_the_corpus(name: str) -> None:
+    """Nothing below the least B; with more B the least overhead does not grow, down to none."""
+    problem = codec.load_problem(CORPUS / f"{name}.json")
+    graph = forward_graph(problem)
+    program = Program(graph, ancestor_sets(graph), keep_last=True)
+    least = program.least_limit()
+    assert program.sequence(program.table(least - 1), least - 1, "time-centric") is None
+    fastest = None
+    for limit in (least, int(1.3 * least), 2 * least, program.most_limit()):
+        row = np.flatnonzero(np.isfinite(program.table(limit)[-1]))
+        assert fastest is None or row[0] <= fastest
+        fastest = row[0]
+    assert fastest == 0
+
+
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6), keep_last=st.booleans(), pick=st.integers(0, 10**6))
+@settings(max_examples=200, deadline=None)
+def test_every_sequence_of_lower_sets_is_a_valid_plan(n: int, seed: int, keep_last: bool, pick: int) -> None:
+    """And no op runs more than twice."""
+    for problem in (training_graph(n, seed), adversarial(seed)):
+        if not problem.backward_ops:
+            continue
+        graph = forward_graph(problem)
+        chosen: list[int] = []
+        for k, lower in enumerate(ancestor_sets(graph)[1:]):
+            if (pick >> k % 20 & 1 or lower == graph.everything) and not (chosen and chosen[-1] & ~lower):
+                chosen.append(lower)
+        sequence = canonical_sequence(problem, graph, chosen, keep_last=keep_last)
+        assert validate(problem, plan_from_sequence(problem, sequence), 2**62) == []
+        assert max(map(sequence.count, sequence)) <= 2
+
+
+def test_keeping_every_node_is_the_unmodified_step() -> None:
+    problem = codec.load_problem(CORPUS / "gpt.json")
+    graph = forward_graph(problem)
+    sequence = canonical_sequence(problem, graph, [graph.everything], keep_last=True)
+    assert sequence == list(range(len(problem.ops)))
+    again = canonical_sequence(problem, graph, [graph.everything], keep_last=False)
+    extra = simulate(problem, plan_from_sequence(problem, again)).time_ns - sum(op.time_ns for op in problem.ops)
+    assert 0 < extra <= sum(graph.time_ns)
+
+
+def test_more_lower_sets_than_allowed_is_not_applicable_when_all_are_asked_for() -> None:
+    problem = codec.load_problem(CORPUS / "r50.json")
+    result = solve(problem, int(0.7 * 2_763_978_752), solver=Kusumoto(exact=True, most_sets=200))
+    assert result.status is Status.NOT_APPLICABLE
+    assert "200 lower sets" in result.reason
+    few = Kusumoto(exact=False, most_sets=40)
+    assert len(few.families(forward_graph(problem))[0]) == 40
+    assert solve(problem, int(0.7 * 2_763_978_752), solver=few).plan is not None
+
+
+def test_without_a_plan_the_smallest_peak_is_that_of_the_best_schedule() -> None:
+    problem = codec.load_problem(CORPUS / "unet.json")
+    outcome = Kusumoto().solve(problem, 900_000_000, limits=Limits(None), on_progress=None, seed=0)
+    assert outcome.status is Status.NOT_FOUND
+    assert outcome.smallest_peak_bytes is not None
+    found = solve(problem, outcome.smallest_peak_bytes, solver=Kusumoto())
+    assert found.peak_bytes == outcome.smallest_peak_bytes
+
+
+@pytest.mark.parametrize("options", [{"strategy": "fast"}, {"bins": 0}, {"most_sets": 1}, {"bins": True}])
+def test_options_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Kusumoto(**options)  # type: ignore[arg-type]
