@@ -23,7 +23,10 @@ from remat.capture.roofline import cpu_name
 from remat.memory import recording
 from remat_solvers.errors import ExportError
 
-__all__ = ["Measured", "measure", "prepared", "recorded_memory", "signature_of"]
+__all__ = ["WHOLE_STORAGE", "Measured", "measure", "prepared", "recorded_memory", "signature_of"]
+
+WHOLE_STORAGE: frozenset[Any] = frozenset({torch.ops.aten.copy.default})
+"""Ops that read all of the storage their first argument lies in."""
 
 _LEAST_RUNS, _MOST_RUNS, _ENOUGH_NS = 3, 9, 10_000_000
 _START, _END = 1_000_003, 1_000_033  # bytes of marker allocations around an op; primes no tensor is likely to have
@@ -61,6 +64,8 @@ def signature_of(node: fx.Node) -> str:
     device = device_of(node)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} x{torch.get_num_threads()}"
     arguments = [_words(a) for a in (*node.args, *sorted(node.kwargs.items()))]
+    if node.target in WHOLE_STORAGE:
+        arguments.append(tensors_of(node.all_input_nodes[0])[0].untyped_storage().nbytes())
     return json.dumps([target_name(node), arguments, where, torch.__version__])
 
 
@@ -187,7 +192,8 @@ def prepared(node: fx.Node, *, repeatable: bool = False) -> Callable[[], object]
 
     def value_of(read: fx.Node) -> Any:
         if read not in made:
-            made[read] = _synthetic(read, repeatable)
+            whole = node.target in WHOLE_STORAGE and read is node.args[0]
+            made[read] = _whole(read.meta["val"]) if whole else _synthetic(read, repeatable)
         return made[read]
 
     args = _with_own_generators(fx.map_arg(node.args, value_of))
@@ -224,6 +230,12 @@ def _synthetic(node: fx.Node, repeatable: bool) -> Any:
         tape.keep = repeatable
         return tape
     return torch.utils._pytree.tree_map_only(Tensor, _like, node.meta["val"])
+
+
+def _whole(fake: Tensor) -> Tensor:
+    """As `_like`, at its place in a storage as large as the one it lies in."""
+    base = torch.zeros(fake.untyped_storage().nbytes() // fake.element_size(), dtype=fake.dtype, device=fake.device)
+    return base.as_strided(fake.shape, fake.stride(), fake.storage_offset())
 
 
 def _like(fake: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Outputs that tracing gets wrong, found by running the op once on synthetic tensors.
 
 Fake tensors do not know the bytes a fused RNN kernel keeps for its backward, nor that layer norm on the CPU keeps
-its statistics in float32 where input and weight differ in dtype. Sizes are part of a problem's fingerprint, so
-they are corrected whatever the costs are.
+its statistics in float32 where input and weight differ in dtype, nor that a functional copy into a slice copies all
+of the storage it lies in. Sizes are part of a problem's fingerprint, so they are corrected whatever the costs are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from remat.capture import rnn
 from remat.capture.joint import Joint, storage_of, tensors_of
-from remat.capture.measure import prepared, recorded_memory
+from remat.capture.measure import WHOLE_STORAGE, prepared, recorded_memory
 
 __all__ = ["correct_outputs"]
 
@@ -29,6 +29,8 @@ def correct_outputs(joint: Joint) -> None:
         elif node.target is torch.ops.aten.native_layer_norm.default and _is_mixed(node):
             for position, real in enumerate(prepared(node)()):  # type: ignore[arg-type, var-annotated]
                 _correct(node, position, real.shape, real.dtype)
+        elif node.target in WHOLE_STORAGE:
+            _correct_copy(node)
 
 
 def _is_mixed(node: fx.Node) -> bool:
@@ -41,6 +43,20 @@ def _correct_tape(node: fx.Node) -> None:
     *outputs, _ = tensors_of(node)
     tape_bytes = kept - sum(t.untyped_storage().nbytes() for t in outputs)
     _correct(node, len(outputs), (max(0, tape_bytes),), torch.uint8)
+
+
+def _correct_copy(node: fx.Node) -> None:
+    """As torch's clone_preserve_strides does: the whole storage, unless the slice overlaps itself."""
+    traced: Any = node.meta["val"]
+    into = tensors_of(node.all_input_nodes[0])[0]
+    storage_bytes = into.untyped_storage().nbytes()
+    if storage_bytes == traced.untyped_storage().nbytes() or 0 in into.stride():
+        return
+    old_storage = storage_of(traced)
+    with traced.fake_mode:
+        whole = torch.empty(storage_bytes // traced.element_size(), dtype=traced.dtype, device=traced.device)
+        node.meta["val"] = whole.as_strided(traced.shape, into.stride(), into.storage_offset())
+    _propagate(node, old_storage)
 
 
 def _correct(node: fx.Node, position: int, shape: Any, dtype: torch.dtype) -> None:
