@@ -1,7 +1,8 @@
 """What torch's allocator really holds, to the byte: how workspaces and peaks are measured.
 
-On CPU the profiler reports every allocation and release of torch's allocator, kernel scratch included (not what
-oneDNN or MKL allocate by themselves). On CUDA the caching allocator counts requested bytes; its peak is read.
+On CPU the profiler reports every allocation and release of torch's allocator, kernel scratch included; not what
+oneDNN or MKL allocate by themselves, nor the release of what was allocated before the recording. On CUDA the
+caching allocator counts requested bytes; its peak is read.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ values of every other argument, the training flag of every module, and the autoc
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from remat_solvers.errors import ExportError
 __all__ = [
     "Call",
     "ModelState",
+    "Settings",
     "Signature",
     "TensorSpec",
     "autocast_state",
@@ -100,6 +101,53 @@ class Call:
 
 
 _PLAIN = (int, float, complex, bool, str, bytes, type(None), enum.Enum, torch.dtype, torch.device, torch.memory_format)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Plain attributes of a model's modules (`Dropout.p`, `BatchNorm2d.eps`), which its forward may have read."""
+
+    names: tuple[tuple[str, ...], ...]  # per module, in the order of Module.modules()
+    values: tuple[Any, ...]
+
+    @staticmethod
+    def of(model: nn.Module, set_by_forward: Collection[str]) -> Settings:
+        """All but those that forward itself sets, given as paths within the model."""
+        names: list[tuple[str, ...]] = []
+        values: list[Any] = []
+        for path, module in model.named_modules():
+            prefix = f"{path}." if path else ""
+            own = [
+                name
+                for name, value in module.__dict__.items()
+                if _is_setting(value) and not name.startswith("_") and name != "training"
+                if prefix + name not in set_by_forward
+            ]
+            names.append(tuple(own))
+            values.extend(module.__dict__[name] for name in own)
+        return Settings(tuple(names), tuple(values))
+
+    def differences(self, model: nn.Module) -> list[str]:
+        """Sentences that name the settings that were changed since."""
+        found = []
+        values = iter(self.values)
+        for (path, module), names in zip(model.named_modules(), self.names, strict=False):
+            for name in names:
+                before, after = next(values), module.__dict__.get(name)
+                if before is not after and before != after:
+                    found.append(f"{path}.{name} is {after!r}, planned {before!r}".removeprefix("."))
+        return found
+
+    def hold(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether they all are as they were."""
+        now = [module.__dict__.get(n) for module, names in zip(modules, self.names, strict=False) for n in names]
+        return now == list(self.values)
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_setting(v) for v in value)
+    return isinstance(value, _PLAIN)
 
 
 def read_model(model: nn.Module) -> ModelState:

@@ -1,7 +1,7 @@
 """Measured costs on disk, so that an op is timed once per machine: one SQLite file, safe for several processes.
 
 The folder is $REMAT_CACHE_DIR, else $XDG_CACHE_HOME/remat, else ~/.cache/remat. A folder that cannot be
-written is no error: then nothing is remembered.
+written is no error: then nothing is remembered. A broken file is replaced.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read(keys: Iterable[str]) -> dict[str, Row]:
                 row = db.execute(
                     "SELECT time_ns, spread_ns, workspace_bytes, kept_bytes FROM costs_1 WHERE key = ?", (key,)
                 ).fetchone()
-                if row is not None:
+                if row is not None and all(isinstance(number, int) and number >= 0 for number in row):
                     found[key] = row
     except sqlite3.Error:
         return {}
@@ -56,8 +56,18 @@ def write(rows: Mapping[str, Row]) -> None:
     path = cache_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db, db:
-            db.execute(_TABLE)
-            db.executemany("INSERT OR REPLACE INTO costs_1 VALUES (?, ?, ?, ?, ?)", [(k, *r) for k, r in rows.items()])
+        try:
+            _insert(path, rows)
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # its subclasses are a lock, a full disk and their kind
+                return
+            path.unlink(missing_ok=True)
+            _insert(path, rows)
     except (OSError, sqlite3.Error):
         return
+
+
+def _insert(path: Path, rows: Mapping[str, Row]) -> None:
+    with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db, db:
+        db.execute(_TABLE)
+        db.executemany("INSERT OR REPLACE INTO costs_1 VALUES (?, ?, ?, ?, ?)", [(k, *r) for k, r in rows.items()])

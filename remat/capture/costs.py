@@ -24,7 +24,7 @@ def add_costs(joint: Joint, lowered: Lowered, costs: str | Hardware) -> Problem:
         return _measured(lowered, device)
     if isinstance(costs, Hardware):
         return _estimated(lowered, costs, device)
-    kind, _, name = costs.partition(":")
+    kind, _, name = str(costs).partition(":")
     if kind != "roofline":
         raise InputError(f"costs must be 'measure', 'roofline', 'roofline:NAME' or a Hardware, not {costs!r}")
     return _estimated(lowered, roofline.find(name or roofline.name_of(device)), device)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from remat.capture.call import Call, ModelState, Signature, read_call, read_model, unique_tensors
+from remat.capture.call import Call, ModelState, Settings, Signature, read_call, read_model, unique_tensors
 from remat.capture.costs import add_costs, main_device
 from remat.capture.joint import Joint, inputs_read, is_random, make_joint, tensors_of
 from remat.capture.lower import Lowered, lower
@@ -36,6 +36,7 @@ class Exported:
     joint: Joint
     lowered: Lowered
     signature: Signature  # the calls it is valid for
+    settings: Settings  # the attributes of the model it is valid for
     output_tree: Tree
     output_leaves: tuple[tuple[bool, Any], ...]  # per leaf of the output: (a tensor, the value otherwise)
     model: nn.Module
@@ -149,6 +150,7 @@ def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: D
         joint=joint,
         lowered=lowered,
         signature=call.signature,
+        settings=captured.settings,
         output_tree=captured.output_tree,
         output_leaves=tuple((is_tensor, value) for is_tensor, value in captured.output_leaves),
         model=model,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -39,6 +39,11 @@ class PythonState:
         self._before = {name: dict(module.__dict__) for name, module in model.named_modules()}
         self._replaced: dict[int, str] = {}  # a tensor's id -> the attribute that held it
         self._set: dict[str, None] = {}  # attributes that forward sets
+
+    @property
+    def set_by_forward(self) -> Collection[str]:
+        """Paths of the attributes that forward sets."""
+        return self._set.keys()
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -8,8 +8,9 @@ depend on ratios between ops. Workspaces are not estimated.
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from remat.capture.joint import tensors_of
 from remat_solvers.errors import InputError
@@ -96,7 +97,7 @@ def time_ns(node: fx.Node, hardware: Hardware) -> int:
     flops = _flops(node)
     dtype = next((t.dtype for t in outputs if t.is_floating_point()), torch.float32)
     rate = hardware.matmul_flops_per_s.get(dtype, hardware.flops_per_s)
-    return int(max(flops / rate, moved / hardware.bytes_per_s) * 1e9) + hardware.launch_ns
+    return round(max(flops / rate, moved / hardware.bytes_per_s) * 1e9) + hardware.launch_ns
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -108,12 +109,40 @@ def _flops(node: fx.Node) -> int:
     if target in (torch.ops.remat.rnn_forward.default, torch.ops.remat.rnn_backward.default):
         return _rnn_flops(node)
     packet = getattr(target, "overloadpacket", None)
-    count = flop_registry.get(packet)
+    count = _COUNTS.get(packet) or flop_registry.get(packet)
     if count is None:
         return 0
     args = fx.map_arg(node.args, lambda n: n.meta["val"])
     kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
     return int(count(*args, **kwargs, out_val=node.meta["val"]))
+
+
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward_flops(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: Any
+) -> int:
+    shapes = (grad.shape, query.shape, key.shape, value.shape)
+    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
+
+
+def _convolution_backward_flops(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> int:
+    """As many as the forward for the input's and for the weight's gradient; the registry's does not know groups."""
+    *_, transposed, _, _, wanted = rest
+    positions = math.prod((input if transposed else grad).shape[2:])
+    return int(2 * weight.numel() * input.shape[0] * positions * sum(wanted[:2]))
+
+
+_COUNTS: Mapping[Any, Callable[..., int]] = MappingProxyType(
+    {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+        torch.ops.aten.convolution_backward: _convolution_backward_flops,
+    }
+)
+"""FLOPs of ops that torch's registry lacks or miscounts."""
 
 
 def _rnn_flops(node: fx.Node) -> int:

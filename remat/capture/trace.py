@@ -25,7 +25,7 @@ from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from remat.capture import rnn
-from remat.capture.call import Call, ModelState, unique_tensors
+from remat.capture.call import Call, ModelState, Settings, unique_tensors
 from remat.capture.locate import is_user_file, locating
 from remat.capture.python_state import PythonState
 from remat.capture.trees import Tree, flatten, unflatten
@@ -44,6 +44,7 @@ class Capture:
     output_leaves: list[tuple[bool, Any]]  # per leaf: (is a tensor, its value otherwise)
     requires_grad: list[bool]  # per tensor the model returns
     differentiated: list[bool]  # per tensor the model returns: a gradient through it is planned for
+    settings: Settings  # attributes the forward may have read
 
 
 def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool, loss_only: bool) -> Capture:
@@ -88,6 +89,7 @@ def _trace(traced: _Traced, *, unroll_rnn: bool, compiling: bool) -> Capture:
             traced.output_leaves,
             traced.requires_grad,
             traced.differentiated,
+            Settings.of(model, traced.python_state.set_by_forward),
         )
 
 

@@ -19,7 +19,7 @@ from torch.fx.graph import _BoxedCodeGen
 from remat.capture import rnn
 from remat.capture.joint import Joint, device_of, is_random, tensors_of
 from remat.capture.lower import Lowered
-from remat.execute.runtime import hold, restore_rng, save_rng, swap_rng
+from remat.execute.runtime import drawing, hold, remembering, replaying
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 
@@ -159,15 +159,14 @@ class _Emitter:
         else:
             target, args, kwargs = self._call(node)
         graph = self._phase.graph
-        if again and op in self._states:  # draw what it drew the first time, then go on where the generator was
-            device = device_of(node)
-            current = graph.call_function(swap_rng, (device, self._states[op]))
-            made = graph.call_function(target, args, kwargs)
-            graph.call_function(restore_rng, (device, current))
+        if op in self._states:
+            made = graph.call_function(replaying(target), (device_of(node), self._states[op], *args), kwargs)
+        elif is_random(node) and self._times[op] > 1:
+            drawn = graph.call_function(remembering(target), (device_of(node), *args), kwargs)
+            made = graph.call_function(operator.getitem, (drawn, 0))
+            self._states[op] = graph.call_function(operator.getitem, (drawn, 1))
         else:
-            if is_random(node) and self._times[op] > 1:
-                self._states[op] = graph.call_function(save_rng, (device_of(node),))
-            made = graph.call_function(target, args, kwargs)
+            made = graph.call_function(drawing(target) if is_random(node) else target, args, kwargs)
         self._phase.statements += 1
         for value in self._problem.ops[op].inputs:
             if value in self._phase.live:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from remat.capture.call import Call, ModelState, Signature, differences, read_call, read_model, unique_tensors
+from remat.capture.call import Call, ModelState, Settings, Signature, differences, read_call, read_model, unique_tensors
 from remat.capture.exported import Exported
 from remat.execute.program import Program
 from remat_solvers.errors import ChangedError
@@ -33,6 +33,7 @@ class Planned:
     """One planned kind of call. Without a program (after unpickling) the step is captured anew at the first call."""
 
     signature: Signature
+    settings: Settings
     problem: Problem
     plan: Plan
     result: Result | None  # None where the plan came from a file
@@ -87,7 +88,7 @@ class RematModule(nn.Module):
         state = read_model(model)
         call = read_call(model, state, args, kwargs)
         for planned in self._planned:
-            if planned.signature == call.signature:
+            if planned.signature == call.signature and planned.settings.hold(model.modules()):
                 return self._run(self._ready(planned, args, kwargs), state, call)
         if not self.training:
             return model(*args, **kwargs)
@@ -112,9 +113,11 @@ class RematModule(nn.Module):
             self.__dict__["_planned"] = (*self._planned, planned)
             assert planned.program is not None
             return self._run(planned.program, state, call)
-        found = min(
-            (differences(p.signature, call.signature, self.original) for p in self._planned), key=len, default=[]
+        model = self.original
+        compared = (
+            differences(p.signature, call.signature, model) + p.settings.differences(model) for p in self._planned
         )
+        found = min(compared, key=len, default=[])
         raise ChangedError(
             f"this call is not the one that was planned: {'; '.join(found)}. Solve for this call too, or pass "
             "on_change='replan' (plans each new kind of call once) or on_change='original' (runs it unplanned)."
@@ -234,4 +237,4 @@ class RematModule(nn.Module):
 
 def plan_call(exported: Exported, plan: Plan, result: Result | None) -> Planned:
     """A planned call, ready to run."""
-    return Planned(exported.signature, exported.problem, plan, result, Program(exported, plan))
+    return Planned(exported.signature, exported.settings, exported.problem, plan, result, Program(exported, plan))

@@ -14,7 +14,7 @@ from remat.capture.exported import Exported
 from remat.capture.joint import Joint, Output, inputs_read
 from remat.capture.trees import unflatten
 from remat.execute.emit import Emitted, emit
-from remat.execute.runtime import coerce, restore_rng, save_rng
+from remat.execute.runtime import RNG_LOCK, coerce, restore_rng, save_rng
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Plan
 
@@ -122,22 +122,29 @@ class Program:
         states, inputs, versions = given
         if any(inputs[i]._version != versions[i] for i in late._read):
             raise ApplyError("a parameter or input was changed in place between the forward and the backward")
+        with RNG_LOCK:
+            found = late._run_from(states, inputs, grads)
+        return late._gradients(found)
+
+    def _run_from(
+        self, states: list[tuple[torch.device, Any]], inputs: Sequence[Tensor], grads: list[Tensor | None]
+    ) -> Sequence[Tensor]:
+        """Forward and backward with the generators at `states`; afterwards they are where they were."""
         now = [(device, save_rng(device)) for device, _ in states]
         for device, state in states:
             restore_rng(device, state)
-        emitted = late._emitted
+        emitted = self._emitted
         try:
             with torch._C._DisableAutocast():
                 _, saved, objects = emitted.forward([inputs[i] for i in emitted.forward_inputs])
                 feed = [*saved, *objects, *(inputs[i] for i in emitted.backward_inputs)]
-                feed += late._tangents(list(grads), emitted.tangents)
+                feed += self._tangents(list(grads), emitted.tangents)
                 del saved, objects
                 grads.clear()
-                found = emitted.backward(feed)
+                return emitted.backward(feed)  # type: ignore[no-any-return]
         finally:
             for device, state in now:
                 restore_rng(device, state)
-        return late._gradients(found)
 
     def _make_late(self) -> Program:
         late = Program(*self.exported.for_all_outputs(), updates=False)

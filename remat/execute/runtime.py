@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["coerce", "hold", "restore_rng", "save_rng", "swap_rng"]
+__all__ = [
+    "RNG_LOCK",
+    "coerce",
+    "drawing",
+    "hold",
+    "remembering",
+    "replaying",
+    "restore_rng",
+    "save_rng",
+]
 
 
 def hold(*values: Any) -> None:
@@ -31,11 +43,47 @@ def restore_rng(device: torch.device, state: Any) -> None:
         torch.set_rng_state(tensor)
 
 
-def swap_rng(device: torch.device, state: Any) -> Any:
-    """Set the device's default generator to `state`; returns the state it was in."""
-    current = save_rng(device)
-    restore_rng(device, state)
-    return current
+RNG_LOCK = threading.RLock()
+"""Held while a planned step draws or replays: two threads share one generator, and a replay must see its own draw."""
+
+
+@cache
+def drawing(target: Callable[..., Any]) -> Callable[..., Any]:
+    """The random op `target`, drawing where the generator is."""
+
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        with RNG_LOCK:
+            return target(*args, **kwargs)
+
+    return draw
+
+
+@cache
+def remembering(target: Callable[..., Any]) -> Callable[..., Any]:
+    """The random op `target`, to be replayed later: gives (its result, the state it drew from)."""
+
+    def draw_and_remember(device: torch.device, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        with RNG_LOCK:
+            state = save_rng(device)
+            return target(*args, **kwargs), state
+
+    return draw_and_remember
+
+
+@cache
+def replaying(target: Callable[..., Any]) -> Callable[..., Any]:
+    """The random op `target`, drawing what it drew from `state`; the generator goes on where it was."""
+
+    def replay(device: torch.device, state: Any, /, *args: Any, **kwargs: Any) -> Any:
+        with RNG_LOCK:
+            current = save_rng(device)
+            restore_rng(device, state)
+            try:
+                return target(*args, **kwargs)
+            finally:
+                restore_rng(device, current)
+
+    return replay
 
 
 def coerce(tangent: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
