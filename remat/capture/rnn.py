@@ -22,12 +22,15 @@ import torch
 from torch import Tensor, fx
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
+from remat.capture.packed import KnownSizes, sizes_of
+from remat_solvers.errors import ExportError
+
 __all__ = ["AT_RUN_TIME", "BACKWARD", "FORWARD", "Tape", "is_tape", "opaque", "run_backward", "run_forward"]
 
 _LAYER = "bool has_biases, int num_layers, float dropout, bool training, bool bidirectional, bool batch_first"
 torch.library.define(
     "remat::rnn_forward",
-    f"(str mode, Tensor input, Tensor? batch_sizes, Tensor[] hidden, Tensor[] weights, {_LAYER}) -> Tensor[]",
+    f"(str mode, Tensor input, int[]? batch_sizes, Tensor[] hidden, Tensor[] weights, {_LAYER}) -> Tensor[]",
 )
 torch.library.define(
     "remat::rnn_backward",
@@ -44,7 +47,7 @@ _SAVED_PER_UNIT = {"lstm": 6, "gru": 5, "rnn_tanh": 1, "rnn_relu": 1}  # gates a
 def _fake_forward(
     mode: str,
     input: Tensor,
-    batch_sizes: Tensor | None,
+    batch_sizes: Sequence[int] | None,
     hidden: Sequence[Tensor],
     weights: Sequence[Tensor],
     has_biases: bool,
@@ -117,7 +120,7 @@ class _Enter(torch.autograd.Function):
 def run_forward(
     mode: str,
     input: Tensor,
-    batch_sizes: Tensor | None,
+    batch_sizes: Sequence[int] | None,
     hidden: Sequence[Tensor],
     weights: Sequence[Tensor],
     *layer: Any,
@@ -179,13 +182,18 @@ def run_backward(
 
 
 def _call_kernel(
-    mode: str, x: Tensor, batch_sizes: Tensor | None, hidden: Sequence[Tensor], weights: list[Tensor], layer: Any
+    mode: str,
+    x: Tensor,
+    batch_sizes: Sequence[int] | None,
+    hidden: Sequence[Tensor],
+    weights: list[Tensor],
+    layer: Any,
 ) -> tuple[Tensor, ...]:
     kernel: Any = getattr(torch._VF, mode)
     state = tuple(hidden) if mode == "lstm" else hidden[0]
     if batch_sizes is None:
         return tuple(kernel(x, state, weights, *layer))
-    return tuple(kernel(x, batch_sizes, state, weights, *layer[:-1]))
+    return tuple(kernel(x, torch.tensor(batch_sizes), state, weights, *layer[:-1]))
 
 
 def _refer(records: list[_Saved], sources: list[Tensor]) -> None:
@@ -219,7 +227,7 @@ class _Opaque(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mode: str, layer: tuple[Any, ...], states: int, batch_sizes: Tensor | None, *tensors: Tensor
+        ctx: Any, mode: str, layer: tuple[Any, ...], states: int, batch_sizes: Sequence[int] | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         input, hidden, weights = tensors[0], tensors[1 : 1 + states], tensors[1 + states :]
         *outputs, tape = FORWARD(mode, input, batch_sizes, list(hidden), list(weights), *layer)
@@ -249,10 +257,12 @@ class _Kernels:
             return getattr(self._table, name)
 
         def layer_call(*args: Any) -> tuple[Tensor, ...]:
-            if torch.is_autocast_enabled(args[0].device.type):
-                return getattr(self._table, name)(*args)  # type: ignore[no-any-return]
             packed = isinstance(args[3], (list, tuple))
-            input, batch_sizes = args[0], args[1] if packed else None
+            if torch.is_autocast_enabled(args[0].device.type):
+                if packed:
+                    raise ExportError("a packed sequence under autocast: pad it, or leave autocast around the RNN")
+                return getattr(self._table, name)(*args)  # type: ignore[no-any-return]
+            input, batch_sizes = args[0], sizes_of(args[1]) if packed else None
             state, weights, *layer = args[2:] if packed else args[1:]
             hidden = tuple(state) if name == "lstm" else (state,)
             options = (*layer, False) if packed else tuple(layer)
@@ -264,5 +274,5 @@ class _Kernels:
 @contextmanager
 def opaque() -> Iterator[None]:
     """Trace RNN modules as opaque ops. Under autocast they are traced step by step: their dtypes differ per kernel."""
-    with mock.patch.object(torch.nn.modules.rnn, "_VF", _Kernels(torch._VF)):
+    with mock.patch.object(torch.nn.modules.rnn, "_VF", _Kernels(torch._VF)), KnownSizes():
         yield

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
+
+from remat.capture.packed import sizes_of, with_sizes
 
 __all__ = ["Tree", "flatten", "unflatten"]
 
@@ -54,7 +57,15 @@ class _Mapping:
     parts: tuple[Tree, ...]
 
 
-Tree: TypeAlias = _Leaf | _Object | _Nest | _Mapping
+@dataclass(frozen=True)
+class _Packed:
+    """A packed sequence. Its batch sizes are plain numbers, not a tensor: a step is planned for one set of lengths."""
+
+    steps: int
+    parts: tuple[Tree, ...]  # data, sorted and unsorted indices, then a leaf per step
+
+
+Tree: TypeAlias = _Leaf | _Object | _Nest | _Mapping | _Packed
 
 
 def flatten(nested: Any) -> tuple[list[Any], Tree]:
@@ -70,6 +81,10 @@ def unflatten(leaves: list[Any], tree: Tree) -> Any:
 
 
 def _flatten(nested: Any, leaves: list[Any], depth: int) -> Tree:
+    if isinstance(nested, PackedSequence):
+        data, batch_sizes, *indices = nested
+        sizes = sizes_of(batch_sizes)
+        return _Packed(len(sizes), tuple(_flatten(part, leaves, depth) for part in (data, *indices, *sizes)))
     kind = pytree._get_node_type(nested)
     known = pytree.SUPPORTED_NODES.get(kind)
     if known is None and isinstance(nested, dict):
@@ -122,6 +137,9 @@ def _unflatten(tree: Tree, take: Callable[[], Any]) -> Any:
             filled = copy.copy(template)
             filled.update({key: _unflatten(part, take) for key, part in zip(keys, parts, strict=True)})
             return filled
+        case _Packed(_, parts):
+            data, sorted_indices, unsorted_indices, *sizes = [_unflatten(part, take) for part in parts]
+            return PackedSequence(data, with_sizes(sizes), sorted_indices, unsorted_indices)
         case _Object(_, template, names, parts):
             made = copy.copy(template)
             for name, part in zip(names, parts, strict=True):

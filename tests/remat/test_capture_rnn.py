@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import remat
 from remat.capture.exported import Exported
@@ -205,6 +205,73 @@ def test_one_layer_called_twice(plan: Callable[..., nn.Module]) -> None:
             return self.rnn(self.rnn(x)[0])[0]
 
     check(lambda: seeded(lambda: Twice(nn.LSTM)), (randn(STEPS, BATCH, IN).requires_grad_(),), plan)
+
+
+# Packed sequences
+
+
+class TakesPacked(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.rnn = kind(IN, UNITS, **options)
+
+    def forward(self, packed: PackedSequence) -> Any:
+        output, state = self.rnn(packed)
+        return output, state, torch.tanh(output.data)
+
+
+class Pads(TakesPacked):
+    def forward(self, packed: PackedSequence, **options: Any) -> Any:
+        output, state = self.rnn(packed)
+        return pad_packed_sequence(output, **options), state
+
+
+def packed_input(lengths: tuple[int, ...] = (2, 5, 4)) -> PackedSequence:
+    padded = randn(STEPS, len(lengths), IN)
+    return pack_padded_sequence(padded, torch.tensor(lengths), enforce_sorted=False)
+
+
+@PLANS
+@pytest.mark.parametrize("model", [TakesPacked, Pads])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(nn.LSTM, {}), (nn.GRU, {"bidirectional": True}), (nn.RNN, {"num_layers": 2}), (nn.LSTM, {"proj_size": 2})],
+    ids=["lstm", "gru-bidirectional", "rnn-two-layers", "lstm-projected"],
+)
+def test_packed_input(
+    model: type[TakesPacked], kind: type[nn.RNNBase], options: dict[str, Any], plan: Callable[..., nn.Module]
+) -> None:
+    check(lambda: seeded(lambda: model(kind, **options)), (packed_input(),), plan)
+
+
+@pytest.mark.parametrize("options", [{"batch_first": True}, {"padding_value": -1.0}, {"total_length": 9}])
+def test_padding_again(options: dict[str, Any]) -> None:
+    exported = remat.export(Pads(nn.GRU), (packed_input(),), options)
+    net = remat.apply(exported, store_all(exported.problem))
+    found, expected = (list(leaves(m(packed_input(), **options))) for m in (net, exported.model))
+    assert [t.stride() for t in found] == [t.stride() for t in expected]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_lengths_are_part_of_the_call() -> None:
+    net = storing_all(TakesPacked(nn.LSTM), (packed_input(),))
+    net(packed_input((5, 4, 2)))  # the same sizes of batches in another order
+    with pytest.raises(remat.ChangedError):
+        net(packed_input((2, 5, 3)))
+
+
+def test_packing_in_forward_says_what_to_do() -> None:
+    class Packs(TakesPacked):
+        def forward(self, x: Tensor, lengths: Tensor) -> Any:
+            return super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False))
+
+    with pytest.raises(remat.ExportError, match="Pack it outside"):
+        roofline(Packs(nn.LSTM), (randn(STEPS, BATCH, IN), torch.tensor([2, 5, 4])))
+
+
+def test_packed_under_autocast_says_what_to_do() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(remat.ExportError, match="pad it"):
+        roofline(TakesPacked(nn.LSTM), (packed_input(),))
 
 
 # Under autocast
