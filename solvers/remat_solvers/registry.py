@@ -98,6 +98,14 @@ ENTRIES: tuple[Entry, ...] = (
         needs_backward=True,
     ),
     Entry(
+        name="checkmate",
+        path="remat_solvers.recompute.checkmate:Checkmate",
+        family="recompute",
+        summary="Jain et al. 2020: an integer program over stages; coarsened for large graphs.",
+        exact=True,
+        in_portfolio=False,
+    ),
+    Entry(
         name="brute-force",
         path="remat_solvers.recompute.brute_force:BruteForce",
         family="recompute",

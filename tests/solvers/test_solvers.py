@@ -37,6 +37,7 @@ SOLVERS = (
     ("kusumoto", {"bins": 50}),
     ("kusumoto", {"exact": False, "strategy": "memory-centric", "keep_last": False}),
     ("rotor", {"slots": 60}),
+    ("checkmate", {"exact_ops": 9, "coarse_ops": 5}),
     ("brute-force", {"max_ops": 10}),
     ("auto", {}),
 )

@@ -1,0 +1,215 @@
+"""Jain et al.: Checkmate, Breaking the Memory Wall with Optimal Tensor Rematerialization. MLSys 2020, 1910.02653.
+
+An integer program over stages (section 4): R[t, i] says that op i runs in stage t, S[t, i] that its value is kept from
+stage t-1 into t, U[t, k] what is on the device while k runs, FREE[t, i, k] that i goes after k. The cost of all R is
+least subject to dependencies, to what can be kept, and to U <= budget. In the frontier-advancing form (section 4.7,
+(8a) to (8c)) stage t ends with the first run of op t, which makes the program small. checkmate_model.py has the rows,
+and what several outputs per op, workspace, results and ops that run once add to them.
+
+Approximation (section 5, algorithm 2, `rounding=True`): solve the linear relaxation with (1 - epsilon) of the budget,
+S = 1 where S* > 0.5, R = the first runs; then, stage by stage, what S keeps must have been there or run before
+((1c)), and what runs must have its inputs ((1b), right to left). The authors' code sweeps thresholds from 0.1 to 0.9
+where the paper has 0.5; so does this, and keeps the fastest result that fits the budget itself. Where none does, the
+relaxation's budget is searched upwards. Above FULL_RELAXATION_OPS ops it has one memory row per stage (see below).
+
+What is open in the paper, and what is done here:
+
+- Backends: the paper uses Gurobi; here HiGHS or CBC, through PuLP.
+- Lazy rows (`lazy`): the program is first solved with one memory row per stage, that of its first run. A stage whose
+  inside exceeds the budget in the replay gets its full rows (2) and (3), and the program is solved again. When the
+  replay fits, the point is an optimum of the full program, of which a part was left out. `lazy=False` writes all rows
+  at once.
+- Optimality. Checkmate's schedules run an op at most once per stage, in the problem's order inside a stage, so their
+  optimum alone does not bound all plans. The program with one row per stage does (checkmate_model.py says why).
+  Where it agrees with the plan found, the plan is `optimal` among all plans in the given order; otherwise the bound
+  is that of the smaller program, and the reason says that the plan is the best of Checkmate's schedules.
+- Infeasible for Checkmate is no proof for plans in another order, and so `not_found` with that reason.
+- Larger graphs (more than `exact_ops` ops, or not solved within the time limit): the same program over runs of
+  consecutive ops (coarse.py), expanded to the problem's ops and polished (polish.py: repeats that liveness shows
+  useless, or that memory has room to avoid, are dropped). The coarse program counts every merged op at its highest,
+  so its budget is searched: the largest one whose expanded plan fits. Nothing is proven there, and the reason says so.
+- With a link, plans may offload, which these variables do not know: the plan is one without offload and no bound is
+  claimed, unless nothing runs twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from remat_solvers.bounds import time_bound_ns
+from remat_solvers.clock import Stopwatch
+from remat_solvers.errors import InputError
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.checkmate_program import Solved, solve_exactly, solve_rounded
+from remat_solvers.recompute.coarse import contract
+from remat_solvers.recompute.milp import Backend, Ended, check_backend
+from remat_solvers.recompute.polish import drop_useless, keep_where_it_fits
+from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+
+__all__ = ["Checkmate"]
+
+EXACT_SHARE = 0.6  # of the time limit, where there is one; the rest is for the coarse form
+ROUND_SHARE = 0.4  # of the time that is left, for one program of the coarse form
+COARSE_ROUNDS = 6  # of the search for the coarse budget
+COARSE_STEPS = 64  # it ends at this fraction of the budget
+FULL_RELAXATION_OPS = 100  # rounding: larger problems are relaxed with one memory row per stage
+
+OWN_BEST = "the best of Checkmate's schedules; the bound holds for every plan in the given order"
+NO_SCHEDULE = "none of Checkmate's schedules fits: the program is infeasible"
+ROUNDED = "two-phase rounding of the linear relaxation"
+INCUMBENT = "the best found by the time limit"
+
+
+@dataclass(frozen=True)
+class Checkmate:
+    """The integer program of Checkmate, exact where the graph is small enough."""
+
+    backend: Backend = "highs"  # who solves the program
+    rounding: bool = False  # two-phase rounding of the linear relaxation in place of the integer program
+    epsilon: float = 0.1  # rounding: share of the budget that the relaxation leaves free
+    lazy: bool = True  # memory rows inside a stage only where they are needed
+    exact_ops: int = 200  # larger problems are coarsened
+    coarse_ops: int = 48  # ops of a coarsened problem
+
+    name: ClassVar[str] = "checkmate"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        check_backend(self.name, self.backend)
+        if not 0 <= self.epsilon < 1:
+            raise InputError(f"checkmate: epsilon must be from 0 to less than 1, not {self.epsilon!r}")
+        for option in ("exact_ops", "coarse_ops"):
+            number = getattr(self, option)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise InputError(f"checkmate: {option} must be an integer of at least 1, not {number!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of Checkmate's schedules within the budget. See `registry.Solver`."""
+        search = _Search(self, problem, budget_bytes, Stopwatch(limits), on_progress)
+        try:
+            if len(problem.ops) <= self.exact_ops:
+                search.directly()
+            if not search.settled:
+                search.coarsened()
+        except KeyboardInterrupt:
+            search.stopped = Stopped.INTERRUPT
+        return search.outcome()
+
+
+class _Search:
+    """One question, and the best answer so far."""
+
+    def __init__(
+        self, options: Checkmate, problem: Problem, budget_bytes: int, watch: Stopwatch, report: OnProgress | None
+    ) -> None:
+        self.options = options
+        self.problem = problem
+        self.budget_bytes = budget_bytes
+        self.watch = watch
+        self.report = report
+        self.best: tuple[int, int, list[int]] | None = None  # time, peak, sequence
+        self.smallest: int | None = None
+        self.bound_ns: int | None = None
+        self.settled = False  # the direct form leaves nothing to be tried
+        self.stopped = Stopped.COMPLETE
+        self.reason = ""
+
+    def directly(self) -> None:
+        """The program over the ops themselves."""
+        solved = self._solve(self.problem, self.budget_bytes, EXACT_SHARE)
+        self.bound_ns = solved.bound_ns
+        how = ROUNDED if self.options.rounding else OWN_BEST if solved.ended is Ended.OPTIMAL else INCUMBENT
+        for sequence in solved.sequences:
+            self._offer(sequence, how)
+        if self.options.rounding:
+            self.settled = self.best is not None
+        else:
+            self.settled = solved.ended in (Ended.OPTIMAL, Ended.INFEASIBLE)
+            if solved.ended is Ended.INFEASIBLE:
+                self.reason = NO_SCHEDULE
+            elif not self.settled:
+                self.stopped = Stopped.TIME
+        if solved.interrupted:
+            raise KeyboardInterrupt
+
+    def coarsened(self) -> None:
+        """The program over runs of ops, within the largest coarse budget whose plan, expanded, fits."""
+        coarse = contract(self.problem, min(self.options.coarse_ops, len(self.problem.ops)))
+        merged = len(coarse.groups) < len(self.problem.ops)
+        how = (
+            f"{len(self.problem.ops)} ops merged into {len(coarse.groups)}, so nothing is proven" if merged else ROUNDED
+        )
+        low, high = self.budget_bytes, simulate(coarse.problem, store_all(coarse.problem)).peak_bytes
+        budget_bytes = low
+        for _ in range(COARSE_ROUNDS):
+            if self.watch.expired:
+                self.stopped = Stopped.TIME
+                break
+            solved = self._solve(coarse.problem, budget_bytes, ROUND_SHARE)
+            peaks = [self._offer(drop_useless(self.problem, coarse.expand(s)), how) for s in solved.sequences]
+            if solved.interrupted:
+                raise KeyboardInterrupt
+            if peaks and min(peaks) > self.budget_bytes:
+                high = budget_bytes
+            else:
+                low = budget_bytes
+            if high - low <= self.budget_bytes // COARSE_STEPS:
+                break
+            budget_bytes = (low + high) // 2
+        if self.best is not None:
+            self._offer(keep_where_it_fits(self.problem, self.best[2], self.budget_bytes, self.watch), self.reason)
+        elif not self.reason:
+            self.reason = how
+
+    def outcome(self) -> Outcome:
+        """What is known by now."""
+        if self.best is None:
+            return Outcome(
+                status=Status.NOT_FOUND,
+                reason=self.reason,
+                smallest_peak_bytes=self.smallest,
+                stopped=self.stopped,
+            )
+        time_ns, _, sequence = self.best
+        bound_ns, order = self.bound_ns, Order.GIVEN
+        if time_ns == time_bound_ns(self.problem):
+            bound_ns, order = time_ns, Order.FREE
+        elif self.problem.link is not None:
+            bound_ns = None  # the bound is one on plans without offload
+        optimal = bound_ns is not None and bound_ns >= time_ns
+        return Outcome(
+            status=Status.OPTIMAL if optimal else Status.FEASIBLE,
+            plan=plan_from_sequence(self.problem, sequence),
+            reason="" if optimal else self.reason,
+            bound_ns=bound_ns,
+            order=order,
+            smallest_peak_bytes=self.smallest,
+            stopped=Stopped.COMPLETE if optimal else self.stopped,
+        )
+
+    def _solve(self, problem: Problem, budget_bytes: int, share: float) -> Solved:
+        remaining = self.watch.remaining
+        seconds = None if remaining is None else share * remaining
+        backend, lazy = self.options.backend, self.options.lazy
+        if self.options.rounding:
+            epsilon = self.options.epsilon
+            lazy = len(problem.ops) > FULL_RELAXATION_OPS
+            return solve_rounded(problem, budget_bytes, backend, lazy=lazy, epsilon=epsilon, seconds=seconds)
+        return solve_exactly(problem, budget_bytes, backend, lazy=lazy, seconds=seconds)
+
+    def _offer(self, sequence: list[int], how: str) -> int:
+        """Consider a sequence of the problem's ops; its peak."""
+        timeline = simulate(self.problem, plan_from_sequence(self.problem, sequence))
+        time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
+        self.smallest = peak_bytes if self.smallest is None else min(self.smallest, peak_bytes)
+        if peak_bytes <= self.budget_bytes and (self.best is None or (time_ns, peak_bytes) < self.best[:2]):
+            self.best = time_ns, peak_bytes, sequence
+            self.reason = how
+            if self.report is not None:
+                self.report(Progress(self.watch.seconds, time_ns, peak_bytes, self.bound_ns, how))
+        return peak_bytes

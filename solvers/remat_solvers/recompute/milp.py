@@ -1,0 +1,141 @@
+"""Mixed-integer programs through PuLP: one way to run them, whatever the backend.
+
+A backend stops at the time limit with the best point it has. What it says is read in one place (STATUS_MAP); a point
+of an LP that is not solved to its end means nothing and is not handed out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, TypeAlias
+
+from remat_solvers.errors import InputError
+
+__all__ = ["BACKENDS", "Answer", "Backend", "Ended", "check_backend", "run"]
+
+Backend: TypeAlias = Literal["highs", "cbc"]
+BACKENDS: tuple[Backend, ...] = ("highs", "cbc")
+
+THREADS = 1
+HIGHS_FEASIBLE = 2  # info.primal_solution_status
+INTERRUPT_POLL_S = 0.05
+
+
+class Ended(Enum):
+    """What a backend says about a program."""
+
+    OPTIMAL = "solved to its end"
+    FEASIBLE = "a point, not proven optimal"
+    INFEASIBLE = "proven to have no point"
+    UNKNOWN = "neither a point nor a proof"
+
+
+# (pulp.LpProblem.status, pulp.LpProblem.sol_status) -> what it means; all else is UNKNOWN.
+STATUS_MAP: Mapping[tuple[int, int], Ended] = {
+    (1, 1): Ended.OPTIMAL,  # LpStatusOptimal, LpSolutionOptimal
+    (1, 2): Ended.FEASIBLE,  # LpStatusOptimal, LpSolutionIntegerFeasible: how PuLP names a limit with an incumbent
+    (0, 2): Ended.FEASIBLE,  # LpStatusNotSolved, LpSolutionIntegerFeasible
+    (-1, -1): Ended.INFEASIBLE,  # LpStatusInfeasible, LpSolutionInfeasible
+    (-1, 0): Ended.INFEASIBLE,  # LpStatusInfeasible, LpSolutionNoSolutionFound: CBC where only the LP has points
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known about a program after a backend has run; values are read off its variables."""
+
+    ended: Ended
+    bound: float | None  # proven lower bound on the objective; None: none known
+    relaxed: bool = False  # every variable was taken as continuous
+    interrupted: bool = False  # the user pressed Ctrl-C; a point found before is still there
+
+
+def check_backend(solver: str, backend: str) -> None:
+    """Raise InputError where there is no such backend."""
+    if backend not in BACKENDS:
+        raise InputError(f"{solver}: backend must be {' or '.join(BACKENDS)}, not {backend!r}")
+
+
+def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool = False) -> Answer:
+    """Minimise a `pulp.LpProblem`; `relaxed` takes every variable as continuous."""
+    import pulp
+
+    if backend == "highs":
+        return _run_highs(pulp, program, seconds, relaxed)
+    gaps = {} if relaxed else {"gapRel": 0.0, "gapAbs": 0.0}
+    bundled = getattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", None)
+    solver = pulp.COIN_CMD(path=bundled, msg=False, mip=not relaxed, timeLimit=seconds, threads=THREADS, **gaps)
+    if not solver.available():
+        raise InputError("backend cbc is not installed; use backend highs, or install cbc")
+    program.solve(solver)
+    ended = _ended(program, relaxed)
+    return Answer(ended, pulp.value(program.objective) if ended is Ended.OPTIMAL else None, relaxed)
+
+
+def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool) -> Answer:
+    solver = pulp.HiGHS(msg=False, mip=not relaxed, threads=THREADS, gapRel=0.0)
+    interrupted = threading.Event()
+    solver.callSolver = _interruptible(interrupted, None if seconds is None else time.perf_counter() + seconds)
+    with _banner_on_stderr():
+        program.solve(solver)
+    model = program.solverModel
+    info = model.getInfo()
+    ended = _ended(program, relaxed)
+    if ended is Ended.FEASIBLE and info.primal_solution_status != HIGHS_FEASIBLE:
+        ended = Ended.UNKNOWN
+    bound = info.objective_function_value if relaxed else info.mip_dual_bound
+    known = ended is Ended.OPTIMAL if relaxed else abs(bound) < model.getInfinity()
+    return Answer(ended, bound if known else None, relaxed, interrupted.is_set())
+
+
+def _interruptible(interrupted: threading.Event, deadline: float | None) -> Callable[[Any], None]:
+    """HiGHS runs in a thread of its own, so that Ctrl-C reaches us at once and ends it with what it has.
+
+    The limit is set when it starts: by then PuLP has handed the program over, which takes seconds for a large one.
+    """
+
+    def call(program: Any) -> None:
+        model = program.solverModel
+        if deadline is not None:
+            model.setOptionValue("time_limit", max(0.0, deadline - time.perf_counter()))
+        model.HandleUserInterrupt = True
+        thread = threading.Thread(target=model.run, daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(INTERRUPT_POLL_S)
+        except KeyboardInterrupt:
+            interrupted.set()
+            model.cancelSolve()
+            thread.join()
+
+    return call
+
+
+@contextlib.contextmanager
+def _banner_on_stderr() -> Iterator[None]:
+    """HiGHS greets on the process's stdout, whatever its options say; stdout is for answers."""
+    try:
+        sys.stdout.flush()
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, ValueError, AttributeError):  # no such stream: nothing to protect
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _ended(program: Any, relaxed: bool) -> Ended:
+    ended = STATUS_MAP.get((program.status, program.sol_status), Ended.UNKNOWN)
+    return Ended.UNKNOWN if relaxed and ended is Ended.FEASIBLE else ended
