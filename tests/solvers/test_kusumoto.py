@@ -13,16 +13,16 @@ from remat_solvers import codec
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
-from remat_solvers.recompute.kusumoto import (
-    STRATEGIES,
-    Kusumoto,
-    Program,
+from remat_solvers.recompute.kusumoto import Kusumoto, canonical_sequence
+from remat_solvers.recompute.kusumoto_program import STRATEGIES, Program, in_bins, reference_front, segment_bytes
+from remat_solvers.recompute.lower_sets import (
+    ForwardGraph,
+    all_lower_sets,
+    ancestor_sets,
     boundary,
-    canonical_sequence,
-    reference_front,
-    segment_bytes,
+    forward_graph,
+    nodes_of,
 )
-from remat_solvers.recompute.lower_sets import ForwardGraph, all_lower_sets, ancestor_sets, forward_graph
 from remat_solvers.result import Limits, Status
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
@@ -98,9 +98,19 @@ def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
     for lower in chosen:
         lost = lower & ~before & ~boundary(graph, lower)
         if not (keep_last and lower == graph.everything):
-            total += sum(time_ns for node, time_ns in enumerate(graph.time_ns) if lost >> node & 1)
+            total += sum(graph.time_ns[node] for node in nodes_of(lost))
         before = lower
     return total
+
+
+@given(times=st.lists(st.integers(0, 50), min_size=1), bins=st.integers(1, 300))
+def test_times_in_bins_are_right_to_one_bin_over_any_stretch(times: list[int], bins: int) -> None:
+    counted = in_bins(times, bins)
+    total = sum(times)
+    assert sum(counted) == min(total, bins)
+    unit = max(1.0, total / bins)
+    for first in range(len(times)):
+        assert abs(sum(counted[first:]) - sum(times[first:]) / unit) <= 1
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 30])
@@ -163,6 +173,17 @@ def test_keeping_every_node_is_the_unmodified_step() -> None:
     again = canonical_sequence(problem, graph, [graph.everything], keep_last=False)
     extra = simulate(problem, plan_from_sequence(problem, again)).time_ns - sum(op.time_ns for op in problem.ops)
     assert 0 < extra <= sum(graph.time_ns)
+
+
+def test_a_tight_budget_is_met_by_dropping_more() -> None:
+    """Within 40 % of a ResNet-50's peak, memory-centric schedules fit, time-centric ones do not."""
+    problem = codec.load_problem(CORPUS / "r50.json")
+    results = [
+        solve(problem, int(0.4 * 2_763_978_752), solver=Kusumoto(exact=False, strategy=strategy))
+        for strategy in (*STRATEGIES, "auto")
+    ]
+    assert [result.status for result in results] == [Status.NOT_FOUND, Status.FEASIBLE, Status.FEASIBLE]
+    assert results[1].time_ns == results[2].time_ns
 
 
 def test_more_lower_sets_than_allowed_is_not_applicable_when_all_are_asked_for() -> None:

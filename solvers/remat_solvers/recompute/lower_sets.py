@@ -7,8 +7,9 @@ order the others: w comes after u where any path leads from u to w. A set of nod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,17 @@ from numpy.typing import NDArray
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.chain import droppable
 
-__all__ = ["ForwardGraph", "all_lower_sets", "ancestor_sets", "forward_graph", "members"]
+__all__ = [
+    "ForwardGraph",
+    "all_lower_sets",
+    "ancestor_sets",
+    "boundaries",
+    "boundary",
+    "forward_graph",
+    "members",
+    "nodes_of",
+    "thinned",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +96,44 @@ def ancestor_sets(graph: ForwardGraph) -> list[int]:
     return sorted(family, key=lambda s: (s.bit_count(), s))
 
 
-def members(sets: Sequence[int], count: int) -> NDArray[np.float64]:
-    """[set, node]: 1 where the node is in the set, else 0."""
+def thinned(graph: ForwardGraph, sets: list[int], most: int) -> list[int]:
+    """At most `most` of `sets`, the first and last among them: in even parts of the others, the smallest boundary."""
+    if len(sets) <= most:
+        return sets
+    kept_bytes = np.array(graph.bytes, dtype=np.float64) @ boundaries(graph, members(sets, len(graph.ops)))
+    inner = len(sets) - 2
+    marks = [1 + inner * k // (most - 2) for k in range(most - 1)] if most > 2 else []
+    return [sets[0], *(sets[a + int(np.argmin(kept_bytes[a:b]))] for a, b in pairwise(marks)), sets[-1]]
+
+
+def boundary(graph: ForwardGraph, lower: int) -> int:
+    """d(L): the nodes of `lower` that are read outside of it."""
+    read = 0
+    for node in nodes_of(graph.everything & ~lower):
+        read |= graph.predecessors[node]
+    return read & lower
+
+
+def boundaries(graph: ForwardGraph, within: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[node, set]: d(L) of every set of `within`, which is `members` of them."""
+    edge = np.zeros_like(within)
+    for node, reads in enumerate(graph.predecessors):
+        for p in nodes_of(reads):
+            edge[p] |= within[p] & ~within[node]
+    return edge
+
+
+def nodes_of(nodes: int) -> Iterator[int]:
+    """The nodes of a set, ascending."""
+    while nodes:
+        lowest = nodes & -nodes
+        yield lowest.bit_length() - 1
+        nodes ^= lowest
+
+
+def members(sets: Sequence[int], count: int) -> NDArray[np.bool_]:
+    """[node, set]: whether the node is in the set; `count` nodes."""
     width = max(1, -(-count // 8))
     raw = b"".join(s.to_bytes(width, "little") for s in sets)
     bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8).reshape(len(sets), width), axis=1, bitorder="little")
-    return bits[:, :count].astype(np.float64)
+    return np.ascontiguousarray(bits[:, :count].T).astype(bool)
