@@ -80,6 +80,7 @@ class Outcome:
     bound_ns: int | None = None  # proven bound on the time of every plan within the budget
     order: Order = Order.GIVEN  # for which plans the bound holds
     smallest_peak_bytes: int | None = None  # smallest peak this method can reach
+    peak_bound_bytes: int | None = None  # proven lower bound on the peak of any plan, where the method knows one
     stopped: Stopped = Stopped.COMPLETE
 
 

@@ -102,7 +102,7 @@ class _Asked:
             order=outcome.order,
             gap=gap,
             smallest_peak_bytes=min(peak for peak in reachable if peak is not None),
-            peak_bound_bytes=self.floor.bytes,
+            peak_bound_bytes=max(self.floor.bytes, outcome.peak_bound_bytes or 0),
             store_all_time_ns=self.unmodified.time_ns,
             store_all_peak_bytes=self.unmodified.peak_bytes,
             seconds=seconds,
@@ -130,6 +130,8 @@ class _Asked:
         timeline = simulate(self.problem, outcome.plan)
         if timeline.peak_bytes > self.budget_bytes:
             raise AssertionError(f"{name}: a plan of {timeline.peak_bytes} bytes for a budget of {self.budget_bytes}")
+        if outcome.peak_bound_bytes is not None and outcome.peak_bound_bytes > timeline.peak_bytes:
+            raise AssertionError(f"{name}: a floor of {outcome.peak_bound_bytes} bytes above its own plan's peak")
         if outcome.bound_ns is not None and outcome.bound_ns > timeline.time_ns and outcome.order is Order.FREE:
             raise AssertionError(f"{name}: a bound of {outcome.bound_ns} ns above its own plan's {timeline.time_ns} ns")
         if outcome.status is Status.OPTIMAL and (outcome.bound_ns is None or outcome.bound_ns < timeline.time_ns):
