@@ -111,6 +111,53 @@ def solve(
 
 
 @app.command()
+def compare(
+    source: Source,
+    budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, or 60% of the store-all peak")],
+    solver: Annotated[list[str] | None, typer.Option(help="a name from `remat solvers`; may be repeated")] = None,
+    link: Annotated[str | None, typer.Option(help="rate to the host, such as 25GB/s; default: the problem's")] = None,
+    time_limit: Annotated[float, typer.Option(help="seconds for each method")] = 30.0,
+    costs: Costs = "measure",
+    seed: Annotated[int, typer.Option(help="for methods that draw")] = 0,
+    json: AsJson = False,
+) -> int:
+    """Ask every solver, each in a process of its own, and show them side by side."""
+    from remat.summary import comparison_table, describe_problem, row_line
+    from remat_solvers.budget import parse_budget
+    from remat_solvers.comparison import compare as ask
+    from remat_solvers.errors import InputError
+    from remat_solvers.registry import entry
+    from remat_solvers.result import Limits
+    from remat_solvers.units import parse_link
+
+    if not time_limit > 0:
+        raise InputError(f"--time-limit must be more than 0 seconds, not {time_limit:g}")
+    parse_budget(budget, 10**15)
+    for name in solver or ():
+        entry(name)
+    given = None if link is None else parse_link(link)
+
+    problem = _problem(source, costs)
+    if given is not None:
+        problem = dataclasses.replace(problem, link=given)
+    comparison = ask(
+        problem,
+        parse_budget(budget, describe_problem(problem)["store_all_peak_bytes"]),
+        solvers=solver,
+        limits=Limits(None if time_limit == float("inf") else time_limit),
+        seed=seed,
+        on_row=lambda row: log(row_line(row)),
+    )
+    if json:
+        print_json(comparison.to_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(comparison_table(comparison))
+    return ExitCode.OK
+
+
+@app.command()
 def simulate(problem: ProblemFile, plan: PlanPath, json: AsJson = False) -> int:
     """Replay PLAN on PROBLEM: its peak, its time, its memory."""
     from remat.summary import describe_problem, replay_lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from remat_solvers.codec import PlanFile
 from remat_solvers.problem import Problem
@@ -12,7 +12,22 @@ from remat_solvers.schedule import store_all
 from remat_solvers.simulate import Timeline, simulate
 from remat_solvers.units import format_bytes, format_ns
 
-__all__ = ["ProblemSummary", "describe_problem", "problem_line", "replay_lines", "result_lines"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from remat_solvers.comparison import Comparison, Row
+
+__all__ = [
+    "ProblemSummary",
+    "comparison_table",
+    "describe_problem",
+    "problem_line",
+    "replay_lines",
+    "result_lines",
+    "row_line",
+]
+
+NUMBERS = ("peak", "time over store-all", "gap", "seconds")
 
 
 class ProblemSummary(TypedDict):
@@ -83,3 +98,41 @@ def result_lines(result: Result, written: Path | None) -> list[str]:
 
 def _share(shown: str, part: int, shown_whole: str, whole: int) -> str:
     return f"{shown}, {part / max(whole, 1):.1%} of store-all's {shown_whole}"
+
+
+def row_line(row: Row) -> str:
+    """One method's answer, while the others are still asked."""
+    found = "" if row.overhead is None else f", {row.overhead:+.2%} time"
+    return f"{row.solver}: {row.error or row.status}{found} ({row.seconds:.1f} s)"
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Every method side by side, for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    whole = comparison.store_all_peak_bytes
+    budget = _share(format_bytes(comparison.budget_bytes), comparison.budget_bytes, format_bytes(whole), whole)
+    table = Table(title=f"{comparison.name}: budget {budget} peak", title_justify="left", box=None)
+    for name, justify in (("solver", "left"), ("status", "left"), *((n, "right") for n in NUMBERS), ("note", "left")):
+        table.add_column(name, justify=justify, no_wrap=name != "note", overflow="fold")  # type: ignore[arg-type]
+    for row in comparison.rows:
+        table.add_row(
+            row.solver,
+            row.status,
+            "" if row.peak_bytes is None else format_bytes(row.peak_bytes),
+            "" if row.overhead is None else f"{row.overhead:+.2%}",
+            "" if row.gap is None else f"{row.gap:.2%}",
+            f"{row.seconds:.1f}",
+            Text(_note(row)),
+        )
+    return table
+
+
+def _note(row: Row) -> str:
+    """What there is to say about a row beside its numbers."""
+    if row.error is not None or row.status != "not_found" or row.smallest_peak_bytes is None:
+        return row.error or row.reason
+    told = f"smallest peak found: {row.smallest_peak_bytes} bytes"  # for people: in their units, and once
+    reason = row.reason.replace(told, "").removesuffix("; ")
+    return "; ".join([f"smallest peak {format_bytes(row.smallest_peak_bytes)}", *([reason] if reason else [])])
