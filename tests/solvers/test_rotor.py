@@ -160,8 +160,8 @@ def test_with_enough_memory_every_stage_runs_once() -> None:
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_the_replay_takes_the_time_of_the_table_and_no_more_memory(n: int, seed: int) -> None:
-    """At full resolution: a slot is a byte."""
+def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, seed: int) -> None:
+    """At full resolution: a slot is a byte. Less time where a sweep over several stages needs less than all of each."""
     problem = training_graph(n, seed)
     view = chain_view(problem)
     base = problem.constant_bytes + problem.reserve_bytes
@@ -172,8 +172,21 @@ def test_the_replay_takes_the_time_of_the_table_and_no_more_memory(n: int, seed:
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
     for memory in [m for m in range(memory_bytes + 1) if np.isfinite(whole[m]) and (not m or whole[m] < whole[m - 1])]:
         line = simulate(problem, plan_from_sequence(problem, sequence_of(view, schedule(slots, costs, memory))))
-        assert line.time_ns == whole[memory] + forward_ns
+        assert line.time_ns <= whole[memory] + forward_ns
         assert line.peak_bytes - base <= memory
+
+
+def test_on_a_chain_the_replay_takes_the_time_of_the_table() -> None:
+    problem = chain(12, size_bytes=3, forward_ns=5, backward_ns=7)
+    view = chain_view(problem)
+    slots = in_slots(chain_costs(view), 60, 60)
+    costs = table(slots)
+    memories = [m for m in range(61) if np.isfinite(costs[0, -1, m])]
+    assert memories
+    for memory in memories:
+        line = simulate(problem, plan_from_sequence(problem, sequence_of(view, schedule(slots, costs, memory))))
+        assert line.time_ns == costs[0, -1, memory] + 12 * 5
+        assert line.peak_bytes <= memory
 
 
 def test_never_slower_than_chen_on_unit_chains_and_faster_with_more_memory() -> None:

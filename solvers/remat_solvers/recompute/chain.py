@@ -18,7 +18,9 @@ places between, where the fewest bytes of gradients are alive, the latest of the
 
 Which cuts. `minima`: positions whose state is no larger than at both neighbours. `renewed`: of these, smallest states
 first, each that shares no value with the chosen ones and, between two of them, is at most twice as large: the time
-steps of a recurrent network. Where there are more than `most` stages, the cut with the largest state between the
+steps of a recurrent network. Values that are only carried along do not count in this: those that cross an eighth of
+the forward pass (the inputs of all steps), and those that wait for an op that collects many (the outputs of all steps).
+Where there are more than `most` stages, the cut with the largest state between the
 lightest neighbours goes, again and again (weight: shares of time, bytes made and ops; over the bytes of the state).
 """
 
@@ -35,11 +37,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
+from remat_solvers.schedule import tangents_op
 
 __all__ = ["Chain", "Cuts", "Stage", "chain_view", "droppable", "live_gradients"]
 
 Cuts: TypeAlias = Literal["minima", "renewed"]
 
+CARRIED_SHARE = 8  # a value that crosses more than this part of the forward ops is carried along
+COLLECTED = 8  # and so is one that goes to an op that reads more values than this
 RENEWED_SIZE = 2  # a state between two chosen ones is at most this many times as large as the larger of them
 
 
@@ -149,11 +154,21 @@ class _Crossing:
                     break  # the first backward reader decides
         return start, end
 
-    def state_bytes(self) -> list[int]:
-        """Bytes of x_c per position c."""
+    def _carried(self) -> list[bool]:
+        """Per value: carried along, not part of what a stage renews."""
+        long = max(CARRIED_SHARE, self.count // CARRIED_SHARE)
+        collected = {v for op in self.problem.forward_ops for v in self._collected(self.problem.ops[op].inputs)}
+        return [self.end[v] - self.start[v] > long or v in collected for v in range(len(self.drop))]
+
+    def _collected(self, inputs: Sequence[int]) -> set[int]:
+        values = {v for v in inputs if self.drop[v]}
+        return values if len(values) > COLLECTED else set()
+
+    def state_bytes(self, without: Sequence[bool] = ()) -> list[int]:
+        """Bytes of x_c per position c, the values not counted that `without` marks."""
         change = [0] * (self.count + 1)
         for value, drop in enumerate(self.drop):
-            if drop and self.end[value] > self.start[value]:
+            if drop and self.end[value] > self.start[value] and not (without and without[value]):
                 change[self.start[value]] += self.problem.values[value].bytes
                 change[self.end[value]] -= self.problem.values[value].bytes
         total, sizes = 0, []
@@ -174,8 +189,9 @@ class _Crossing:
         ]
 
     def renewed(self, cuts: Sequence[int]) -> list[int]:
-        size = self.state_bytes()
-        span = {cut: self._span(cut) for cut in cuts}
+        carried = self._carried()
+        size = self.state_bytes(carried)
+        span = self._spans(carried)
         chosen: list[int] = []
         for cut in sorted(cuts, key=lambda c: (size[c], c)):
             at = bisect(chosen, cut)
@@ -187,11 +203,16 @@ class _Crossing:
                 chosen.insert(at, cut)
         return chosen
 
-    def _span(self, cut: int) -> tuple[int, int]:
-        """The first cut that any value of the state crosses, and the first beyond all of them."""
-        state = self.state(cut)
-        first = min((self.start[v] for v in state), default=cut + 1)
-        return first, max((self.end[v] for v in state), default=cut)
+    def _spans(self, without: Sequence[bool]) -> list[tuple[int, int]]:
+        """Per cut: the first cut that any value of its state crosses, and the first beyond all of them."""
+        first = list(range(1, self.count + 1))
+        beyond = list(range(self.count))
+        for value, drop in enumerate(self.drop):
+            if drop and not without[value]:
+                for cut in range(self.start[value], self.end[value]):
+                    first[cut] = min(first[cut], self.start[value])
+                    beyond[cut] = max(beyond[cut], self.end[value])
+        return list(zip(first, beyond, strict=True))
 
     def merged(self, cuts: Sequence[int], most: int) -> list[int]:
         """Drop cuts until there are at most `most` stages, each time the one of least weight per byte of state."""
@@ -249,7 +270,7 @@ class _Crossing:
         none = self.count + 1
         earliest = [min((self.end[v] for v in values), default=none) for values in self.reads]
         ends: list[int] = []
-        previous = 0
+        previous = 0 if tangents_op(self.problem) is None else 1  # tangents are there from the start of backward
         for cut in reversed(cuts):
             low = max(self.last[cut] + 1, previous)
             high = low
