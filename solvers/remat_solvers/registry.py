@@ -106,6 +106,13 @@ ENTRIES: tuple[Entry, ...] = (
         in_portfolio=False,
     ),
     Entry(
+        name="moccasin",
+        path="remat_solvers.recompute.moccasin:Moccasin",
+        family="recompute",
+        summary="Bartan et al. 2023: retention intervals by constraint programming, up to C runs per op.",
+        in_portfolio=False,
+    ),
+    Entry(
         name="brute-force",
         path="remat_solvers.recompute.brute_force:BruteForce",
         family="recompute",

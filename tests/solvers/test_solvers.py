@@ -38,6 +38,7 @@ SOLVERS = (
     ("kusumoto", {"exact": False, "strategy": "memory-centric", "keep_last": False}),
     ("rotor", {"slots": 60}),
     ("checkmate", {"exact_ops": 9, "coarse_ops": 5}),
+    ("moccasin", {}),
     ("brute-force", {"max_ops": 10}),
     ("auto", {}),
 )
