@@ -120,6 +120,18 @@ ENTRIES: tuple[Entry, ...] = (
         exact=True,
         in_portfolio=False,
     ),
+    Entry(
+        name="dtr",
+        path="remat_solvers.recompute.dtr:DTR",
+        family="recompute",
+        summary="Kirisame et al. 2021: evict by a heuristic (h, h_eq, h_local, LRU, size, MSPS), recompute on demand.",
+    ),
+    Entry(
+        name="belady",
+        path="remat_solvers.recompute.belady:Belady",
+        family="recompute",
+        summary="Evict what is needed again farthest in the future, weighed by size and cost; recompute on demand.",
+    ),
 )
 
 

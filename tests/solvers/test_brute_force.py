@@ -10,11 +10,14 @@ from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, random_plan, training_graph
 from remat_solvers.problem import Op, Problem, Value
-from remat_solvers.recompute.brute_force import BruteForce, best_sequence, smallest_peak_bytes
+from remat_solvers.recompute.brute_force import BruteForce, OrderOption, best_sequence, smallest_peak_bytes
+from remat_solvers.registry import ENTRIES
 from remat_solvers.result import Limits, Order, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+
+ORDERS: tuple[OrderOption, ...] = ("given", "free")
 
 
 def unit_chain(layers: int) -> Problem:
@@ -78,6 +81,33 @@ def test_no_random_plan_beats_it(n: int, seed: int, share: float) -> None:
             line = simulate(problem, random_plan(problem, seed + k))
             assert line.peak_bytes >= smallest
             assert line.peak_bytes > budget_bytes or line.time_ns >= best.time_ns
+
+
+METHODS = [e.name for e in ENTRIES if e.name not in ("auto", "brute-force", "store-all")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(n=st.integers(1, 4), seed=st.integers(0, 10**6), share=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_no_method_beats_it(name: str, n: int, seed: int, share: float) -> None:
+    """Nor its bound, for those that give one; a method's smallest peak is not below what is possible."""
+    problem = training_graph(n, seed)
+    if len(problem.ops) > 9:
+        return
+    unmodified = simulate(problem, store_all(problem)).peak_bytes
+    smallest = smallest_peak_bytes(problem, order="free")
+    budget_bytes = max(1, smallest - 1 + int(share * (unmodified - smallest)))
+    result = solve(problem, budget_bytes, solver=name)
+    assert result.smallest_peak_bytes is not None
+    assert result.smallest_peak_bytes >= smallest
+    optimum = {order: best_sequence(problem, budget_bytes, order=order) for order in ORDERS}
+    if result.plan is not None:
+        assert result.time_ns is not None
+        assert optimum["free"] is not None
+        assert result.time_ns >= sum(problem.ops[op].time_ns for op in optimum["free"])
+    bounded = optimum["given" if result.order is Order.GIVEN else "free"]
+    if result.bound_ns is not None and bounded is not None:
+        assert result.bound_ns <= sum(problem.ops[op].time_ns for op in bounded)
 
 
 def test_what_it_says() -> None:

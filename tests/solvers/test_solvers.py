@@ -40,6 +40,10 @@ SOLVERS = (
     ("checkmate", {"exact_ops": 9, "coarse_ops": 5}),
     ("moccasin", {}),
     ("brute-force", {"max_ops": 10}),
+    ("dtr", {}),
+    ("dtr", {"heuristic": "h", "deallocate": "ignore"}),
+    ("belady", {}),
+    ("belady", {"weight": "none"}),
     ("auto", {}),
 )
 EVERY = pytest.mark.parametrize(("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v)))

@@ -39,7 +39,7 @@ from remat_solvers.result import Limits, OnProgress, Order, Outcome, Status, Sto
 from remat_solvers.schedule import plan_from_sequence, store_all, tangents_op
 from remat_solvers.simulate import simulate
 
-__all__ = ["BruteForce", "OutOfReachError", "best_sequence", "smallest_peak_bytes"]
+__all__ = ["BruteForce", "OrderOption", "OutOfReachError", "best_sequence", "smallest_peak_bytes"]
 
 OrderOption: TypeAlias = Literal["given", "free"]
 State: TypeAlias = tuple[int, int]  # bit sets: ops computed, values on the device

@@ -1,0 +1,166 @@
+"""What it takes to compute an evicted value again: DTR's evicted neighbourhood e*, and its cheap stand-in.
+
+e*(t) = the evicted ancestors that are needed to compute t, and the evicted descendants that need t, each through
+evicted values only. `Neighbourhoods` keeps the sum of c0 over e* (or over its ancestors only) per value, and computes
+it anew for those values whose neighbourhood has changed.
+
+`Components` keeps the undirected connected components of the evicted values instead, in a union-find with running
+sums. A value that is computed again leaves its component, which is not split for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.problem import Problem
+
+__all__ = ["Components", "Graph", "Neighbourhoods"]
+
+
+class Graph:
+    """Values as nodes: an edge from every value an op reads to every one it makes, constants left out."""
+
+    def __init__(self, problem: Problem) -> None:
+        ops, producer = problem.ops, problem.producer
+        moving = [v.kind != "constant" for v in problem.values]
+        self.producer = producer
+        self.op_ns = [op.time_ns for op in ops]
+        reads = [tuple(v for v in dict.fromkeys(op.inputs) if moving[v]) for op in ops]
+        self.parents = [reads[p] if p >= 0 else () for p in producer]
+        self.children = [
+            tuple(w for reader in readers for w in ops[reader].outputs) if moving[v] else ()
+            for v, readers in enumerate(problem.consumers)
+        ]
+        self.around = [tuple(dict.fromkeys((*p, *c))) for p, c in zip(self.parents, self.children, strict=True)]
+
+    @property
+    def c0(self) -> list[int]:
+        """Per value, the time of its producer."""
+        return [self.op_ns[p] if p >= 0 else 0 for p in self.producer]
+
+
+class Neighbourhoods:
+    """Sums over e*, or over its ancestors only; an op with several outputs counts once."""
+
+    def __init__(self, graph: Graph, *, descendants: bool) -> None:
+        self.graph = graph
+        self.descendants = descendants
+        size = len(graph.producer)
+        self.evicted = bytearray(size)
+        self.cost_ns = np.array(graph.c0, dtype=np.int64)  # c0(t) + sum of c0 over e*(t), where not stale
+        self.stale: set[int] = set()
+
+    def evict(self, value: int) -> None:
+        self.evicted[value] = 1
+        self._spread(value)
+
+    def restore(self, value: int) -> None:
+        """`value` is on the device again, or gone for good."""
+        if self.evicted[value]:
+            self._spread(value)
+            self.evicted[value] = 0
+        self.stale.add(value)
+
+    def refresh(self, wanted: NDArray[np.intp]) -> NDArray[np.int64]:
+        """The costs of `wanted` values."""
+        if self.stale:
+            for value in self.stale.intersection(wanted.tolist()):
+                self.cost_ns[value] = sum(self.graph.op_ns[op] for op in self.ops(value))
+                self.stale.discard(value)
+        return self.cost_ns[wanted]
+
+    def ops(self, value: int) -> set[int]:
+        """The producers of `value` and of e*(value)."""
+        graph = self.graph
+        found = {graph.producer[value]}
+        self._closure([value], graph.parents, found)
+        if self.descendants:
+            self._closure([value], graph.children, found)
+        return found
+
+    def _closure(self, stack: list[int], edges: Sequence[Sequence[int]], found: set[int]) -> None:
+        evicted, producer = self.evicted, self.graph.producer
+        seen = set(stack)
+        while stack:
+            for near in edges[stack.pop()]:
+                if evicted[near] and near not in seen:
+                    seen.add(near)
+                    found.add(producer[near])
+                    stack.append(near)
+
+    def _spread(self, value: int) -> None:
+        """Mark as stale every value on the device that sees `value` through evicted ones."""
+        evicted, stale = self.evicted, self.stale
+        for edges in (self.graph.children, self.graph.parents) if self.descendants else (self.graph.children,):
+            stack, seen = [value], {value}
+            while stack:
+                for near in edges[stack.pop()]:
+                    if near in seen:
+                        continue
+                    seen.add(near)
+                    if evicted[near]:
+                        stack.append(near)
+                    else:
+                        stale.add(near)
+
+
+class Components:
+    """Connected components of evicted values, with per value c0 + the sums of the components it touches.
+
+    For every component X and value r, counts[X][r] is the number of r's neighbours in X; a component of which r has a
+    neighbour adds its sum to cost_ns[r] once.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.c0 = graph.c0
+        self.cost_ns = np.array(self.c0, dtype=np.int64)
+        self.component = [-1] * len(self.c0)  # per evicted value
+        self.members: dict[int, set[int]] = {}
+        self.counts: dict[int, NDArray[np.int32]] = {}
+        self.sums: dict[int, int] = {}
+        self.next_name = 0
+
+    def evict(self, value: int) -> None:
+        name = self.next_name
+        self.next_name += 1
+        self.component[value] = name
+        self.members[name] = {value}
+        self.sums[name] = self.c0[value]
+        counts = self.counts[name] = np.zeros(len(self.c0), dtype=np.int32)
+        around = list(self.graph.around[value])
+        counts[around] = 1
+        self.cost_ns[around] += self.c0[value]
+        for other in {self.component[near] for near in around} - {-1, name}:
+            name = self._merge(name, other)
+
+    def restore(self, value: int) -> None:
+        """`value` is on the device again, or gone for good: its c0 is subtracted, nothing is split."""
+        name = self.component[value]
+        if name < 0:
+            return
+        self.component[value] = -1
+        self.members[name].discard(value)
+        counts, around = self.counts[name], list(self.graph.around[value])
+        self.cost_ns[counts > 0] -= self.c0[value]
+        self.sums[name] -= self.c0[value]
+        counts[around] -= 1
+        self.cost_ns[[near for near in around if counts[near] == 0]] -= self.sums[name]
+        if not self.members[name]:
+            del self.members[name], self.counts[name], self.sums[name]
+
+    def _merge(self, first: int, second: int) -> int:
+        if len(self.members[first]) < len(self.members[second]):
+            first, second = second, first
+        touches, touched = self.counts[first] > 0, self.counts[second] > 0
+        self.cost_ns[touches & ~touched] += self.sums[second]
+        self.cost_ns[touched & ~touches] += self.sums[first]
+        for value in self.members[second]:
+            self.component[value] = first
+        self.members[first] |= self.members.pop(second)
+        self.counts[first] += self.counts.pop(second)
+        self.sums[first] += self.sums.pop(second)
+        return first

@@ -1,0 +1,198 @@
+"""DTR and Belady: the papers' examples, evictions by hand, their laws on chains, and the engine under both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import isqrt
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers.errors import InputError
+from remat_solvers.generate import chain, random_layered, training_graph
+from remat_solvers.problem import Op, Problem, Value
+from remat_solvers.recompute.belady import WEIGHTS, Belady
+from remat_solvers.recompute.dtr import DTR, EVICTORS, HEURISTICS
+from remat_solvers.recompute.eviction import Memory, replay
+from remat_solvers.recompute.neighbourhood import Components, Graph, Neighbourhoods
+from remat_solvers.result import Status
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+from remat_solvers.validate import validate
+
+
+def forward(*reads: tuple[int, ...], times: tuple[int, ...] = (), sizes: tuple[int, ...] = ()) -> Problem:
+    """A forward graph: op i reads reads[i] and makes value i; the last one is the result."""
+    ops = tuple(Op(f"t{i}", "forward", r, (i,), times[i] if times else 1) for i, r in enumerate(reads))
+    values = tuple(Value(f"t{i}", sizes[i] if sizes else 1, "activation") for i in range(len(reads)))
+    return Problem("graph", ops, values, (len(reads) - 1,))
+
+
+def test_the_evicted_neighbourhood_of_the_paper() -> None:
+    """Section 2: with t0, t2, t3, t6 resident, e*(t2) = {t1, t4} and e*(t3) = {t1, t4, t5}."""
+    graph = Graph(forward((), (0,), (1,), (1,), (2, 3), (3,), (4, 5)))
+    around = Neighbourhoods(graph, descendants=True)
+    for value in (1, 4, 5):
+        around.evict(value)
+    assert around.ops(2) == {1, 2, 4}
+    assert around.ops(3) == {1, 3, 4, 5}
+    ancestors = Neighbourhoods(graph, descendants=False)
+    ancestors.evicted[:] = around.evicted
+    assert ancestors.ops(2) == {1, 2}
+    assert ancestors.ops(6) == {4, 5, 6}
+
+
+def test_components_leave_phantom_links() -> None:
+    """a - b - c evicted is one component; b computed again leaves a and c linked, without b's cost."""
+    graph = Graph(forward((), (0,), (1,), (2,), (3,), times=(1, 10, 100, 1000, 10000)))
+    around = Components(graph)
+    for value in (1, 2, 3):
+        around.evict(value)
+    assert around.cost_ns.tolist()[0] == 1 + 1110
+    assert around.cost_ns.tolist()[4] == 10000 + 1110
+    around.restore(2)
+    assert around.cost_ns.tolist()[0] == 1 + 1010
+    assert around.cost_ns.tolist()[2] == 100 + 1010  # both neighbours are in it, which counts once
+    around.evict(2)
+    assert around.cost_ns.tolist()[0] == 1 + 1110
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 25))
+@settings(max_examples=150, deadline=None)
+def test_running_sums_are_those_of_a_plain_reading(seed: int, n: int) -> None:
+    problem = random_layered(n, seed)
+    graph = Graph(problem)
+    rng = np.random.default_rng(seed)
+    exact = Neighbourhoods(graph, descendants=True)
+    linked = Components(graph)
+    members: dict[int, set[int]] = {}  # component -> values, by a plain reading
+    every = np.arange(n)
+    for step in range(40):
+        value = int(rng.integers(n))
+        gone = bool(exact.evicted[value])
+        for around in (exact, linked):
+            (around.restore if gone else around.evict)(value)
+        if gone:
+            for component in members.values():
+                component.discard(value)
+        else:
+            near = [k for k, c in members.items() if any(x in c for x in graph.around[value])]
+            members[step] = {value}.union(*(members.pop(k) for k in near))
+        here = [v for v in range(n) if not exact.evicted[v]]
+        costs = exact.refresh(every)
+        for v in here:
+            assert costs[v] == sum(graph.op_ns[op] for op in exact.ops(v))
+            touched = [c for c in members.values() if any(x in c for x in graph.around[v])]
+            assert linked.cost_ns[v] == graph.c0[v] + sum(graph.c0[x] for c in touched for x in c)
+
+
+def evictions(heuristic: str, problem: Problem, budget_bytes: int) -> list[int]:
+    """The values evicted, in order."""
+    seen: list[int] = []
+
+    def watched(memory: Memory) -> object:
+        evictor = EVICTORS[heuristic](memory)  # type: ignore[index]
+        choose = evictor.choose
+
+        def choose_and_tell(candidates: np.ndarray) -> int:  # type: ignore[type-arg]
+            seen.append(choose(candidates))
+            return seen[-1]
+
+        evictor.choose = choose_and_tell  # type: ignore[method-assign]
+        return evictor
+
+    replay(problem, budget_bytes, watched, most_ns=10**9, expired=lambda: False)  # type: ignore[arg-type]
+    return seen
+
+
+# Four values read at the end in turn, before which a large one needs room. Costs 8, 2, 12, 1; bytes 4, 1, 3, 1.
+# When t4 is made (5 bytes, 12 allowed) 2 bytes are too many; ages are 15, 13, 1, 1 (at least) ns.
+TRACE = forward((), (), (), (), (), (0, 1, 2, 3, 4), times=(8, 2, 12, 1, 1, 1), sizes=(4, 1, 3, 1, 5, 1))
+
+
+@pytest.mark.parametrize(
+    ("heuristic", "first"),
+    [
+        ("lru", 0),  # the oldest
+        ("size", 0),  # 4 bytes
+        ("h_local", 0),  # 8 / (4 * 15) = .13 against 2 / 13 = .15, 12 / (3 * 1) = 4, 1 / 1 = 1
+        ("h", 0),  # nothing is evicted yet: as h_local
+        ("h_eq", 0),
+        ("msps", 3),  # 1 / 1 against 8 / 4, 2 / 1, 12 / 3
+    ],
+)
+def test_the_first_eviction_by_hand(heuristic: str, first: int) -> None:
+    assert evictions(heuristic, TRACE, 12)[0] == first
+
+
+def test_neighbours_count() -> None:
+    """t1 and t2 cost the same; once t1 is gone, t2 (which needs it) counts 2 and t3 does not, so t3 goes next."""
+    problem = forward((), (0,), (1,), (0,), (), (), (0, 1, 2, 3, 4, 5), sizes=(0, 1, 1, 1, 1, 1, 1))
+    assert evictions("msps", problem, 3)[:2] == [1, 3]
+
+
+@pytest.mark.parametrize("heuristic", ["h", "h_eq"])
+@pytest.mark.parametrize("n", [64, 256, 1024])
+def test_a_chain_takes_order_n_ops_in_order_sqrt_n_bytes(heuristic: str, n: int) -> None:
+    """Theorem 3.1; with 3 sqrt(n) values it takes about one forward more. LRU knows nothing of it."""
+    problem = chain(n)
+    result = solve(problem, 3 * isqrt(n), solver=DTR(heuristic))  # type: ignore[arg-type]
+    assert result.plan is not None
+    assert result.time_ns is not None
+    assert n - 3 * isqrt(n) <= result.time_ns - 3 * n <= 2 * n
+
+
+def test_belady_by_hand() -> None:
+    """A chain of 4 in 4 bytes: while F4 runs, v1 and v2 and v3 are there beside v4; B4 reads v4 and v3, B3 v2, B2 v1.
+    v1 is needed last, so it goes, and F1 runs again: one forward step, which is the optimum."""
+    problem = chain(4)
+    result = solve(problem, 4, solver=Belady("none"))
+    assert result.plan is not None
+    assert Counter(getattr(a, "op", None) for a in result.plan)[0] == 2
+    assert result.time_ns == 12 + 1
+
+
+@given(n=st.integers(1, 16), seed=st.integers(0, 10**6), share=st.floats(0, 1), eager=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_every_replay_is_a_valid_plan(n: int, seed: int, share: float, eager: bool) -> None:
+    problem = training_graph(n, seed)
+    unmodified = simulate(problem, store_all(problem))
+    budget_bytes = int(share * unmodified.peak_bytes)
+    for heuristic in HEURISTICS:
+        sequence = replay(
+            problem,
+            budget_bytes,
+            EVICTORS[heuristic],
+            deallocate="eager" if eager else "ignore",
+            most_ns=10**9,
+            expired=lambda: False,
+        )
+        assert sequence is not None
+        runs = Counter(sequence)
+        assert set(runs) == set(range(len(problem.ops)))
+        assert all(problem.ops[op].recomputable for op, count in runs.items() if count > 1)
+        assert validate(problem, plan_from_sequence(problem, sequence)) == []
+
+
+def test_a_method_that_thrashes_gives_up() -> None:
+    problem = chain(200)
+    result = solve(problem, 4, solver=DTR("lru", "ignore"))
+    assert result.status is Status.NOT_FOUND
+    assert result.smallest_peak_bytes is not None
+    assert result.seconds < 5
+
+
+@pytest.mark.parametrize("wrong", [{"heuristic": "best"}, {"deallocate": "banish"}])
+def test_options_of_dtr(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        DTR(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"weight": "best"}, {"deallocate": "never"}])
+def test_options_of_belady(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Belady(**wrong)  # type: ignore[arg-type]
+    assert len(WEIGHTS) == 4
