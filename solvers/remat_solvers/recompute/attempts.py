@@ -67,18 +67,24 @@ class Attempts:
     def search(self, parameters: Sequence[T], sequence_of: Callable[[T], Sequence[int]], form: str) -> None:
         """Try the largest of the ascending `parameters` that fits, and the smallest of all where none does.
 
-        Larger ones are faster and need more, as a rule: by bisection, and a few beyond.
+        Larger ones are faster and need more, as a rule: by bisection, and a few beyond. What is no faster than the best
+        plan so far is not replayed, nor is anything smaller.
         """
         low, high = -1, len(parameters)
         while high - low > 1 and not self.expired:
             middle = (low + high) // 2
-            if self.fits(sequence_of(parameters[middle]), f"{form} {parameters[middle]}"):
+            sequence = sequence_of(parameters[middle])
+            if self.slower(sequence) or self.fits(sequence, f"{form} {parameters[middle]}"):
                 low = middle
             else:
                 high = middle
         for parameter in parameters[high + 1 : high + 1 + BEYOND]:
-            if not self.expired:
-                self.fits(sequence_of(parameter), f"{form} {parameter}")
+            if not self.expired and not self.slower(sequence := sequence_of(parameter)):
+                self.fits(sequence, f"{form} {parameter}")
+
+    def slower(self, sequence: Sequence[int]) -> bool:
+        """Whether a plan within the budget is known that is at least as fast."""
+        return self.best is not None and sum(self.problem.ops[op].time_ns for op in sequence) >= self.best[0]
 
     def outcome(self) -> Outcome:
         """The fastest plan that fits, or the smallest peak reached."""
