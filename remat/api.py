@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 import remat_solvers
-from remat.capture.exported import Differentiate, Exported, export
+from remat.capture.exported import Differentiate, Exported, check_call, export
 from remat.capture.roofline import Hardware
 from remat.execute.canonical import tangents_first
 from remat.execute.module import OnChange, Planned, RematModule, plan_call
@@ -128,6 +128,7 @@ def solve(
         ExportError: the model cannot be captured.
         BudgetError: the budget does not parse.
     """
+    _check_arguments(model, args, reserve_bytes, limits)
     if on_change not in ON_CHANGE:
         raise InputError(f"on_change must be one of {', '.join(ON_CHANGE)}, not {on_change!r}")
     parse_budget(budget, 10**15)  # before minutes of work
@@ -156,8 +157,12 @@ def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) ->
 
     Raises InputError where the plan is for another graph (says what differs), ApplyError where it breaks a rule.
     """
+    if not isinstance(exported, Exported):
+        raise InputError(f"apply takes what remat.export returns, not {type(exported).__name__}")
     if isinstance(plan, (str, os.PathLike)):
         plan = load_plan(plan)
+    if not isinstance(plan, (PlanFile, tuple, list)):
+        raise InputError(f"a plan is a Plan, a loaded plan file or a path, not {type(plan).__name__}")
     fingerprint = plan.problem if isinstance(plan, PlanFile) else exported.problem.fingerprint
     actions = plan.plan if isinstance(plan, PlanFile) else Plan(plan)
     _check_fits(exported.problem, actions, fingerprint)
@@ -183,6 +188,15 @@ def _check_fits(problem: Problem, plan: Plan, fingerprint: str) -> None:
     violations = validate(problem, plan)
     if violations:
         raise ApplyError(f"the plan breaks {len(violations)} rules on this graph, first: {violations[0]}")
+
+
+def _check_arguments(model: object, args: object, reserve_bytes: object, limits: object) -> None:
+    """Raise InputError for what would only fail deep inside."""
+    check_call(model, args)
+    if isinstance(reserve_bytes, bool) or not isinstance(reserve_bytes, int) or reserve_bytes < 0:
+        raise InputError(f"reserve_bytes is a number of bytes from 0, not {reserve_bytes!r}")
+    if not isinstance(limits, Limits):
+        raise InputError(f"limits is a remat.Limits, such as Limits(seconds=60), not {limits!r}")
 
 
 def _no_plan(result: Result) -> str:

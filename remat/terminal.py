@@ -80,6 +80,9 @@ def check_writable(path: Path | None) -> None:
         return
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe is written to as it is
     probe = path.with_name(f".{path.name}.probe")
     try:
         probe.touch()

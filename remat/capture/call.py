@@ -109,6 +109,7 @@ class Settings:
 
     names: tuple[tuple[str, ...], ...]  # per module, in the order of Module.modules()
     values: tuple[Any, ...]
+    kinds: tuple[tuple[type, int], ...]  # per module: its class and how many hooks its forward runs
 
     @staticmethod
     def of(model: nn.Module, set_by_forward: Collection[str]) -> Settings:
@@ -125,11 +126,16 @@ class Settings:
             ]
             names.append(tuple(own))
             values.extend(module.__dict__[name] for name in own)
-        return Settings(tuple(names), tuple(values))
+        return Settings(tuple(names), tuple(values), tuple(_kind(module) for module in model.modules()))
 
     def differences(self, model: nn.Module) -> list[str]:
         """Sentences that name the settings that were changed since."""
-        found = []
+        found = [
+            f"{path or 'the model'} is a {type(module).__name__} with {_kind(module)[1]} hooks, "
+            f"planned a {kind.__name__} with {hooks}"
+            for (path, module), (kind, hooks) in zip(model.named_modules(), self.kinds, strict=False)
+            if _kind(module) != (kind, hooks)
+        ]
         values = iter(self.values)
         for (path, module), names in zip(model.named_modules(), self.names, strict=False):
             for name in names:
@@ -140,8 +146,16 @@ class Settings:
 
     def hold(self, modules: Iterable[nn.Module]) -> bool:
         """Whether they all are as they were."""
+        modules = list(modules)
+        if [_kind(module) for module in modules] != list(self.kinds):
+            return False
         now = [module.__dict__.get(n) for module, names in zip(modules, self.names, strict=False) for n in names]
         return now == list(self.values)
+
+
+def _kind(module: nn.Module) -> tuple[type, int]:
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return type(module), sum(map(len, hooks))
 
 
 def _is_setting(value: Any) -> bool:

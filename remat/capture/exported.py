@@ -23,7 +23,7 @@ from remat.capture.true_outputs import correct_outputs
 from remat_solvers.errors import ApplyError, InputError
 from remat_solvers.problem import Problem
 
-__all__ = ["Differentiate", "Exported", "export"]
+__all__ = ["Differentiate", "Exported", "check_call", "export"]
 
 Differentiate: TypeAlias = Literal["loss", "all"]
 
@@ -130,11 +130,20 @@ def export(
     Raises:
         ExportError: the model cannot be captured; names the line and what to do.
     """
+    check_call(model, args)
     with torch.inference_mode(False):
         call = read_call(model, read_model(model), args, kwargs or {})
         exported = _capture(model, call, unroll_rnn=unroll_rnn, differentiate=differentiate)
         problem = add_costs(exported.joint, exported.lowered, costs)
         return dataclasses.replace(exported, problem=problem)
+
+
+def check_call(model: object, args: object) -> None:
+    """Raise InputError where this is no model, or its positional arguments are not in a tuple."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(args, Tensor) or not isinstance(args, Sequence) or isinstance(args, str):
+        raise InputError(f"args is a tuple of positional arguments, such as (x,), not {type(args).__name__}")
 
 
 def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: Differentiate) -> Exported:

@@ -107,6 +107,11 @@ def device_of(node: fx.Node) -> torch.device:
 
 def storage_of(tensor: Tensor) -> int:
     """Identity of the storage under a fake tensor; equal for a tensor and its views."""
+    if tensor.layout is not torch.strided:
+        raise ExportError(
+            f"the step makes a tensor of layout {tensor.layout}, which has no single storage to plan: use dense "
+            "tensors and gradients (sparse=False for embeddings)"
+        )
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
@@ -67,6 +68,7 @@ def _trace(traced: _Traced, *, unroll_rnn: bool, compiling: bool) -> Capture:
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", compiling))
+        stack.enter_context(mock.patch.object(torch.utils.checkpoint, "CheckpointFunction", _PlainCheckpoint))
         stack.enter_context(_unlogged())
         stack.enter_context(locating(model))
         stack.enter_context(functorch_config.patch(backward_pass_autocast="off"))
@@ -137,6 +139,14 @@ class _Traced(nn.Module):
         return tuple(
             t.detach() if t.requires_grad and not d else t for t, d in zip(returned, self.differentiated, strict=True)
         )
+
+
+class _PlainCheckpoint:
+    """The model's own reentrant checkpoints while tracing: what they would recompute is for the plan to decide."""
+
+    @staticmethod
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
 
 
 class _WriteBack:

@@ -154,7 +154,14 @@ def _dump(document: Mapping[str, Any]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary file in the same folder, then rename; the temporary file goes if anything fails."""
+    """Write to a temporary file in the same folder, then rename; the temporary file goes if anything fails.
+
+    A link is followed, and what is no regular file (`/dev/stdout`, a pipe) is written to, never replaced.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "xb") as file:

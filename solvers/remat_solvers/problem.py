@@ -156,6 +156,8 @@ def _check(problem: Problem) -> None:
     for i, value in enumerate(problem.values):
         _check_int(f"values[{i}].bytes", value.bytes)
         _check_word(f"values[{i}].kind", value.kind, KINDS)
+    if sum(op.time_ns for op in problem.ops) > MAX_INT:
+        raise ProblemError("ops", "their times sum to 2**63 ns or more: check the units")
     produced: dict[int, int] = {}
     available = [v.kind == "constant" for v in problem.values]
     for i, op in enumerate(problem.ops):

@@ -433,9 +433,3 @@ def test_autograd_inside_forward(forward: Callable[..., Tensor], plan: Callable[
 
     args = (seeded(rows).requires_grad_(),)
     assert different(step(plan(make(), args), *args), step(make(), *args)) == []
-
-
-def test_a_reentrant_checkpoint_says_what_to_do() -> None:
-    model = Lambda(lambda self, x: checkpoint(self.body, x, use_reentrant=True), body=mlp())
-    with pytest.raises(remat.ExportError, match="use_reentrant=False"):
-        roofline(model, rows().requires_grad_())

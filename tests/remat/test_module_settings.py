@@ -95,3 +95,16 @@ def test_changed_between_export_and_apply() -> None:
     net = remat.apply(exported, store_all(exported.problem))
     with pytest.raises(remat.ChangedError, match="eps"):
         net(batch())
+
+
+def test_a_replaced_module_or_a_new_hook_is_another_call() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8))
+    net = storing_all(model, (batch(),))
+    model[1] = nn.Tanh()
+    with pytest.raises(remat.ChangedError, match="1 is a Tanh with 0 hooks, planned a Sigmoid"):
+        net(batch())
+    model[1] = nn.Sigmoid()
+    net(batch())
+    model[2].register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(remat.ChangedError, match="1 hooks"):
+        net(batch())
