@@ -132,6 +132,33 @@ ENTRIES: tuple[Entry, ...] = (
         family="recompute",
         summary="Evict what is needed again farthest in the future, weighed by size and cost; recompute on demand.",
     ),
+    Entry(
+        name="selective",
+        path="remat_solvers.recompute.selective:Selective",
+        family="recompute",
+        summary="Keep matrix products, convolutions and attention; recompute the rest just in time.",
+        needs_backward=True,
+    ),
+    Entry(
+        name="segments",
+        path="remat_solvers.recompute.segments:Segments",
+        family="recompute",
+        summary="What torch.utils.checkpoint around each block does.",
+        needs_backward=True,
+    ),
+    Entry(
+        name="superneurons",
+        path="remat_solvers.swap.superneurons:SuperNeurons",
+        family="swap",
+        summary="Wang et al. 2018: recompute between checkpoints, for speed, for memory or as each segment allows.",
+        needs_backward=True,
+    ),
+    Entry(
+        name="capuchin",
+        path="remat_solvers.swap.capuchin:Capuchin",
+        family="swap",
+        summary="Peng et al. 2020: recompute the tensors that save the most memory per second (MSPS).",
+    ),
 )
 
 

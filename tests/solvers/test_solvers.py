@@ -44,6 +44,12 @@ SOLVERS = (
     ("dtr", {"heuristic": "h", "deallocate": "ignore"}),
     ("belady", {}),
     ("belady", {"weight": "none"}),
+    ("selective", {}),
+    ("segments", {}),
+    ("segments", {"every": 1}),
+    ("superneurons", {}),
+    ("superneurons", {"strategy": "cost-aware", "threshold": "code"}),
+    ("capuchin", {}),
     ("auto", {}),
 )
 EVERY = pytest.mark.parametrize(("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v)))

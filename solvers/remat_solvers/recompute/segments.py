@@ -1,0 +1,107 @@
+"""What torch.utils.checkpoint around each block does: keep what enters a block, run the block again in backward.
+
+A block's inner values are dropped after the forward pass; what it reads from outside, and what others read of it, is
+kept. When backward first reads an inner value, the block runs again as far as backward needs it (early stop), from what
+is kept, and what backward reads of it stays until it is read. What is in no block is kept. So every block costs one
+more forward, the last one too, though backward needs it at once.
+
+Blocks, from the module paths of the ops: the outermost numbered module (`h.0` of `h.0.mlp.c_fc`, `layer1.0`), the
+members of the nn.Sequential or nn.ModuleList that people wrap; `level="inner"` takes the innermost. Where fewer than
+two ops' paths have a number, blocks are what lies between the articulation points of the forward graph
+(`chen.articulation_positions`); with fewer than two of those the method does not apply.
+
+every: wrap every n-th block only, from the first on (torchtitan's selective checkpointing by layer). None tries 1 to 4,
+and the fastest plan within the budget is the answer.
+
+Unlike torch, a buffer update inside a block is not run twice, and ops of a block that backward does not need are not
+run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+from remat_solvers.errors import InputError
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.recompute.chen import articulation_positions
+from remat_solvers.recompute.dropping import droppable, recompute_dropped
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+
+__all__ = ["Segments", "blocks", "wrapped"]
+
+Level: TypeAlias = Literal["outer", "inner"]
+
+EVERY = (1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """torch.utils.checkpoint around each block."""
+
+    level: Level = "outer"  # of numbered modules inside each other, which one is the block
+    every: int | None = None  # wrap every n-th block; None: 1 to 4
+
+    name: ClassVar[str] = "segments"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        if self.level not in ("outer", "inner"):
+            raise InputError(f"segments: level must be outer or inner, not {self.level!r}")
+        if self.every is not None and (isinstance(self.every, bool) or self.every < 1):
+            raise InputError(f"segments: every must be an integer of at least 1, not {self.every!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the forms asked for. See `registry.Solver`."""
+        if not problem.backward_ops:
+            return Outcome(status=Status.NOT_APPLICABLE, reason="segments recomputes for a backward; there is none")
+        block_of = blocks(problem, self.level)
+        if len(set(block_of.values())) < 2:
+            reason = "segments: neither numbered modules nor articulation points divide the forward pass into blocks"
+            return Outcome(status=Status.NOT_APPLICABLE, reason=reason)
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            for every in EVERY if self.every is None else (self.every,):
+                if attempts.expired:
+                    break
+                attempts.fits(wrapped(problem, block_of, every), f"every {every}")
+        return attempts.outcome()
+
+
+def wrapped(problem: Problem, block_of: Mapping[int, int], every: int) -> list[int]:
+    """The ops in execution order, with every `every`-th block of `block_of` (op -> block) wrapped."""
+    inside = {op: block for op, block in block_of.items() if block % every == 0}
+    dropped = {
+        value
+        for value in droppable(problem)
+        if (block := inside.get(problem.producer[value])) is not None
+        and all(inside.get(r) == block for r in problem.consumers[value] if problem.ops[r].phase == "forward")
+    }
+    return recompute_dropped(problem, dropped, inside)
+
+
+def blocks(problem: Problem, level: Level = "outer") -> dict[int, int]:
+    """Forward op -> number of its block, from 0 in the order of the forward pass, for the ops that are in one."""
+    names = {op: name for op in problem.forward_ops if (name := _numbered(problem.ops[op].module, level))}
+    if len(set(names.values())) >= 2:
+        order = {name: number for number, name in enumerate(dict.fromkeys(names.values()))}
+        return {op: order[name] for op, name in names.items()}
+    ends = set(articulation_positions(problem))
+    number, by_structure = 0, {}
+    for position, op in enumerate(problem.forward_ops):
+        by_structure[op] = number
+        number += position in ends
+    return by_structure
+
+
+def _numbered(module: str, level: Level) -> str:
+    """The path up to its outermost or innermost number; empty where there is none."""
+    parts = module.split(".")
+    numbered = [k for k, part in enumerate(parts) if part.isdecimal()]
+    if not numbered:
+        return ""
+    return ".".join(parts[: numbered[0 if level == "outer" else -1] + 1])

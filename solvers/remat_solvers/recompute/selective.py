@@ -1,0 +1,92 @@
+"""Selective activation checkpointing: keep what is dear to compute, recompute the rest just in time.
+
+The rule that people write by hand with torch.utils.checkpoint's `create_selective_checkpoint_contexts`, and that
+torchtitan has as a policy: outputs of matrix products, convolutions and attention are kept, everything else (norms,
+activations, dropout, elementwise ops) is dropped and computed again when backward first reads it, each op once. The
+policy per op in torchtitan keeps only every second matrix product, which trades more time for more memory.
+
+keep   the kinds that are kept, out of matmul, conv, attention, rnn
+every  1: all matrix products are kept; 2: every second one, in the order of the forward pass; and so on
+
+None tries the published forms: every 1 and 2 of all kinds; then the fastest plan within the budget is the answer. An op
+is told by its target (`aten.mm.default`). A problem without an op of these kinds is not treated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+from remat_solvers.errors import InputError
+from remat_solvers.problem import Op, Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+
+__all__ = ["KINDS", "Selective", "kind_of"]
+
+Kind: TypeAlias = Literal["matmul", "conv", "attention", "rnn"]
+
+KINDS: tuple[Kind, ...] = ("matmul", "conv", "attention", "rnn")
+WORDS: dict[str, Kind] = {
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addbmm", "matmul", "linear", "mv", "addmv"), "matmul"),
+    **dict.fromkeys(("_scaled_mm", "_grouped_mm", "_int_mm", "_addmm_activation", "einsum"), "matmul"),
+    **dict.fromkeys(("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "mkldnn_convolution"), "conv"),
+    **dict.fromkeys(("cudnn_convolution", "miopen_convolution", "conv_transpose2d"), "conv"),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer", "_cudnn_rnn"), "rnn"),
+}
+EVERY = (1, 2)  # published: keep all, and torchtitan's every second
+
+
+@dataclass(frozen=True)
+class Selective:
+    """Keep matrix products, convolutions and attention; recompute the rest."""
+
+    keep: tuple[Kind, ...] = KINDS
+    every: int | None = None  # of the matrix products, every which one is kept; None: 1 and 2
+
+    name: ClassVar[str] = "selective"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        for kind in self.keep:
+            if kind not in KINDS:
+                raise InputError(f"selective: keep is out of {', '.join(KINDS)}, not {kind!r}")
+        if self.every is not None and (isinstance(self.every, bool) or self.every < 1):
+            raise InputError(f"selective: every must be an integer of at least 1, not {self.every!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the forms asked for. See `registry.Solver`."""
+        kept = [op for op in problem.forward_ops if kind_of(problem.ops[op]) in self.keep]
+        if not problem.backward_ops or not kept:
+            what = f"no forward op is one of {', '.join(self.keep)}" if problem.backward_ops else "there is no backward"
+            return Outcome(status=Status.NOT_APPLICABLE, reason=f"selective: {what}")
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            for every in EVERY if self.every is None else (self.every,):
+                if attempts.expired:
+                    break
+                attempts.fits(self.sequence(problem, every), f"every {every}")
+        return attempts.outcome()
+
+    def sequence(self, problem: Problem, every: int) -> list[int]:
+        """The ops in execution order where every `every`-th matrix product is kept, and all of the other kinds."""
+        dropped = droppable(problem)
+        products = 0
+        for op in problem.forward_ops:
+            kind = kind_of(problem.ops[op])
+            if kind in self.keep:
+                if kind != "matmul" or products % every == 0:
+                    dropped.difference_update(problem.ops[op].outputs)
+                products += kind == "matmul"
+        return recompute_dropped(problem, dropped, {})
+
+
+def kind_of(op: Op) -> Kind | None:
+    """What makes an op dear, by its target; None: nothing."""
+    name = word(op.target)
+    if "attention" in name and not name.endswith("backward"):
+        return "attention"
+    return WORDS.get(name)

@@ -1,0 +1,159 @@
+"""Wang et al.: SuperNeurons: Dynamic GPU Memory Management for Training Deep Neural Networks. PPoPP 2018.
+
+SuperNeurons swaps the outputs of layers that are dear to compute and recomputes the cheap ones between them. This file
+has its recomputation, which needs no link (swap off). Checkpoints are kept; all between two checkpoints is a segment:
+
+speed-centric   when backward first needs a value of a segment, the whole segment runs again and is kept for the rest of
+                its backward: at most one forward more, peak sum of l^f over the segment, + l^b
+memory-centric  for every backward op its inputs are computed again from the checkpoint, and dropped: O(s^2) forward ops
+                for a segment of s layers, s (s - 1) / 2 where a layer's backward needs its input, peak one layer
+cost-aware      l_peak = max_i l_i. A segment with sum of l^f + l^b(its end) <= l_peak is run speed-centric, any other
+                memory-centric: the peak of the latter at close to the cost of the former
+
+The paper's layers, on a graph of ops:
+
+- Checkpoints are CONV and FC (convolutions, matrix products, attention), JOIN (an add, cat or stack, or an op without a
+  target, that reads what two or more ops made), FORK (two or more forward ops read an output), and SOFTMAX with the
+  loss. DATA are constants. Ops that are not recomputable keep their outputs too.
+- A segment is a connected component of the other forward ops.
+- l_i, for an op of either phase: the bytes of what it reads, makes and works with, constants left out. l^f: the bytes
+  of an op's outputs. l^b of a segment's end: l of the first backward op that reads a value of the segment, without
+  the segment's own values.
+- threshold="paper" compares as above. The released code compares the segment's forward bytes alone with the largest set
+  that a backward op depends on: threshold="code".
+
+strategy=None tries all; the fastest plan within the budget is the answer. There is no bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+from remat_solvers.errors import InputError
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
+from remat_solvers.recompute.selective import kind_of
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+
+__all__ = ["STRATEGIES", "SuperNeurons", "checkpoint_ops", "memory_centric", "segments_between"]
+
+Strategy: TypeAlias = Literal["speed-centric", "cost-aware", "memory-centric"]
+Threshold: TypeAlias = Literal["paper", "code"]
+
+STRATEGIES: tuple[Strategy, ...] = ("speed-centric", "cost-aware", "memory-centric")
+JOINS = ("add", "sum", "cat", "concat", "stack", "")  # the last: an op without a target
+LOSSES = ("_softmax", "_log_softmax", "softmax", "log_softmax", "nll_loss_forward", "nll_loss2d_forward", "mse_loss")
+
+
+@dataclass(frozen=True)
+class SuperNeurons:
+    """Recompute what lies between checkpoints: for speed, for memory, or as each segment allows."""
+
+    strategy: Strategy | None = None  # None: each in turn
+    threshold: Threshold = "paper"  # of cost-aware: as the paper has it, or as the released code
+
+    name: ClassVar[str] = "superneurons"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        if self.strategy not in (None, *STRATEGIES):
+            raise InputError(f"superneurons: strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
+        if self.threshold not in ("paper", "code"):
+            raise InputError(f"superneurons: threshold must be paper or code, not {self.threshold!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the strategies asked for. See `registry.Solver`."""
+        if not problem.backward_ops:
+            return Outcome(status=Status.NOT_APPLICABLE, reason="superneurons recomputes for a backward; there is none")
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
+                if attempts.expired:
+                    break
+                attempts.fits(self.sequence(problem, strategy), strategy)
+        return attempts.outcome()
+
+    def sequence(self, problem: Problem, strategy: Strategy) -> list[int]:
+        """The ops in execution order under one strategy."""
+        segment_of = segments_between(problem, checkpoint_ops(problem))
+        every_time: set[int] = set()
+        if strategy == "memory-centric":
+            every_time = set(segment_of.values())
+        elif strategy == "cost-aware":
+            every_time = memory_centric(problem, segment_of, self.threshold)
+        dropped = {v for v in droppable(problem) if problem.producer[v] in segment_of}
+        return recompute_dropped(problem, dropped, segment_of, every_time)
+
+
+def checkpoint_ops(problem: Problem) -> set[int]:
+    """Forward ops whose outputs are kept: CONV, FC, JOIN, FORK, SOFTMAX, and what cannot be recomputed."""
+    found: set[int] = set()
+    forward = set(problem.forward_ops)
+    for index in problem.forward_ops:
+        op = problem.ops[index]
+        name = word(op.target)
+        parts = {p for v in op.inputs if (p := problem.producer[v]) >= 0}
+        readers = {r for v in op.outputs for r in problem.consumers[v]} & forward
+        if (
+            not op.recomputable
+            or kind_of(op) is not None
+            or name in LOSSES
+            or len(readers) > 1
+            or (name in JOINS and len(parts) > 1)
+        ):
+            found.add(index)
+    return found
+
+
+def segments_between(problem: Problem, checkpoints: set[int]) -> dict[int, int]:
+    """Op -> segment, for the forward ops that are no checkpoints: connected components, named by their first op."""
+    segment: dict[int, int] = {}
+
+    def root(op: int) -> int:
+        while segment[op] != op:
+            segment[op] = segment[segment[op]]
+            op = segment[op]
+        return op
+
+    for index in problem.forward_ops:
+        if index in checkpoints:
+            continue
+        segment[index] = index
+        for value in problem.ops[index].inputs:
+            if problem.producer[value] in segment:
+                first, second = sorted((root(problem.producer[value]), root(index)))
+                segment[second] = first
+    return {op: root(op) for op in segment}
+
+
+def memory_centric(problem: Problem, segment_of: dict[int, int], threshold: Threshold) -> set[int]:
+    """The segments that cost-aware does not run speed-centric, since they would set a new peak."""
+    ops, producer = problem.ops, problem.producer
+    size = [0 if v.kind == "constant" else v.bytes for v in problem.values]
+
+    def needs(index: int, without: int | None = None) -> int:
+        op = ops[index]
+        reads = [v for v in dict.fromkeys(op.inputs) if segment_of.get(producer[v], -1) != without]
+        return sum(size[v] for v in (*reads, *op.outputs)) + op.workspace_bytes
+
+    forward_bytes: dict[int, int] = {}
+    for op, segment in segment_of.items():
+        forward_bytes[segment] = forward_bytes.get(segment, 0) + sum(size[v] for v in ops[op].outputs)
+    if threshold == "code":
+        largest = max(sum(size[v] for v in dict.fromkeys(ops[op].inputs)) for op in problem.backward_ops)
+        return {segment for segment, held in forward_bytes.items() if held > largest}
+    l_peak = max(needs(op) for op in range(len(ops)))
+    ends: dict[int, int] = {}  # segment -> the first backward op that reads of it
+    for op in problem.backward_ops:
+        for value in ops[op].inputs:
+            if producer[value] in segment_of:
+                ends.setdefault(segment_of[producer[value]], op)
+    return {
+        segment
+        for segment, held in forward_bytes.items()
+        if held + (needs(ends[segment], segment) if segment in ends else 0) > l_peak
+    }
