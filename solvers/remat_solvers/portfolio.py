@@ -28,6 +28,7 @@ class Auto:
         """Ends early where a method proves optimality or infeasibility. See `registry.Solver`."""
         watch = Stopwatch(limits)
         entries = [e for e in ENTRIES if e.in_portfolio and (problem.backward_ops or not e.needs_backward)]
+        entries.sort(key=lambda e: e.slow)  # so that a short limit still sees many methods
         best: tuple[int, Outcome] | None = None
         smallest: list[int] = []
         stopped = Stopped.COMPLETE

@@ -44,6 +44,7 @@ class Entry:
     supports_link: bool = False  # uses the link to the host where a problem has one
     exact: bool = False  # proves optimality or infeasibility when it runs to its end
     in_portfolio: bool = True  # tried by `auto`
+    slow: bool = False  # seconds on thousands of ops: `auto` tries it after the others
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -68,6 +69,7 @@ ENTRIES: tuple[Entry, ...] = (
         family="recompute",
         summary="Chen et al. 2016: keep cuts, recompute the segments between them (sqrt, recursive, budget search).",
         needs_backward=True,
+        slow=True,
     ),
     Entry(
         name="gruslys",
@@ -89,6 +91,7 @@ ENTRIES: tuple[Entry, ...] = (
         family="recompute",
         summary="Kusumoto et al. 2019: sequences of lower sets of the forward graph, by dynamic programming.",
         needs_backward=True,
+        slow=True,
     ),
     Entry(
         name="rotor",
@@ -125,6 +128,7 @@ ENTRIES: tuple[Entry, ...] = (
         path="remat_solvers.recompute.dtr:DTR",
         family="recompute",
         summary="Kirisame et al. 2021: evict by a heuristic (h, h_eq, h_local, LRU, size, MSPS), recompute on demand.",
+        slow=True,
     ),
     Entry(
         name="belady",
@@ -158,6 +162,7 @@ ENTRIES: tuple[Entry, ...] = (
         path="remat_solvers.swap.capuchin:Capuchin",
         family="swap",
         summary="Peng et al. 2020: recompute the tensors that save the most memory per second (MSPS).",
+        slow=True,
     ),
 )
 

@@ -197,6 +197,18 @@ def test_a_plan_without_recomputation_is_proven_optimal_by_auto() -> None:
             assert result.bound_ns == time_bound_ns(problem)
 
 
+@pytest.mark.parametrize(("name", "share"), [("gpt", 0.6), ("unet", 0.4), ("chain50", 0.3), ("r50", 0.4)])
+def test_auto_is_as_fast_as_the_fastest_of_its_methods(name: str, share: float) -> None:
+    problem = codec.load_problem(CORPUS / f"{name}.json")
+    budget_bytes = int(share * simulate(problem, store_all(problem)).peak_bytes)
+    methods = [e.name for e in ENTRIES if e.in_portfolio]
+    results = [solve(problem, budget_bytes, solver=method) for method in methods]
+    for result in results:
+        check(problem, result)
+    times = [result.time_ns for result in results if result.time_ns is not None]
+    assert solve(problem, budget_bytes).time_ns == min(times)
+
+
 @dataclass(frozen=True)
 class Cheat:
     """Hands back whatever it is told to."""
