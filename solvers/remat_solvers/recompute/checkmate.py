@@ -154,6 +154,8 @@ class _Search:
             peaks = [self._offer(drop_useless(self.problem, coarse.expand(s)), how) for s in solved.sequences]
             if solved.interrupted:
                 raise KeyboardInterrupt
+            if solved.ended is Ended.UNKNOWN or (solved.ended is Ended.FEASIBLE and not self.options.rounding):
+                self.stopped = Stopped.TIME
             if peaks and min(peaks) > self.budget_bytes:
                 high = budget_bytes
             else:
@@ -163,6 +165,8 @@ class _Search:
             budget_bytes = (low + high) // 2
         if self.best is not None:
             self._offer(keep_where_it_fits(self.problem, self.best[2], self.budget_bytes, self.watch), self.reason)
+            if self.watch.expired:
+                self.stopped = Stopped.TIME
         elif not self.reason:
             self.reason = how
 

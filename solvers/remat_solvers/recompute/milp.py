@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any, Literal, TypeAlias
 
 from remat_solvers.errors import InputError
+from remat_solvers.recompute.highs_apart import solve_apart
 
 __all__ = ["BACKENDS", "Answer", "Backend", "Ended", "check_backend", "run"]
 
@@ -24,6 +25,8 @@ Backend: TypeAlias = Literal["highs", "cbc"]
 BACKENDS: tuple[Backend, ...] = ("highs", "cbc")
 
 THREADS = 1
+APART_VARIABLES = 2_000  # larger programs of HiGHS run in a process of their own (highs_apart.py)
+APART_START_S = 0.5  # of its time, for that process to start
 HIGHS_FEASIBLE = 2  # info.primal_solution_status
 INTERRUPT_POLL_S = 0.05
 
@@ -45,6 +48,9 @@ STATUS_MAP: Mapping[tuple[int, int], Ended] = {
     (-1, -1): Ended.INFEASIBLE,  # LpStatusInfeasible, LpSolutionInfeasible
     (-1, 0): Ended.INFEASIBLE,  # LpStatusInfeasible, LpSolutionNoSolutionFound: CBC where only the LP has points
 }
+
+# The same for what HiGHS itself says, by its name; all else means a point where there is one.
+HIGHS_STATUS_MAP: Mapping[str, Ended] = {"kOptimal": Ended.OPTIMAL, "kInfeasible": Ended.INFEASIBLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +86,13 @@ def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool 
 
 
 def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool) -> Answer:
+    deadline = None if seconds is None else time.perf_counter() + seconds
     solver = pulp.HiGHS(msg=False, mip=not relaxed, threads=THREADS, gapRel=0.0)
-    interrupted = threading.Event()
-    solver.callSolver = _interruptible(interrupted, None if seconds is None else time.perf_counter() + seconds)
     with _banner_on_stderr():
+        if program.numVariables() > APART_VARIABLES and not relaxed:
+            return _highs_apart(solver, program, deadline)
+        interrupted = threading.Event()
+        solver.callSolver = _interruptible(interrupted, deadline)
         program.solve(solver)
     model = program.solverModel
     info = model.getInfo()
@@ -93,6 +102,23 @@ def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool) ->
     bound = info.objective_function_value if relaxed else info.mip_dual_bound
     known = ended is Ended.OPTIMAL if relaxed else abs(bound) < model.getInfinity()
     return Answer(ended, bound if known else None, relaxed, interrupted.is_set())
+
+
+def _highs_apart(solver: Any, program: Any, deadline: float | None) -> Answer:
+    """The program as PuLP hands it over, solved in a process that can be killed."""
+    solver.createAndConfigureSolver(program)
+    solver.buildSolverModel(program)
+    seconds = None if deadline is None else max(0.0, deadline - time.perf_counter() - APART_START_S)
+    apart = solve_apart(program.solverModel, seconds)
+    ended = HIGHS_STATUS_MAP.get(apart.status, Ended.UNKNOWN)
+    if apart.values is None:
+        ended = ended if ended is Ended.INFEASIBLE else Ended.UNKNOWN
+    else:
+        ended = ended if ended is Ended.OPTIMAL else Ended.FEASIBLE
+        for variable, value in zip(program.variables(), apart.values.tolist(), strict=True):
+            variable.varValue = value
+    known = abs(apart.bound) < float("inf")
+    return Answer(ended, apart.bound if known else None, interrupted=apart.interrupted)
 
 
 def _interruptible(interrupted: threading.Event, deadline: float | None) -> Callable[[Any], None]:

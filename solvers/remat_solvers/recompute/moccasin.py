@@ -14,7 +14,8 @@ minimise the sum of time(k) active[k, i], subject to
                 s[u, j] + 1 <= s[v, i] <= e[d, j]
 
 It needs O(n C) integer variables where Checkmate needs O(n^2). Two phases: the first minimises by how much the peak
-exceeds the budget, from the unmodified step; the second, from there, minimises the time.
+exceeds the budget, from the unmodified step, and ends at the first plan within it; the second, from there, minimises
+the time.
 
 What is open in the paper, or where an exported graph has more, and what is done here:
 
@@ -50,7 +51,6 @@ from remat_solvers.simulate import simulate
 __all__ = ["Moccasin"]
 
 UNITS = 2**30  # of the budget: keeps products of bytes and events within 64 bits
-FIRST_SHARE = 0.5  # of the time limit for the first phase
 LARGEST_SEED = 2**31 - 1
 INTERRUPT_POLL_S = 0.05
 
@@ -110,23 +110,19 @@ class _Search:
         most = f"with at most {self.options.runs} runs per op"
         model = _Model(self.problem, self.budget_bytes, self.options.runs)
         model.minimise_excess()
-        status = self._phase(model, FIRST_SHARE, self._within)
+        status = self._phase(model, lambda excess: excess <= 0)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE) or model.excess_found:
             self.reason = f"none {most} fits" if status == cp_model.OPTIMAL else f"none found {most}"
             if status != cp_model.OPTIMAL:
                 self.stopped = Stopped.TIME
             return
         model.minimise_time()
-        status = self._phase(model, 1.0, lambda _: False)
+        status = self._phase(model, lambda _: False)
         self.reason = f"the best {most}, one per stage" if status == cp_model.OPTIMAL else f"the best found {most}"
         if status != cp_model.OPTIMAL:
             self.stopped = Stopped.TIME
 
-    def _within(self, excess: float) -> bool:
-        """The first phase ends at the first point within the budget."""
-        return excess <= 0
-
-    def _phase(self, model: _Model, share: float, enough: Callable[[float], bool]) -> Any:
+    def _phase(self, model: _Model, enough: Callable[[float], bool]) -> Any:
         from ortools.sat.python import cp_model
 
         search = self
@@ -143,7 +139,7 @@ class _Search:
         solver.parameters.random_seed = self.seed % LARGEST_SEED
         remaining = self.watch.remaining
         if remaining is not None:
-            solver.parameters.max_time_in_seconds = share * remaining
+            solver.parameters.max_time_in_seconds = remaining
         ended: list[Any] = []
         thread = threading.Thread(target=lambda: ended.append(solver.solve(model.model, Found())), daemon=True)
         thread.start()

@@ -35,7 +35,7 @@ from typing import ClassVar
 from remat_solvers.clock import Stopwatch
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 
@@ -92,6 +92,8 @@ def _choose_until_it_fits(problem: Problem, budget_bytes: int, attempts: Attempt
             saved += choice.take().size_bytes
         sequence = _Guided(problem, choice.taken, collective, attempts.watch).run()
         if sequence is None:
+            if attempts.watch.expired:
+                attempts.stopped = Stopped.TIME
             return
         if attempts.fits(sequence, f"{len(choice.taken)} recomputed"):
             return
