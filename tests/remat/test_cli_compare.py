@@ -1,4 +1,4 @@
-"""`remat compare` on problem files: the table, its JSON, and what bad input says."""
+"""`remat compare` on problem files and on a MODEL: the table, its JSON, and what bad input says."""
 
 from __future__ import annotations
 
@@ -93,3 +93,17 @@ def test_bad_input_is_said_before_anything_runs(problem: Path, args: tuple[str, 
     done = run(problem, *args, code=BAD_INPUT)
     assert done.stdout == ""
     assert word in done.stderr
+
+
+def test_a_model(tmp_path: Path) -> None:
+    source = tmp_path / "net.py"
+    source.write_text(
+        "import torch\n"
+        "def make():\n"
+        "    layers = [layer for _ in range(16) for layer in (torch.nn.Linear(8, 8), torch.nn.Tanh())]\n"
+        "    return torch.nn.Sequential(*layers), (torch.ones(512, 8),)\n"
+    )
+    compared = run_json(f"{source}:make", "--budget", "80%", "--costs", "roofline", *FAST)
+    rows = {row["solver"]: row["status"] for row in compared["rows"]}
+    assert rows["chen"] == "feasible"
+    assert rows["store-all"] == "not_found"

@@ -29,6 +29,7 @@ Success is not monotone in the budget (section 4 of the paper), and there is no 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
@@ -79,7 +80,7 @@ class DTR:
         return try_ways(problem, budget_bytes, ways, limits, on_progress)
 
 
-class _Scored:
+class _Scored(ABC):
     """Evicts the value of the smallest score."""
 
     def __init__(self, memory: Memory) -> None:
@@ -90,17 +91,18 @@ class _Scored:
     def choose(self, candidates: NDArray[np.intp]) -> int:
         return int(candidates[np.argmin(self.score(candidates))])
 
+    @abstractmethod
     def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
-        raise NotImplementedError
+        """One number per candidate; the smallest goes."""
 
     def staleness(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
         return np.maximum(1.0, self.memory.now_ns - self.accessed[candidates])
 
-    def evicted(self, value: int) -> None:
-        pass
+    def evicted(self, value: int) -> None:  # noqa: B027  (most scores need not know)
+        """`value` left the device."""
 
-    def gone(self, value: int) -> None:
-        pass
+    def gone(self, value: int) -> None:  # noqa: B027
+        """`value` will not be read again."""
 
     def computed(self, op: int, fresh: list[int]) -> None:
         self.accessed[list(self.memory.reads[op])] = self.memory.now_ns
