@@ -78,7 +78,7 @@ def kernels() -> None:
 def uniform_chain(count: int, slots: int) -> rotor.Slots:
     """Stages of time 1, states of 1 slot, saved sets of 2."""
     advance = np.maximum(0, np.arange(count + 1)[None, :] - np.arange(count)[:, None]).astype(float)
-    both = np.full((count, count), 2.0)
+    both = np.full((1, count, count), 2.0)
     return rotor.Slots(
         slots=slots,
         advance=advance,
@@ -86,9 +86,9 @@ def uniform_chain(count: int, slots: int) -> rotor.Slots:
         leaf_time=both,
         save_time=both,
         state=np.ones((count, count + 1), dtype=int),
-        saved=np.full(count, 2),
-        leaf_need=np.full(count, 3),
-        save_need=np.full((count, count), 3),
+        saved=np.full((1, count), 2),
+        leaf_need=np.full((1, count), 3),
+        save_need=np.full((1, count, count), 3),
         sweep_need=np.full((count, count, count + 1), 2),
     )
 

@@ -50,12 +50,12 @@ def paper_chain(
         slots=slots,
         advance=advance,
         last_advance=advance,
-        leaf_time=np.broadcast_to(both[:, None], (count, count)),
-        save_time=np.broadcast_to(both[:, None], (count, count)),
+        leaf_time=np.broadcast_to(both[:, None], (1, count, count)),
+        save_time=np.broadcast_to(both[:, None], (1, count, count)),
         state=np.broadcast_to(x[None, :], (count, count + 1)),
-        saved=bar,
-        leaf_need=x[1:] + bar,
-        save_need=np.full((count, count), NEVER) if leaves_only else save,
+        saved=bar[None],
+        leaf_need=(x[1:] + bar)[None],
+        save_need=np.full((1, count, count), NEVER) if leaves_only else save[None],
         sweep_need=need,
     )
 

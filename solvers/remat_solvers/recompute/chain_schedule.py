@@ -8,17 +8,34 @@
 Every stage is run for the first time in full, in order. Run again, only those ops run from which what shall stay
 follows, back to what is kept. Whatever a step leaves out of what it keeps is made again when it is wanted again; when
 bytes are freed follows from the sequence (`schedule.plan_from_sequence`).
+
+A stage may be saved in one of several ways (`Way`), which Save and Back name by their number. A way keeps less than
+everything, and its backward runs the rest again, from what was saved and the state before the stage. Where no ways are
+given there is one, `plain_way`: keep everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from remat_solvers.recompute.chain import Chain
 
-__all__ = ["Advance", "Back", "Save", "Step", "forward_steps_of", "least_memory", "needed_ops", "sequence_of"]
+__all__ = [
+    "Advance",
+    "Back",
+    "Save",
+    "Step",
+    "Way",
+    "Ways",
+    "forward_steps_of",
+    "least_memory",
+    "needed_ops",
+    "plain_ways",
+    "sequence_of",
+    "way_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,7 @@ class Save:
     stage: int
     onward: bool = False  # keep the state after it as well: its backward does not come next
     alone: bool = False  # give up the state before it
+    way: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +61,37 @@ class Back:
     """Run the backward ops of a stage."""
 
     stage: int
+    way: int = 0  # in which it was saved
 
 
 Step: TypeAlias = Advance | Save | Back
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to run a stage forward, keeping what its backward shall find, and how to run that backward."""
+
+    forward: tuple[int, ...]  # its forward ops in order, perhaps with repeats
+    saved: tuple[int, ...]  # droppable values that `backward` reads before it makes them, of the stage or its state
+    backward: tuple[int, ...]  # its backward ops in order, among them forward ops that run again
+
+
+Ways: TypeAlias = Sequence[Sequence[Way]]  # per stage
+
+
+def way_of(chain: Chain, forward: Sequence[int], backward: Sequence[int]) -> Way:
+    """The way with these sequences of ops."""
+    made: set[int] = set()
+    saved: set[int] = set()
+    for op in backward:
+        saved.update(v for v in chain.problem.ops[op].inputs if chain.droppable[v] and v not in made)
+        made.update(chain.problem.ops[op].outputs)
+    return Way(tuple(forward), tuple(sorted(saved)), tuple(backward))
+
+
+def plain_ways(chain: Chain) -> Ways:
+    """Per stage the one way that keeps everything."""
+    return [[Way(stage.ops, stage.saved, stage.backward)] for stage in chain.stages]
 
 
 def forward_steps_of(steps: Iterable[Step]) -> int:
@@ -62,9 +108,9 @@ def least_memory(first: int, end: int) -> list[Step]:
     return steps
 
 
-def sequence_of(chain: Chain, steps: Iterable[Step]) -> list[int]:
+def sequence_of(chain: Chain, steps: Iterable[Step], ways: Ways | None = None) -> list[int]:
     """The ops of one training step, in execution order."""
-    run = _Run(chain)
+    run = _Run(chain, ways or plain_ways(chain))
     for step in steps:
         if isinstance(step, Advance):
             run.advance(step)
@@ -75,24 +121,25 @@ def sequence_of(chain: Chain, steps: Iterable[Step]) -> list[int]:
     return run.sequence
 
 
-def needed_ops(chain: Chain, targets: Iterable[int], kept: list[int]) -> list[int]:
-    """The forward ops from which `targets` follow, back to values that stay anyway or are `kept` (count > 0)."""
-    problem, drop = chain.problem, chain.droppable
-    stack = [v for v in targets if drop[v] and not kept[v]]
-    needed: set[int] = set()
-    while stack:
-        op = problem.producer[stack.pop()]
-        if op not in needed:
-            needed.add(op)
-            stack.extend(v for v in problem.ops[op].inputs if drop[v] and not kept[v])
-    return sorted(needed)
+def needed_ops(chain: Chain, sequence: Sequence[int], targets: Iterable[int], kept: Sequence[int]) -> list[int]:
+    """Those of the forward ops `sequence` from which `targets` follow, back to what stays anyway or is `kept` (> 0)."""
+    ops, drop = chain.problem.ops, chain.droppable
+    needed = {v for v in targets if drop[v] and not kept[v]}
+    run: list[int] = []
+    for op in reversed(sequence):
+        if not needed.isdisjoint(ops[op].outputs):
+            needed.difference_update(ops[op].outputs)
+            needed.update(v for v in ops[op].inputs if drop[v] and not kept[v])
+            run.append(op)
+    return run[::-1]
 
 
 class _Run:
     """What is kept is a stack of frames, since a state or saved values stay until their backward is through."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, ways: Ways) -> None:
         self.chain = chain
+        self.ways = ways
         self.sequence: list[int] = []
         self.started = 0  # stages that have run
         self.kept = [0] * len(chain.droppable)  # per value, the number of frames that keep it
@@ -100,31 +147,31 @@ class _Run:
         self._push("state", 0, chain.state(0))
 
     def advance(self, step: Advance) -> None:
-        self._forward(step.first, step.end, self.chain.state(step.end))
+        ops = [op for stage in self.chain.stages[step.first : step.end] for op in stage.ops]
+        self._forward(step.first, step.end, ops, self.chain.state(step.end))
         self._push("state", step.end, self.chain.state(step.end))
 
     def save(self, step: Save) -> None:
-        stage = self.chain.stages[step.stage]
+        way = self.ways[step.stage][step.way]
         after = self.chain.state(step.stage + 1) if step.onward else ()
-        self._forward(step.stage, step.stage + 1, (*stage.saved, *after))
+        self._forward(step.stage, step.stage + 1, way.forward, (*way.saved, *after))
         if step.alone:
             self._pop("state", step.stage)
-        self._push("saved", step.stage, stage.saved)
+        self._push("saved", step.stage, way.saved)
         if step.onward:
             self._push("state", step.stage + 1, after)
 
     def back(self, step: Back) -> None:
-        self.sequence.extend(self.chain.stages[step.stage].backward)
+        self.sequence.extend(self.ways[step.stage][step.way].backward)
         self._pop("saved", step.stage)
         self._pop("state", step.stage)
 
-    def _forward(self, first: int, end: int, targets: Iterable[int]) -> None:
+    def _forward(self, first: int, end: int, ops: Sequence[int], targets: Iterable[int]) -> None:
         if first == self.started:
-            for stage in self.chain.stages[first:end]:
-                self.sequence.extend(stage.ops)
+            self.sequence.extend(ops)
             self.started = end
         else:
-            self.sequence.extend(needed_ops(self.chain, targets, self.kept))
+            self.sequence.extend(needed_ops(self.chain, ops, targets, self.kept))
 
     def _push(self, kind: str, stage: int, values: tuple[int, ...]) -> None:
         self.frames.append((kind, stage, values))

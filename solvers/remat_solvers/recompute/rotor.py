@@ -13,7 +13,8 @@ segment i..j with memory m (its input x_i not counted) is
         C(m, i, i) + C(m - x̄_(i+1), i+1, j)                                                if m >= leaf_i and F_all fits
 
 and inf where none is allowed. leaf_i: x̄_(i+1), the gradient of x_(i+1) and the peaks of the stage's forward and
-backward; sweep: the gradient of x_(j+1), and for each stage run the state before it, after it and its peak.
+backward; sweep: the gradient of x_(j+1), and for each stage run the state before it, after it and its peak. Where a
+stage may be saved in several ways, each with its x̄, times and peaks, F_all is the cheapest of them (see rockmate.py).
 
 From the paper's chain to a training step (`chain`, `chain_costs`):
 
@@ -43,10 +44,10 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import Chain, Cuts, chain_view
 from remat_solvers.recompute.chain_costs import ChainCosts, chain_costs
-from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, least_memory, sequence_of
+from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 
-__all__ = ["Rotor", "Slots", "Table", "in_slots", "reference_table", "schedule", "table"]
+__all__ = ["Rotor", "Slots", "Table", "in_slots", "reference_table", "schedule", "search", "table"]
 
 BEYOND_BUDGET = 1.5  # memories in the table go up to this many times what the budget leaves
 
@@ -55,23 +56,26 @@ Table = NDArray[np.float64]  # [i, j, m]: cost of segment i..j with m slots besi
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """A chain of L stages in whole slots of memory. [i, k] has rows 0..L-1, columns 0..L; [i, j] columns 0..L-1."""
+    """A chain of L stages in whole slots of memory. [i, k] has rows 0..L-1, columns 0..L; [i, j] columns 0..L-1.
+
+    [w, ...]: per way w to save and run back a stage; a way that stage i does not have needs more than `slots`.
+    """
 
     slots: int  # the largest memory
     advance: NDArray[np.float64]  # [i, k]: time of running i..k-1 to the state of k, where k is the first stage of ..j
     last_advance: NDArray[np.float64]  # [i, k]: the same where the segment ends with the last stage
-    leaf_time: NDArray[np.float64]  # [i, j]: F_all of i with its backward next, and that backward
-    save_time: NDArray[np.float64]  # [i, j]: F_all of i in segment i..j, and its backward
+    leaf_time: NDArray[np.float64]  # [w, i, j]: F_all of i with its backward next, and that backward
+    save_time: NDArray[np.float64]  # [w, i, j]: F_all of i in segment i..j, and its backward
     state: NDArray[np.int64]  # [i, k]: slots of x_k beside x_i
-    saved: NDArray[np.int64]  # slots of x̄_(i+1) and x_(i+1) beside x_i
-    leaf_need: NDArray[np.int64]  # least m of F_all and backward of i
-    save_need: NDArray[np.int64]  # [i, j]: least m of F_all of i in segment i..j
+    saved: NDArray[np.int64]  # [w, i]: slots of x̄_(i+1) and x_(i+1) beside x_i
+    leaf_need: NDArray[np.int64]  # [w, i]: least m of F_all and backward of i
+    save_need: NDArray[np.int64]  # [w, i, j]: least m of F_all of i in segment i..j
     sweep_need: NDArray[np.int64]  # [j, i, k]: least m of running i..k-1 in segment i..j
 
 
 def table(chain: Slots) -> Table:
-    """The costs of all segments, memory by memory as arrays. O(L^3 slots) time, O(L^2 slots) space."""
-    count, width = len(chain.saved), chain.slots + 1
+    """The costs of all segments, memory by memory as arrays. O(L^2 (L + ways) slots) time, O(L^2 slots) space."""
+    (ways, count), width = chain.saved.shape, chain.slots + 1
     pad = width  # to the left of every row, infinite: the memory that is not there
     cost = np.full((count, count, pad + width), np.inf)
     least = np.full((count, count), width)  # [i, j]: the smallest memory of finite cost
@@ -87,7 +91,9 @@ def table(chain: Slots) -> Table:
         for i in range(j, -1, -1):
             row = cost[i, j, pad:]
             if i == j:
-                row[min(chain.leaf_need[i], width) :] = chain.leaf_time[i, i]
+                for w in range(ways):
+                    fits = row[min(chain.leaf_need[w, i], width) :]
+                    np.minimum(fits, chain.leaf_time[w, i, i], out=fits)
             else:
                 ks = slice(i + 1, j + 1)
                 begin = starts[ks] + (j * (pad + width) + pad) - state[i, ks]
@@ -100,56 +106,60 @@ def table(chain: Slots) -> Table:
                 for k in np.flatnonzero(need > finite):
                     sums[k, : need[k]] = np.inf
                 np.min(sums, axis=0, out=row)
-                need_all = min(width, max(int(chain.leaf_need[i]), int(chain.save_need[i, j])))
-                onward = cost[i + 1, j, pad + need_all - saved[i] : pad + width - saved[i]] + chain.save_time[i, j]
-                np.minimum(row[need_all:], onward, out=row[need_all:])
+                for w in range(ways):
+                    need_all = max(int(chain.leaf_need[w, i]), int(chain.save_need[w, i, j]))
+                    if need_all < width:
+                        onward = cost[i + 1, j, pad + need_all - saved[w, i] : pad + width - saved[w, i]]
+                        np.minimum(row[need_all:], onward + chain.save_time[w, i, j], out=row[need_all:])
             least[i, j] = width - np.count_nonzero(np.isfinite(row))  # costs fall with memory
     return cost[:, :, pad:]
 
 
 def reference_table(chain: Slots) -> Table:
     """The same, cell by cell: what `table` is tested against."""
-    count = len(chain.saved)
+    count = chain.saved.shape[1]
     cost = np.full((count, count, chain.slots + 1), np.inf)
     for j in range(count):
         for i in range(j, -1, -1):
             for m in range(chain.slots + 1):
-                cost[i, j, m] = min((c for c, _ in _options(chain, cost, i, j, m)), default=np.inf)
+                cost[i, j, m] = min((option[0] for option in _options(chain, cost, i, j, m)), default=np.inf)
     return cost
 
 
-def _options(chain: Slots, cost: Table, i: int, j: int, m: int) -> list[tuple[float, int]]:
-    """(cost, k) of all ways to begin segment i..j with m slots; k = i stands for F_all."""
+def _options(chain: Slots, cost: Table, i: int, j: int, m: int) -> list[tuple[float, int, int]]:
+    """(cost, k, w) of all ways to begin segment i..j with m slots; k = i stands for F_all, in way w."""
     if m < 0:
         return []
-    options: list[tuple[float, int]] = []
+    ways, count = chain.saved.shape
     if i == j:
-        return [(float(chain.leaf_time[i, i]), i)] if m >= chain.leaf_need[i] else []
-    if m >= max(chain.leaf_need[i], chain.save_need[i, j], chain.saved[i]):
-        options.append((float(chain.save_time[i, j] + cost[i + 1, j, m - chain.saved[i]]), i))
-    advance = chain.last_advance if j == len(chain.saved) - 1 else chain.advance
+        return [(float(chain.leaf_time[w, i, i]), i, w) for w in range(ways) if m >= chain.leaf_need[w, i]]
+    options: list[tuple[float, int, int]] = []
+    for w in range(ways):
+        if m >= max(chain.leaf_need[w, i], chain.save_need[w, i, j], chain.saved[w, i]):
+            options.append((float(chain.save_time[w, i, j] + cost[i + 1, j, m - chain.saved[w, i]]), i, w))
+    advance = chain.last_advance if j == count - 1 else chain.advance
     for k in range(i + 1, j + 1):
         if m >= max(chain.sweep_need[j, i, k], chain.state[i, k]):
             right = cost[k, j, m - chain.state[i, k]]
-            options.append((float(advance[i, k] + right + cost[i, k - 1, m]), k))
+            options.append((float(advance[i, k] + right + cost[i, k - 1, m]), k, 0))
     return options
 
 
 def schedule(chain: Slots, cost: Table, memory: int) -> list[Step]:
     """The steps of the cheapest schedule with `memory` slots beside x_0; its cost must be finite."""
     steps: list[Step] = []
-    todo: list[tuple[int, int, int] | Step] = [(0, len(chain.saved) - 1, memory)]
+    todo: list[tuple[int, int, int] | Step] = [(0, chain.saved.shape[1] - 1, memory)]
     while todo:
         item = todo.pop()
         if not isinstance(item, tuple):
             steps.append(item)
             continue
         i, j, m = item
-        _, k = min(_options(chain, cost, i, j, m))
+        _, k, w = min(_options(chain, cost, i, j, m))
         if i == j:
-            todo += [Back(i), Save(i)]
+            todo += [Back(i, w), Save(i, way=w)]
         elif k == i:
-            todo += [Back(i), (i + 1, j, m - int(chain.saved[i])), Save(i, onward=True)]
+            todo += [Back(i, w), (i + 1, j, m - int(chain.saved[w, i])), Save(i, onward=True, way=w)]
         else:
             todo += [(i, k - 1, m), (k, j, m - int(chain.state[i, k])), Advance(i, k)]
     return steps
@@ -158,14 +168,15 @@ def schedule(chain: Slots, cost: Table, memory: int) -> list[Step]:
 def in_slots(costs: ChainCosts, memory_bytes: int, slots: int) -> Slots:
     """The chain with memory in `slots` parts of `memory_bytes`; every size and need is rounded up."""
     unit = max(1, -(-memory_bytes // slots))
-    count = len(costs.saved)
+    count = costs.saved.shape[1]
 
     def up(size: NDArray[np.int64]) -> NDArray[np.int64]:
         return -(-size // unit)
 
     running = np.concatenate([[0.0], np.cumsum(costs.advance_ns, dtype=np.float64)])
     advance = running[None, :] - running[:-1, None]
-    backward = costs.backward_ns.astype(np.float64)[:, None]
+    backward = costs.backward_ns.astype(np.float64)[..., None]
+    again = costs.again_ns[..., None]
     last = np.arange(count) == count - 1  # segments of the first forward: every op runs anyway
     save_around = np.where(last[None, :], costs.first_around[:, None], costs.around[None, :])
     sweep = np.where(last[:, None, None], costs.first_sweep[None], costs.sweep[None] + costs.around[:, None, None])
@@ -173,14 +184,26 @@ def in_slots(costs: ChainCosts, memory_bytes: int, slots: int) -> Slots:
         slots=slots,
         advance=advance,
         last_advance=np.zeros_like(advance),
-        leaf_time=np.where(last[None, :], 0, costs.leaf_ns[:, None]) + backward,
-        save_time=np.where(last[None, :], 0, costs.save_ns[:, None]) + backward,
+        leaf_time=np.where(last, again, costs.leaf_ns[..., None]) + backward,
+        save_time=np.where(last, again, costs.save_ns[..., None]) + backward,
         state=up(costs.state),
         saved=up(costs.saved),
         leaf_need=up(np.maximum(costs.back_peak, costs.save_peak + costs.around)),
-        save_need=up(costs.save_peak[:, None] + save_around),
+        save_need=up(costs.save_peak[..., None] + save_around),
         sweep_need=up(sweep),
     )
+
+
+def search(chain: Chain, slots: int, attempts: Attempts, ways: Ways | None = None) -> None:
+    """Of the schedules in the table's last cell, one per cost, try the fastest whose replayed peak fits."""
+    problem = chain.problem
+    left = max(1, attempts.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
+    sizes = in_slots(chain_costs(chain, ways), int(left * BEYOND_BUDGET), slots)
+    cost = table(sizes)
+    whole = cost[0, -1]
+    memories = [m for m in range(len(whole)) if np.isfinite(whole[m]) and (m == 0 or whole[m] < whole[m - 1])]
+    if memories:
+        attempts.search(memories, lambda m: sequence_of(chain, schedule(sizes, cost, m), ways), "memory of")
 
 
 @dataclass(frozen=True)
@@ -215,17 +238,7 @@ class Rotor:
                 chain = chain_view(problem, cuts=cuts, most=self.stages)
                 if chain not in chains and not attempts.expired:
                     chains.append(chain)
-                    self._search(chain, attempts)
+                    search(chain, self.slots, attempts)
+                    if attempts.best is None and not attempts.expired:  # what the chain can do with the least memory
+                        attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
         return attempts.outcome()
-
-    def _search(self, chain: Chain, attempts: Attempts) -> None:
-        problem = chain.problem
-        left = max(1, attempts.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
-        slots = in_slots(chain_costs(chain), int(left * BEYOND_BUDGET), self.slots)
-        cost = table(slots)
-        whole = cost[0, -1]
-        memories = [m for m in range(len(whole)) if np.isfinite(whole[m]) and (m == 0 or whole[m] < whole[m - 1])]
-        if memories:
-            attempts.search(memories, lambda m: sequence_of(chain, schedule(slots, cost, m)), "memory of")
-        if attempts.best is None and not attempts.expired:  # what the chain can do with the least memory
-            attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
