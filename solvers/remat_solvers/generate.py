@@ -1,7 +1,8 @@
 """Seeded problems and plans: the same arguments give the same problem on every machine.
 
-`chain` and `random_layered` are the synthetic problems of the literature, `training_graph` has everything that an
-exported model can have, `adversarial` what breaks careless code, `random_plan` any valid plan, good or bad.
+`chain` and `random_layered` are the synthetic problems of the literature, `random_chain` a chain of unequal layers,
+`training_graph` has everything that an exported model can have, `adversarial` what breaks careless code, `random_plan`
+any valid plan, good or bad.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from math import log, sqrt
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Effect, Kind, Link, Op, Phase, Problem, Value
 
-__all__ = ["adversarial", "chain", "random_layered", "random_plan", "training_graph"]
+__all__ = ["adversarial", "chain", "random_chain", "random_layered", "random_plan", "training_graph"]
 
 # Random layered graphs: width of a layer, skip distance, and the mixture of (mean, deviation) of sizes and times.
 WIDTH_DIVISOR = 2.5
@@ -36,6 +37,44 @@ def chain(n: int, *, size_bytes: int = 1, forward_ns: int = 1, backward_ns: int 
         ops.append(Op(f"op{i}", "backward", reads, (i,), backward_ns, target=f"B{layer}"))
     values = tuple(Value(f"v{i}", size_bytes, "activation" if i < n else "gradient") for i in range(2 * n))
     return Problem(f"chain{n}", tuple(ops), values, (2 * n - 1,))
+
+
+def random_chain(n: int, seed: int) -> Problem:
+    """A chain of n unequal layers: the i-th makes a state from the one before, and some also what only backward reads.
+
+    Its backward reads the gradient of its state (the last one's the state itself), what was saved for it, and the state
+    before it, after it or both, and makes the gradient of the state before it, of the same size. The last gradient is
+    the result. Sizes, times and workspaces are small random integers.
+    """
+    rng = random.Random(seed)
+    values: list[Value] = []
+    ops: list[Op] = []
+
+    def make(kind: Kind, size_bytes: int) -> int:
+        values.append(Value(f"v{len(values)}", size_bytes, kind))
+        return len(values) - 1
+
+    def run(phase: Phase, reads: list[int], makes: list[int]) -> None:
+        name = f"{phase}_{len(ops)}"
+        ops.append(Op(name, phase, tuple(reads), tuple(makes), rng.randint(1, 9), rng.choice((0, 0, 0, 2, 6))))
+
+    states: list[int] = []
+    saved: list[list[int]] = []
+    for layer in range(n):
+        state = make("activation", rng.choice((1, 2, 3, 5, 9)))
+        saved.append([make("activation", rng.choice((1, 2, 3, 5, 9)))] if rng.random() < 0.4 else [])
+        run("forward", states[-1:], [state, *saved[layer]])
+        states.append(state)
+    gradient: list[int] = []
+    for layer in reversed(range(n)):
+        before = states[layer - 1 : layer]
+        reads = rng.choice((before, [states[layer]], [*before, states[layer]]))
+        if layer == n - 1:
+            reads = [*before, states[layer]]
+        made = make("gradient", values[before[0]].bytes if before else rng.choice((1, 2, 3)))
+        run("backward", [*reads, *saved[layer], *gradient], [made])
+        gradient = [made]
+    return Problem(f"random_chain{n}_{seed}", tuple(ops), tuple(values), tuple(gradient))
 
 
 def random_layered(n: int, seed: int, *, edges: int | None = None) -> Problem:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers import codec
-from remat_solvers.generate import adversarial, chain, random_layered, random_plan, training_graph
+from remat_solvers.generate import adversarial, chain, random_chain, random_layered, random_plan, training_graph
 from remat_solvers.validate import validate
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -35,7 +35,7 @@ def test_a_layered_op_has_a_parent_and_a_reader_except_at_the_ends() -> None:
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6), link=st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_the_same_seed_gives_the_same_problem_and_a_valid_plan(n: int, seed: int, link: bool) -> None:
-    for make in (lambda: training_graph(n, seed, link=link), lambda: adversarial(seed)):
+    for make in (lambda: training_graph(n, seed, link=link), lambda: adversarial(seed), lambda: random_chain(n, seed)):
         problem = make()
         assert problem == make()
         plan = random_plan(problem, seed)
