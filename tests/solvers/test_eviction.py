@@ -15,7 +15,7 @@ from remat_solvers.generate import chain, random_layered, training_graph
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.belady import WEIGHTS, Belady
 from remat_solvers.recompute.dtr import DTR, EVICTORS, HEURISTICS
-from remat_solvers.recompute.eviction import Memory, replay
+from remat_solvers.recompute.eviction import Memory, Replay
 from remat_solvers.recompute.neighbourhood import Components, Graph, Neighbourhoods
 from remat_solvers.result import Status
 from remat_solvers.schedule import plan_from_sequence, store_all
@@ -104,7 +104,7 @@ def evictions(heuristic: str, problem: Problem, budget_bytes: int) -> list[int]:
         evictor.choose = choose_and_tell  # type: ignore[method-assign]
         return evictor
 
-    replay(problem, budget_bytes, watched, most_ns=10**9, expired=lambda: False)  # type: ignore[arg-type]
+    assert Replay(problem, budget_bytes, watched, most_ns=10**9).run()  # type: ignore[arg-type]
     return seen
 
 
@@ -162,15 +162,10 @@ def test_every_replay_is_a_valid_plan(n: int, seed: int, share: float, eager: bo
     unmodified = simulate(problem, store_all(problem))
     budget_bytes = int(share * unmodified.peak_bytes)
     for heuristic in HEURISTICS:
-        sequence = replay(
-            problem,
-            budget_bytes,
-            EVICTORS[heuristic],
-            deallocate="eager" if eager else "ignore",
-            most_ns=10**9,
-            expired=lambda: False,
-        )
-        assert sequence is not None
+        deallocate = "eager" if eager else "ignore"
+        run = Replay(problem, budget_bytes, EVICTORS[heuristic], deallocate=deallocate, most_ns=10**9)  # type: ignore[arg-type]
+        assert run.run()
+        sequence = run.sequence
         runs = Counter(sequence)
         assert set(runs) == set(range(len(problem.ops)))
         assert all(problem.ops[op].recomputable for op, count in runs.items() if count > 1)

@@ -14,7 +14,7 @@ from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence
-from remat_solvers.simulate import simulate
+from remat_solvers.simulate import Timeline, simulate
 
 __all__ = ["Attempts"]
 
@@ -53,16 +53,19 @@ class Attempts:
 
     def fits(self, sequence: Sequence[int], form: str) -> bool:
         """Replay the plan of `sequence`; whether it is within the budget."""
+        return self.replay(sequence, form).peak_bytes <= self.budget_bytes
+
+    def replay(self, sequence: Sequence[int], form: str) -> Timeline:
+        """Replay the plan of `sequence`, and remember it where it is better than those before."""
         plan = plan_from_sequence(self.problem, sequence)
         timeline = simulate(self.problem, plan)
         time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
         self.smallest = peak_bytes if self.smallest is None else min(self.smallest, peak_bytes)
-        within = peak_bytes <= self.budget_bytes
-        if within and (self.best is None or (time_ns, peak_bytes) < self.best[:2]):
+        if peak_bytes <= self.budget_bytes and (self.best is None or (time_ns, peak_bytes) < self.best[:2]):
             self.best = time_ns, peak_bytes, plan
             if self.on_progress is not None:
                 self.on_progress(Progress(self.watch.seconds, time_ns, peak_bytes, None, form))
-        return within
+        return timeline
 
     def search(self, parameters: Sequence[T], sequence_of: Callable[[T], Sequence[int]], form: str) -> None:
         """Try the largest of the ascending `parameters` that fits, and the smallest of all where none does.

@@ -15,7 +15,7 @@ What dynamic runtimes leave to their framework is settled here, where the whole 
 - An output of an op that is not recomputable stays while an evicted value may need it; it goes after its last reader
   when nothing evicted depends on it, and then the ops that read it do not run again either (DTR's "banish").
 - Where nothing is left to evict, the replay goes over the budget and on, so that it ends with a peak it does reach.
-  It gives up when it has computed more than `most_ns`: it is thrashing.
+  It gives up when it has computed more than `most_ns`: it is thrashing. `try_ways` says how much that is.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 
-__all__ = ["Deallocate", "Evictor", "Memory", "Way", "replay", "try_ways"]
+__all__ = ["Deallocate", "Evictor", "Memory", "Replay", "Way", "try_ways"]
 
 Deallocate: TypeAlias = Literal["eager", "ignore"]
 
 NEVER = 2**62
 FREELY, AT_NEED = 1, 2
 CHECK_EVERY = 64  # ops between two looks at the clock
-MOST_TIMES = 6  # of the unmodified step's time: beyond that a replay is thrashing
+THRASHING = 2  # times the unmodified step's time: DTR's paper (figure 2) calls that much or more thrashing
+PATIENCE = 6  # the same, where thrashing is better than no plan
+PATIENT_OPS = 50_000  # computed in all replays: beyond that there is no such patience
 SEARCH_STEPS = 5  # larger budgets tried where the one asked for is too small
 
 
@@ -155,43 +157,40 @@ class Memory:
             self.next_use[value] = uses[self.used[value]] if self.used[value] < len(uses) else NEVER
 
 
-def replay(
-    problem: Problem,
-    budget_bytes: int,
-    evictor: Callable[[Memory], Evictor],
-    *,
-    deallocate: Deallocate = "eager",
-    most_ns: int,
-    expired: Callable[[], bool],
-) -> list[int] | None:
-    """The ops in the order in which they run under `budget_bytes`; None: given up, it takes more than `most_ns`."""
-    memory = Memory(problem, budget_bytes, deallocate)
-    return _Replay(memory, evictor(memory), most_ns, expired).run()
+class Replay:
+    """One run of the step under a budget; `sequence` is what it has computed, in order."""
 
-
-class _Replay:
-    def __init__(self, memory: Memory, evictor: Evictor, most_ns: int, expired: Callable[[], bool]) -> None:
-        self.memory = memory
-        self.evictor = evictor
+    def __init__(
+        self,
+        problem: Problem,
+        budget_bytes: int,
+        evictor: Callable[[Memory], Evictor],
+        *,
+        deallocate: Deallocate = "eager",
+        most_ns: int,
+        expired: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.memory = Memory(problem, budget_bytes, deallocate)
+        self.evictor = evictor(self.memory)
         self.most_ns = most_ns
         self.expired = expired
         self.sequence: list[int] = []
         self.spent_ns = 0
         self.held_back: set[int] = set()  # outputs of ops that may not run again, without a reader left
-        self.leaving: list[list[int]] = [[] for _ in memory.done]
-        for value, position in enumerate(memory.last_need):
+        self.leaving: list[list[int]] = [[] for _ in problem.ops]
+        for value, position in enumerate(self.memory.last_need):
             if position >= 0:
                 self.leaving[position].append(value)
 
-    def run(self) -> list[int] | None:
-        memory = self.memory
-        for index in range(len(memory.problem.ops)):
-            memory.position = index
+    def run(self) -> bool:
+        """Whether the step came to its end; otherwise it is given up: it takes more than `most_ns`, or has expired."""
+        for index in range(len(self.memory.problem.ops)):
+            self.memory.position = index
             if not self._bring(index):
-                return None
-            memory.advance(index)
+                return False
+            self.memory.advance(index)
             self._deallocate(index)
-        return self.sequence
+        return True
 
     def _bring(self, index: int) -> bool:
         """Run `index`, and before it whatever is missing. False: given up."""
@@ -342,9 +341,11 @@ class Way:
 def try_ways(
     problem: Problem, budget_bytes: int, ways: Sequence[Way], limits: Limits, on_progress: OnProgress | None
 ) -> Outcome:
-    """The fastest plan that any of `ways` finds; a way is given up when it is slower than the best before it.
+    """The fastest plan that any of `ways` finds.
 
-    Where none fits, larger budgets are tried with the one that came closest, for a smaller peak that can be reached.
+    A way is given up when it is slower than the best before it, or takes THRASHING times the unmodified step. Where all
+    are given up and have not computed more than PATIENT_OPS ops together, each is tried again up to PATIENCE times.
+    Where none fits, larger budgets are tried for a smaller peak that can be reached, the way that came closest first.
     """
     trials = _Trials(problem, budget_bytes, limits, on_progress)
     with trials.attempts:
@@ -357,22 +358,33 @@ class _Trials:
         self.problem = problem
         self.budget_bytes = budget_bytes
         self.attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        self.most_ns = MOST_TIMES * sum(op.time_ns for op in problem.ops)
+        self.unmodified_ns = sum(op.time_ns for op in problem.ops)
+        self.times = THRASHING
+        self.computed_ops = 0
 
     def run(self, ways: Sequence[Way]) -> None:
-        frugal = ways[0]  # the way that has reached the smallest peak
-        for way in ways:
-            smallest = self.attempts.smallest
-            if self._expired():
-                return
-            self._replay(way, self.budget_bytes)
-            if self.attempts.smallest != smallest:
-                frugal = way
+        frugal, reached = (
+            ways[0],
+            (NEVER, len(self.problem.ops)),
+        )  # the way of the smallest peak, or else the one that got farthest
+        while self.attempts.best is None:
+            given_up = []
+            for way in ways:
+                if self._expired():
+                    return
+                peak_bytes, left = self._replay(way, self.budget_bytes)
+                if left:
+                    given_up.append(way)
+                if (peak_bytes, left) < reached:
+                    frugal, reached = way, (peak_bytes, left)
+            if self.times == PATIENCE or not given_up or self.computed_ops > PATIENT_OPS:
+                break
+            self.times, ways = PATIENCE, given_up
         if self.attempts.best is None:
-            self._search(frugal)
+            self._search((frugal, *(way for way in ways if way is not frugal)))
 
-    def _search(self, way: Way) -> None:
-        """By bisection, as if success were monotone in the budget."""
+    def _search(self, ways: Sequence[Way]) -> None:
+        """By bisection, as if success were monotone in the budget; the first of `ways` that gets through counts."""
         low, high = self.budget_bytes, simulate(self.problem, store_all(self.problem)).peak_bytes
         for _ in range(SEARCH_STEPS):
             smallest = self.attempts.smallest
@@ -380,7 +392,10 @@ class _Trials:
             middle = (low + high) // 2
             if middle <= low or self._expired():
                 return
-            self._replay(way, middle)
+            for way in ways:
+                _, left = self._replay(way, middle)
+                if not left or self.computed_ops > PATIENT_OPS or self._expired():
+                    break
             if self.attempts.smallest is None or self.attempts.smallest > middle:
                 low = middle
 
@@ -390,15 +405,19 @@ class _Trials:
             return True
         return False
 
-    def _replay(self, way: Way, budget_bytes: int) -> None:
+    def _replay(self, way: Way, budget_bytes: int) -> tuple[int, int]:
+        """The peak, NEVER where the replay was given up, and how many ops of the problem's order were left then."""
         best = self.attempts.best
-        sequence = replay(
+        replay = Replay(
             self.problem,
             budget_bytes,
             way.evictor,
             deallocate=way.deallocate,
-            most_ns=self.most_ns if best is None else best[0],
+            most_ns=self.times * self.unmodified_ns if best is None else best[0],
             expired=lambda: self.attempts.watch.expired,
         )
-        if sequence is not None:
-            self.attempts.fits(sequence, way.form)
+        through = replay.run()
+        self.computed_ops += len(replay.sequence)
+        if not through:
+            return NEVER, len(self.problem.ops) - replay.memory.position
+        return self.attempts.replay(replay.sequence, way.form).peak_bytes, 0

@@ -2,7 +2,8 @@
 
 e*(t) = the evicted ancestors that are needed to compute t, and the evicted descendants that need t, each through
 evicted values only. `Neighbourhoods` keeps the sum of c0 over e* (or over its ancestors only) per value, and computes
-it anew for those values whose neighbourhood has changed.
+it anew for those values whose neighbourhood has changed. Each direction is followed breadth first, through the nearest
+REACH evicted values: what has more around it is dear anyway, and where everything does, the replay is thrashing.
 
 `Components` keeps the undirected connected components of the evicted values instead, in a union-find with running
 sums. A value that is computed again leaves its component, which is not split for it.
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 
-__all__ = ["Components", "Graph", "Neighbourhoods"]
+__all__ = ["REACH", "Components", "Graph", "Neighbourhoods"]
+
+REACH = 32  # evicted values that a neighbourhood is followed through, in each direction
 
 
 class Graph:
@@ -67,44 +70,37 @@ class Neighbourhoods:
     def refresh(self, wanted: NDArray[np.intp]) -> NDArray[np.int64]:
         """The costs of `wanted` values."""
         if self.stale:
+            op_ns = self.graph.op_ns
             for value in self.stale.intersection(wanted.tolist()):
-                self.cost_ns[value] = sum(self.graph.op_ns[op] for op in self.ops(value))
+                self.cost_ns[value] = sum(map(op_ns.__getitem__, self.ops(value)))
                 self.stale.discard(value)
         return self.cost_ns[wanted]
 
     def ops(self, value: int) -> set[int]:
         """The producers of `value` and of e*(value)."""
-        graph = self.graph
-        found = {graph.producer[value]}
-        self._closure([value], graph.parents, found)
+        around = self._through(value, self.graph.parents)
         if self.descendants:
-            self._closure([value], graph.children, found)
-        return found
-
-    def _closure(self, stack: list[int], edges: Sequence[Sequence[int]], found: set[int]) -> None:
-        evicted, producer = self.evicted, self.graph.producer
-        seen = set(stack)
-        while stack:
-            for near in edges[stack.pop()]:
-                if evicted[near] and near not in seen:
-                    seen.add(near)
-                    found.add(producer[near])
-                    stack.append(near)
+            around += self._through(value, self.graph.children)
+        return set(map(self.graph.producer.__getitem__, around))
 
     def _spread(self, value: int) -> None:
-        """Mark as stale every value on the device that sees `value` through evicted ones."""
-        evicted, stale = self.evicted, self.stale
-        for edges in (self.graph.children, self.graph.parents) if self.descendants else (self.graph.children,):
-            stack, seen = [value], {value}
-            while stack:
-                for near in edges[stack.pop()]:
-                    if near in seen:
-                        continue
+        """Mark as stale every value on the device that sees `value` through evicted ones (and some that are not)."""
+        graph = self.graph
+        for edges in (graph.children, graph.parents) if self.descendants else (graph.children,):
+            self.stale.update(*map(edges.__getitem__, self._through(value, edges)))
+
+    def _through(self, value: int, edges: Sequence[Sequence[int]]) -> list[int]:
+        """`value` and the nearest evicted values along `edges`, breadth first."""
+        evicted = self.evicted
+        through, seen = [value], {value}
+        for at in through:
+            for near in edges[at]:
+                if evicted[near] and near not in seen:
                     seen.add(near)
-                    if evicted[near]:
-                        stack.append(near)
-                    else:
-                        stale.add(near)
+                    through.append(near)
+            if len(through) > REACH:
+                break
+        return through
 
 
 class Components:
