@@ -23,6 +23,25 @@ def test_known_values(steps: int, snapshots: int, runs: int) -> None:
     assert forward_steps_of(schedule(steps, snapshots)) == runs
 
 
+@pytest.mark.parametrize(("forward", "backward"), [(1, 1), (2, 3)])
+def test_the_recursion_of_checkpoint_schedules(forward: int, backward: int) -> None:
+    """opt[m][l] = min over j of j uf + opt[m - 1][l - j] + opt[m][j - 1], as in the code of H-Revolve: l + 1 steps with
+    m snapshots, where ub includes the forward step inside a backward one; advances alone cost uf."""
+    steps, most = 25, 6
+    opt = [[0] * steps for _ in range(most + 1)]
+    for m in range(1, most + 1):
+        opt[m][0] = backward
+        opt[m][1] = forward + 2 * backward
+        for last in range(2, steps):
+            if m == 1:
+                opt[1][last] = (last + 1) * backward + last * (last + 1) // 2 * forward
+            else:
+                opt[m][last] = min(j * forward + opt[m - 1][last - j] + opt[m][j - 1] for j in range(1, last))
+        for last in range(steps):
+            advances = forward_steps(last + 1, m) - (last + 1)
+            assert opt[m][last] == advances * forward + (last + 1) * backward
+
+
 def test_every_schedule_takes_the_least_steps_and_repeats_none_too_often() -> None:
     least = steps_table(60, 10, "hidden")
     for steps in range(1, 61):

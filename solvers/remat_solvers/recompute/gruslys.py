@@ -15,7 +15,9 @@ mixed      either; a hidden state takes 1 slot, an internal one `internal_size` 
                          and     y + C(t - y, m - a) + C(y - 1, m)  for y <= t
     with C(0, m) = 0, no storing without a slot left (m <= 0), and C(t, m) <= t (t + 1) / 2, from the start each time.
 
-Ties: the smallest y, a hidden state before an internal one.
+Ties: the smallest y, a hidden state before an internal one. Least means: of the schedules that keep what they store
+until its backward. Dropping it earlier saves nothing with hidden or with internal states, nor with both where a is 1 or
+2 (found by search up to 7 steps and 5 slots); with a >= 3 it may (7 steps, 4 slots, a = 3: 13 instead of 14).
 
 On a training step, the steps are the stages of the chain view (cut where the state is renewed; and at the minima,
 where that makes another chain). A slot is the largest state; an internal state takes as many slots as the largest saved
