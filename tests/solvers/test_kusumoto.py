@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +94,97 @@ def test_the_program_finds_what_plain_enumeration_finds(n: int, seed: int, share
             assert chosen is not None
             assert max(segment_bytes(graph, chosen), default=0) <= limit
             assert overhead_ns(graph, chosen, keep_last) == overhead
+
+
+def mirrored(n: int, seed: int) -> Problem:
+    """A random DAG of n ops, and a gradient op for each: it reads what its readers read, and their gradients."""
+    rng = random.Random(seed)
+    reads = [tuple(sorted(rng.sample(range(i), min(i, rng.choice((0, 1, 1, 2)))))) for i in range(n)]
+    size = [rng.randint(1, 9) for _ in range(n)]
+    ops = [Op(f"f{i}", "forward", reads[i], (i,), rng.randint(1, 9)) for i in range(n)]
+    for i in range(n - 1, -1, -1):
+        readers = [j for j in range(n) if i in reads[j]]
+        needed = {i, *(v for j in readers for v in reads[j]), *(2 * n - 1 - j for j in readers)}
+        ops.append(Op(f"b{i}", "backward", tuple(sorted(needed)), (2 * n - 1 - i,), 1))
+    values = [Value(f"v{i}", size[i], "activation") for i in range(n)]
+    return Problem("mirrored", tuple(ops), (*values, *(Value("g", b, "gradient") for b in size[::-1])), ())
+
+
+Sets = tuple[frozenset[int], ...]
+
+
+def every_sequence(lower_sets: list[frozenset[int]], everything: frozenset[int]) -> Iterator[Sets]:
+    """All L_1 < .. < L_k = V."""
+    unfinished: list[Sets] = [()]
+    while unfinished:
+        chosen = unfinished.pop()
+        if chosen and chosen[-1] == everything:
+            yield chosen
+        else:
+            unfinished += [(*chosen, s) for s in lower_sets if (chosen[-1] if chosen else frozenset()) < s]
+
+
+def by_definition(problem: Problem, chosen: Sets) -> tuple[int, int]:
+    """The overhead of a sequence, and the memory of its largest segment, from the sets alone; op i makes value i."""
+    nodes = range(len(problem.forward_ops))
+    reads = [set(problem.ops[i].inputs) for i in nodes]
+
+    def m(those: set[int] | frozenset[int]) -> int:
+        return sum(problem.values[i].bytes for i in those)
+
+    overhead = memory = 0
+    kept: set[int] = set()
+    before: frozenset[int] = frozenset()
+    for lower in chosen:
+        outside = {j for j in nodes if j not in lower and reads[j] & lower}
+        beside = {i for j in outside for i in reads[j]} - lower
+        memory = max(memory, m(kept) + 2 * m(lower - before) + m(outside) + m(beside))
+        edge = {i for i in lower if any(i in reads[j] for j in nodes if j not in lower)}
+        overhead += sum(problem.ops[i].time_ns for i in lower - before - edge)
+        kept |= edge
+        before = lower
+    return overhead, memory
+
+
+@given(n=st.integers(1, 5), seed=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_no_sequence_of_lower_sets_does_better(n: int, seed: int) -> None:
+    """At every B: the least overhead, the largest, and the least B, over all lower sets and over the ancestors' only.
+    With more B the least does not grow and the largest does not fall."""
+    problem = mirrored(n, seed)
+    graph = forward_graph(problem)
+    reads = [set(problem.ops[i].inputs) for i in range(n)]
+    subsets = [frozenset(c) for k in range(1, n + 1) for c in combinations(range(n), k)]
+    lower = [s for s in subsets if all(reads[i] <= s for i in s)]
+    above = [next(s for s in lower if i in s) for i in range(n)]  # the smallest lower set with i: its ancestors
+    for family, sets in ((lower, all_lower_sets(graph, 100)), ([*above, frozenset(range(n))], ancestor_sets(graph))):
+        assert sets is not None
+        assert {frozenset(nodes_of(s)) for s in sets} == {frozenset(), *family}
+        known = [by_definition(problem, chosen) for chosen in every_sequence(list(set(family)), frozenset(range(n)))]
+        program = Program(graph, sets, bins=10**4)
+        assert program.least_limit() == min(memory for _, memory in known)
+        span = []
+        for limit in sorted({memory for _, memory in known}):
+            within = [overhead for overhead, memory in known if memory <= limit]
+            found = np.flatnonzero(np.isfinite(program.table(limit)[-1]))
+            assert (found[0], found[-1]) == (min(within), max(within))
+            span.append((min(within), -max(within)))
+        assert all(sorted(column, reverse=True) == list(column) for column in zip(*span, strict=True))
+
+
+@given(n=st.integers(1, 8), seed=st.integers(0, 10**6), cuts=st.integers(0, 2**7 - 1))
+@settings(max_examples=200, deadline=None)
+def test_the_replay_takes_the_overhead_and_at_most_the_memory_of_the_formula(n: int, seed: int, cuts: int) -> None:
+    """Where backward reads every value and goes through the segments in reverse: the sets are beginnings of the order.
+    Liveness analysis frees some earlier than the formula, which never says too little."""
+    problem = mirrored(n, seed)
+    chosen = tuple(frozenset(range(k)) for k in range(1, n + 1) if k == n or cuts >> k & 1)
+    overhead, memory = by_definition(problem, chosen)
+    masks = [sum(1 << i for i in lower) for lower in chosen]
+    sequence = canonical_sequence(problem, forward_graph(problem), masks, keep_last=False)
+    line = simulate(problem, plan_from_sequence(problem, sequence))
+    assert line.time_ns == sum(op.time_ns for op in problem.ops) + overhead
+    assert line.peak_bytes <= memory
 
 
 def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
