@@ -15,6 +15,7 @@ from remat.capture.roofline import Hardware
 from remat.execute.canonical import tangents_first
 from remat.execute.module import OnChange, Planned, RematModule, plan_call
 from remat.execute.reserve import reserve_of
+from remat.model_methods import bind
 from remat_solvers.budget import parse_budget
 from remat_solvers.codec import PlanFile, load, load_plan
 from remat_solvers.errors import ApplyError, InfeasibleError, InputError
@@ -64,7 +65,7 @@ class _Request:
         result = remat_solvers.solve(
             problem,
             parse_budget(self.budget, peak),
-            solver=self.solver,
+            solver=bind(self.solver, exported) if isinstance(self.solver, str) else self.solver,
             limits=self.limits,
             on_progress=self.on_progress,
             seed=self.seed,

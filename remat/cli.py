@@ -15,6 +15,7 @@ import typer
 from remat.terminal import Commands, ExitCode, check_writable, log, print_json, progress_printer
 
 if TYPE_CHECKING:
+    from remat.capture.exported import Exported
     from remat_solvers.codec import PlanFile
     from remat_solvers.problem import Problem
     from remat_solvers.result import Result
@@ -49,7 +50,7 @@ def export(
     from remat_solvers.codec import save_problem
 
     check_writable(output)
-    problem = _export(model, costs)
+    problem = _export(model, costs).problem
     save_problem(output, problem)
     if json:
         print_json({"problem_file": str(output), **describe_problem(problem)})
@@ -72,11 +73,11 @@ def solve(
 ) -> int:
     """Find the fastest plan within a budget."""
     import remat_solvers
+    from remat.model_methods import bind, check_name
     from remat.summary import describe_problem, result_lines
     from remat_solvers.budget import parse_budget
     from remat_solvers.codec import result_to_dict, save_plan
     from remat_solvers.errors import InputError
-    from remat_solvers.registry import entry
     from remat_solvers.result import Limits
     from remat_solvers.units import parse_link
 
@@ -84,21 +85,22 @@ def solve(
     if not time_limit > 0:
         raise InputError(f"--time-limit must be more than 0 seconds, not {time_limit:g}")
     parse_budget(budget, 10**15)
-    entry(solver)
+    check_name(solver, has_model=not _is_file(source))
     given = None if link is None else parse_link(link)
     check_writable(output)
 
-    problem = _problem(source, costs)
+    problem, exported = _problem(source, costs)
     if given is not None:
         problem = dataclasses.replace(problem, link=given)
-    result = remat_solvers.solve(
-        problem,
-        parse_budget(budget, describe_problem(problem)["store_all_peak_bytes"]),
-        solver=solver,
-        limits=Limits(None if time_limit == float("inf") else time_limit),
-        on_progress=progress_printer(),
-        seed=seed,
-    )
+    with _quiet():
+        result = remat_solvers.solve(
+            problem,
+            parse_budget(budget, describe_problem(problem)["store_all_peak_bytes"]),
+            solver=solver if exported is None else bind(solver, exported),
+            limits=Limits(None if time_limit == float("inf") else time_limit),
+            on_progress=progress_printer(),
+            seed=seed,
+        )
     written = output if result.plan is not None else None
     if written is not None:
         save_plan(written, result)
@@ -121,12 +123,16 @@ def compare(
     seed: Annotated[int, typer.Option(help="for methods that draw")] = 0,
     json: AsJson = False,
 ) -> int:
-    """Ask every solver, each in a process of its own, and show them side by side."""
-    from remat.summary import comparison_table, describe_problem, row_line
+    """Ask every solver, and show them side by side.
+
+    Each works in a process of its own; what needs the model itself, in this one.
+    """
+    from remat.model_methods import MODEL_ENTRIES, bind, check_name
+    from remat.summary import comparison_notes, comparison_table, describe_problem, row_line
     from remat_solvers.budget import parse_budget
     from remat_solvers.comparison import compare as ask
     from remat_solvers.errors import InputError
-    from remat_solvers.registry import entry
+    from remat_solvers.registry import solver_names
     from remat_solvers.result import Limits
     from remat_solvers.units import parse_link
 
@@ -134,26 +140,31 @@ def compare(
         raise InputError(f"--time-limit must be more than 0 seconds, not {time_limit:g}")
     parse_budget(budget, 10**15)
     for name in solver or ():
-        entry(name)
+        check_name(name, has_model=not _is_file(source))
     given = None if link is None else parse_link(link)
 
-    problem = _problem(source, costs)
+    problem, exported = _problem(source, costs)
     if given is not None:
         problem = dataclasses.replace(problem, link=given)
-    comparison = ask(
-        problem,
-        parse_budget(budget, describe_problem(problem)["store_all_peak_bytes"]),
-        solvers=solver,
-        limits=Limits(None if time_limit == float("inf") else time_limit),
-        seed=seed,
-        on_row=lambda row: log(row_line(row)),
-    )
+    names = solver or [*solver_names(), *(() if exported is None else (e.name for e in MODEL_ENTRIES))]
+    asked = [name if exported is None else bind(name, exported) for name in names]
+    with _quiet():
+        comparison = ask(
+            problem,
+            parse_budget(budget, describe_problem(problem)["store_all_peak_bytes"]),
+            solvers=[name for name in asked if isinstance(name, str)],
+            here=[bound for bound in asked if not isinstance(bound, str)],
+            limits=Limits(None if time_limit == float("inf") else time_limit),
+            seed=seed,
+            on_row=lambda row: log(row_line(row)),
+        )
     if json:
         print_json(comparison.to_dict())
     else:
         from rich.console import Console
 
         Console().print(comparison_table(comparison))
+        print("\n".join(["", *comparison_notes(comparison)]))
     return ExitCode.OK
 
 
@@ -219,16 +230,18 @@ def verify(model: Model, plan: PlanPath, json: AsJson = False) -> int:
 @app.command()
 def solvers(json: AsJson = False) -> int:
     """List the registered solvers and what each can do."""
+    from remat.model_methods import MODEL_ENTRIES
     from remat_solvers.registry import ENTRIES
 
+    entries = [*ENTRIES, *MODEL_ENTRIES]
     if json:
-        print_json([dataclasses.asdict(entry) for entry in ENTRIES])
+        print_json([dataclasses.asdict(entry) for entry in entries])
         return ExitCode.OK
     from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "family", "swaps", "exact", "summary", box=None)
-    for entry in ENTRIES:
+    for entry in entries:
         table.add_row(
             entry.name, entry.family, *(("no", "yes")[x] for x in (entry.supports_link, entry.exact)), entry.summary
         )
@@ -241,22 +254,29 @@ def main() -> None:
     app()
 
 
-def _problem(source: str, costs: str) -> Problem:
-    """The problem in a file, or that of a MODEL."""
+def _is_file(source: str) -> bool:
+    """Whether `source` is a problem file rather than a MODEL."""
+    return source.endswith(".json") or (":" not in source and not source.endswith(".py"))
+
+
+def _problem(source: str, costs: str) -> tuple[Problem, Exported | None]:
+    """The problem in a file; or that of a MODEL, and its export."""
     from remat_solvers.codec import load_problem
 
-    is_file = source.endswith(".json") or (":" not in source and not source.endswith(".py"))
-    return load_problem(source) if is_file else _export(source, costs)
+    if _is_file(source):
+        return load_problem(source), None
+    exported = _export(source, costs)
+    return exported.problem, exported
 
 
-def _export(model: str, costs: str) -> Problem:
+def _export(model: str, costs: str) -> Exported:
     import remat
     from remat.models import load_model
 
     with _quiet():
         loaded = load_model(model)
         log(f"exporting {model}")
-        return remat.export(loaded.model, loaded.args, loaded.kwargs, costs=costs).problem
+        return remat.export(loaded.model, loaded.args, loaded.kwargs, costs=costs)
 
 
 def _pair(problem: Path, plan: Path) -> tuple[Problem, PlanFile]:

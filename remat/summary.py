@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from remat_solvers.codec import PlanFile
 from remat_solvers.problem import Problem
-from remat_solvers.result import Result
+from remat_solvers.result import Result, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import Timeline, simulate
 from remat_solvers.units import format_bytes, format_ns
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ProblemSummary",
+    "comparison_notes",
     "comparison_table",
     "describe_problem",
     "problem_line",
@@ -26,8 +27,6 @@ __all__ = [
     "result_lines",
     "row_line",
 ]
-
-NUMBERS = ("peak", "time over store-all", "gap", "seconds")
 
 
 class ProblemSummary(TypedDict):
@@ -109,13 +108,14 @@ def row_line(row: Row) -> str:
 def comparison_table(comparison: Comparison) -> Table:
     """Every method side by side, for people."""
     from rich.table import Table
-    from rich.text import Text
 
     whole = comparison.store_all_peak_bytes
     budget = _share(format_bytes(comparison.budget_bytes), comparison.budget_bytes, format_bytes(whole), whole)
     table = Table(title=f"{comparison.name}: budget {budget} peak", title_justify="left", box=None)
-    for name, justify in (("solver", "left"), ("status", "left"), *((n, "right") for n in NUMBERS), ("note", "left")):
-        table.add_column(name, justify=justify, no_wrap=name != "note", overflow="fold")  # type: ignore[arg-type]
+    for name in ("solver", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("peak", "time over store-all", "gap", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(
             row.solver,
@@ -123,16 +123,17 @@ def comparison_table(comparison: Comparison) -> Table:
             "" if row.peak_bytes is None else format_bytes(row.peak_bytes),
             "" if row.overhead is None else f"{row.overhead:+.2%}",
             "" if row.gap is None else f"{row.gap:.2%}",
-            f"{row.seconds:.1f}",
-            Text(_note(row)),
+            f"{row.seconds:.2f}",
         )
     return table
 
 
-def _note(row: Row) -> str:
-    """What there is to say about a row beside its numbers."""
-    if row.error is not None or row.status != "not_found" or row.smallest_peak_bytes is None:
-        return row.error or row.reason
-    told = f"smallest peak found: {row.smallest_peak_bytes} bytes"  # for people: in their units, and once
-    reason = row.reason.replace(told, "").removesuffix("; ")
-    return "; ".join([f"smallest peak {format_bytes(row.smallest_peak_bytes)}", *([reason] if reason else [])])
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """What there is to say beside the numbers: why there is no plan, what failed, what was cut short."""
+    cut_short = {s.value: s.sentence.removesuffix(".") for s in Stopped if s is not Stopped.COMPLETE}
+    notes = []
+    for row in comparison.rows:
+        said = [row.error or row.reason, cut_short.get(row.stopped, "")]
+        if any(said):
+            notes.append(f"{row.solver}: {'; '.join(filter(None, said))}")
+    return notes

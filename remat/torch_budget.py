@@ -2,8 +2,8 @@
 
 torch.compile's partitioner (torch._functorch.partitioners, min_cut_rematerialization_partition) saves some values of
 the forward and recomputes the rest in the backward, once each, just before the first reader. Its knob, from 0 to 1,
-caps the bytes saved, not the peak; so every setting of a grid is replayed here, and the fastest whose peak fits the
-budget is taken. Only the choice of what to save and when to recompute is torch's: kernels are not fused, and random
+caps the bytes saved, not the peak; so a grid of settings is replayed here, and the fastest whose peak fits the budget
+is taken. Only the choice of what to save and when to recompute is torch's: kernels are not fused, and random
 ops are replayed exactly, which torch's own runtime does not do below a budget of 1 (pytorch#190758).
 
 It needs the model's graph and so answers for a MODEL only.
@@ -11,8 +11,8 @@ It needs the model's graph and so answers for a MODEL only.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,55 +22,57 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from remat.capture.exported import Exported
 from remat.capture.trace import Capture
-from remat_solvers.clock import Stopwatch
-from remat_solvers.plan import Plan
+from remat.deadline import DeadlineError, deadline
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence
-from remat_solvers.simulate import simulate
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 
 __all__ = ["TorchBudget"]
 
-SETTINGS = tuple(i / 10 for i in range(10, -1, -1))
+STEPS = 10  # the grid: 0, 1/10, ... 1
 
 
-@dataclass(frozen=True)
 class TorchBudget:
     """The partitioner's plans for one export. A solver like those of the registry, but bound to its model."""
 
-    exported: Exported
-
     name: ClassVar[str] = "torch-budget"
     version: ClassVar[str] = torch.__version__
+
+    def __init__(self, exported: Exported) -> None:
+        self.exported = exported
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the settings whose peak is within the budget."""
-        watch = Stopwatch(limits)
-        best: tuple[int, int, Plan] | None = None
-        smallest: int | None = None
-        stopped = Stopped.COMPLETE
-        for setting, plan in self.plans():
-            timeline = simulate(problem, plan)
-            smallest = timeline.peak_bytes if smallest is None else min(smallest, timeline.peak_bytes)
-            candidate = (timeline.time_ns, timeline.peak_bytes, plan)
-            if timeline.peak_bytes <= budget_bytes and (best is None or candidate[:2] < best[:2]):
-                best = candidate
-                if on_progress is not None:
-                    on_progress(Progress(watch.seconds, candidate[0], candidate[1], None, f"budget {setting}"))
-            if watch.expired:
-                stopped = Stopped.TIME
-                break
-        if best is None:
-            return Outcome(status=Status.NOT_FOUND, smallest_peak_bytes=smallest, stopped=stopped)
-        return Outcome(status=Status.FEASIBLE, plan=best[2], smallest_peak_bytes=smallest, stopped=stopped)
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        try:
+            with attempts, deadline(limits.seconds):
+                for setting, sequence in self.sequences():
+                    if not attempts.slower(sequence):
+                        attempts.fits(sequence, f"budget {setting}")
+        except DeadlineError:
+            attempts.stopped = Stopped.TIME
+        return attempts.outcome()
 
-    def plans(self) -> Iterator[tuple[float, Plan]]:
-        """A plan per setting of the knob, from keep-all to recompute-all."""
+    def sequences(self) -> Iterator[tuple[float, list[int]]]:
+        """The knob's settings, the extremes first, and the ops that each runs.
+
+        Between two settings with the same ops, those are the ops of all: such settings are left out.
+        """
         captured = self.exported.capture_again()
-        for setting in SETTINGS:
-            yield setting, plan_from_sequence(self.exported.problem, self._sequence(captured, setting))
+        made: dict[int, list[int]] = {}
+        for step in (STEPS, 0):
+            made[step] = self._sequence(captured, step / STEPS)
+            yield step / STEPS, made[step]
+        ranges = deque([(0, STEPS)])
+        while ranges:
+            low, high = ranges.popleft()
+            if high - low > 1 and made[low] != made[high]:
+                middle = (low + high) // 2
+                made[middle] = self._sequence(captured, middle / STEPS)
+                yield middle / STEPS, made[middle]
+                ranges += [(low, middle), (middle, high)]
 
     def _sequence(self, captured: Capture, setting: float) -> list[int]:
         """Forward ops in order, then what the partitioner's backward runs, in its order."""

@@ -19,7 +19,7 @@ from remat_solvers.isolation import SolverFailedError, solve_apart
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.registry import Solver, solver_names
-from remat_solvers.result import Limits, Order, Result, Status
+from remat_solvers.result import Limits, Order, Result, Status, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
@@ -44,7 +44,7 @@ class Row:
     order: str | None  # the plans that bound_ns is about: an Order
     keeps_order: bool | None  # whether the plan's first computations keep the problem's order
     smallest_peak_bytes: int | None  # the smallest that the method knows to be reachable
-    seconds: float  # wall-clock, the start of its process included
+    seconds: float  # the method's own; where it failed, wall-clock, the start of its process included
     reason: str  # why there is no plan, or more about it
     error: str | None = None  # how it crashed, or why it was killed
 
@@ -97,17 +97,14 @@ def compare(
             if not interrupted:
                 ask = solve_apart if apart else solve
                 result = ask(problem, budget_bytes, solver=solver, limits=limits, seed=seed)
+                interrupted = result.stopped is Stopped.INTERRUPT  # it handed back what it had
         except KeyboardInterrupt:
             interrupted = True
         except SolverFailedError as failure:
             error = str(failure)
         except Exception as failure:  # a method that runs here and crashes
             error = f"{type(failure).__name__}: {failure}"
-        row = (
-            _failed(name, watch.seconds, error)
-            if result is None
-            else _row(problem, result, store_all_ns, watch.seconds)
-        )
+        row = _failed(name, watch.seconds, error) if result is None else _row(result, store_all_ns)
         answers.append((row, None if result is None else result.plan))
         if on_row is not None:
             on_row(row)
@@ -121,7 +118,7 @@ def _failed(name: str, seconds: float, error: str) -> Row:
     return Row(solver=name, status="failed", stopped="", seconds=seconds, reason="", error=error, **nothing)
 
 
-def _row(problem: Problem, result: Result, store_all_ns: int, seconds: float) -> Row:
+def _row(result: Result, store_all_ns: int) -> Row:
     return Row(
         solver=result.solver,
         status=result.status.value,
@@ -134,7 +131,7 @@ def _row(problem: Problem, result: Result, store_all_ns: int, seconds: float) ->
         order=None if result.bound_ns is None else result.order.value,
         keeps_order=None if result.plan is None else keeps_order(result.plan),
         smallest_peak_bytes=result.smallest_peak_bytes,
-        seconds=seconds,
+        seconds=result.seconds,
         reason=result.reason,
     )
 

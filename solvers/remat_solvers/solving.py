@@ -14,9 +14,10 @@ from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import BudgetError
 from remat_solvers.problem import MAX_INT, Problem
 from remat_solvers.registry import Solver, create
-from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Status
+from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Status, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import Timeline, simulate
+from remat_solvers.units import format_bytes
 from remat_solvers.validate import validate
 
 __all__ = ["FITS", "solve"]
@@ -81,9 +82,8 @@ class _Asked:
     def answer(self, outcome: Outcome, seconds: float) -> Result:
         """The outcome of the method, replayed, validated and completed."""
         timeline = self._check(outcome)
-        if timeline is None and outcome.status is Status.NOT_FOUND and outcome.smallest_peak_bytes is not None:
-            smallest = f"smallest peak found: {outcome.smallest_peak_bytes} bytes"
-            outcome = replace(outcome, reason=f"{outcome.reason}; {smallest}" if outcome.reason else smallest)
+        if outcome.status is Status.NOT_FOUND:
+            outcome = replace(outcome, reason=_why_not_found(outcome))
         time_ns = None if timeline is None else timeline.time_ns
         gap = None
         if time_ns is not None and outcome.bound_ns is not None:
@@ -137,3 +137,13 @@ class _Asked:
         if outcome.status is Status.OPTIMAL and (outcome.bound_ns is None or outcome.bound_ns < timeline.time_ns):
             raise AssertionError(f"{name}: optimal is claimed, its bound does not prove it")
         return timeline
+
+
+def _why_not_found(outcome: Outcome) -> str:
+    """The method's own reason and the smallest peak it reached; without either, what stopped it."""
+    said = [outcome.reason] if outcome.reason else []
+    if outcome.smallest_peak_bytes is not None:
+        said.append(f"smallest peak found: {format_bytes(outcome.smallest_peak_bytes)}")
+    elif not said and outcome.stopped is not Stopped.COMPLETE:
+        said.append(f"{outcome.stopped.sentence.removesuffix('.')} before it had a plan of any size")
+    return "; ".join(said)

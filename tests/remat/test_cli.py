@@ -118,8 +118,10 @@ def test_the_link_option_reaches_the_solver(tmp_path: Path, monkeypatch: pytest.
     assert [problem.link for problem in asked] == [Link(25 * 10**9, 25 * 10**9), load_problem(CHAIN).link]
 
 
-def test_solvers_lists_the_registry() -> None:
-    assert tuple(entry["name"] for entry in run_json("solvers")) == solver_names()
+def test_solvers_lists_the_registry_and_what_needs_a_model() -> None:
+    listed = run_json("solvers")
+    assert tuple(entry["name"] for entry in listed) == (*solver_names(), "torch-budget")
+    assert "for a MODEL only" in listed[-1]["summary"]
     assert all(name in run("solvers").stdout for name in solver_names())
 
 

@@ -63,7 +63,7 @@ def test_the_table_for_people(problem: Path) -> None:
         "time over store-all",
         "optimal",
         "0.00%",
-        "smallest peak 13 B",
+        "store-all: smallest peak found: 13 B",
     ):
         assert word in done.stdout
     assert "chen: feasible" in done.stderr
@@ -87,6 +87,7 @@ def test_the_exit_code_is_0_without_any_plan(problem: Path) -> None:
         (("--budget", "60%", "--solver", "chne"), "did you mean chen"),
         (("--budget", "60%", "--time-limit", "0"), "--time-limit"),
         (("--budget", "60%", "--link", "fast"), "25GB/s"),
+        (("--budget", "60%", "--solver", "torch-budget"), "give the MODEL, such as train.py:make_model"),
     ],
 )
 def test_bad_input_is_said_before_anything_runs(problem: Path, args: tuple[str, ...], word: str) -> None:
@@ -95,15 +96,52 @@ def test_bad_input_is_said_before_anything_runs(problem: Path, args: tuple[str, 
     assert word in done.stderr
 
 
-def test_a_model(tmp_path: Path) -> None:
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A MODEL whose forward prints, as users' models do."""
     source = tmp_path / "net.py"
     source.write_text(
         "import torch\n"
+        "class Net(torch.nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        print('a line of the model')\n"
+        "        return super().forward(x)\n"
         "def make():\n"
-        "    layers = [layer for _ in range(16) for layer in (torch.nn.Linear(8, 8), torch.nn.Tanh())]\n"
-        "    return torch.nn.Sequential(*layers), (torch.ones(512, 8),)\n"
+        "    blocks = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Dropout(0.1))"
+        " for _ in range(6)]\n"
+        "    return Net(*blocks), (torch.ones(512, 8),)\n"
     )
-    compared = run_json(f"{source}:make", "--budget", "80%", "--costs", "roofline", *FAST)
+    return f"{source}:make"
+
+
+def test_a_model(model: str) -> None:
+    compared = run_json(model, "--budget", "80%", "--costs", "roofline", "--time-limit", "5", *FAST)
     rows = {row["solver"]: row["status"] for row in compared["rows"]}
-    assert rows["chen"] == "feasible"
-    assert rows["store-all"] == "not_found"
+    assert rows == {"chen": "feasible", "checkmate": rows["checkmate"], "store-all": "not_found"}
+
+
+def test_torch_budget_is_a_row_of_a_model(model: str) -> None:
+    """Asked by its name or with all others; where it finds nothing, with the smallest peak it reached."""
+    alone = run_json(model, "--budget", "50%", "--costs", "roofline", "--solver", "torch-budget")
+    (row,) = alone["rows"]
+    assert (row["solver"], row["status"]) == ("torch-budget", "not_found")
+    assert alone["budget_bytes"] < row["smallest_peak_bytes"] < alone["store_all_peak_bytes"]
+    told = run_json(model, "--budget", str(row["smallest_peak_bytes"]), "--costs", "roofline", "--time-limit", "2")
+    rows = {row["solver"]: row for row in told["rows"]}
+    assert rows.keys() == {*solver_names(), "torch-budget"}
+    assert rows["torch-budget"]["peak_bytes"] == row["smallest_peak_bytes"]
+    assert {row["status"] for row in told["rows"]} <= {"optimal", "feasible", "not_found", "not_applicable"}
+
+
+def test_a_crash_of_what_runs_here_is_a_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args: object, **options: object) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("remat.torch_budget.min_cut_rematerialization_partition", crash)
+    told = run(
+        model, "--budget", "80%", "--costs", "roofline", "--solver", "chen", "--solver", "torch-budget", "--json"
+    )
+    rows = {row["solver"]: row for row in json.loads(told.stdout)["rows"]}
+    assert rows["chen"]["status"] == "feasible"
+    assert (rows["torch-budget"]["status"], rows["torch-budget"]["error"]) == ("failed", "RuntimeError: no such luck")
+    assert "torch-budget: RuntimeError: no such luck" in told.stderr

@@ -59,6 +59,7 @@ class Capuchin:
         """More and more candidates until the plan fits. See `registry.Solver`."""
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
+            attempts.fits(range(len(problem.ops)), "0 recomputed")
             for collective in (True, False) if self.collective is None else (self.collective,):
                 _choose_until_it_fits(problem, budget_bytes, attempts, collective)
         return attempts.outcome()
