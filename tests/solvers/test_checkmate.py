@@ -13,9 +13,10 @@ from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
-from remat_solvers.recompute.brute_force import BruteForce
+from remat_solvers.recompute.brute_force import BruteForce, best_sequence
 from remat_solvers.recompute.checkmate import Checkmate
-from remat_solvers.recompute.checkmate_model import Model
+from remat_solvers.recompute.checkmate_model import Amounts, Model
+from remat_solvers.recompute.checkmate_program import repair
 from remat_solvers.recompute.coarse import contract
 from remat_solvers.recompute.milp import Ended, run
 from remat_solvers.recompute.polish import drop_useless, keep_where_it_fits
@@ -61,6 +62,55 @@ def test_known_relaxations_of_six_layers(budget: int, relaxation: int) -> None:
     answer = run(model.program, "highs", seconds=None, relaxed=True)
     assert answer.bound is not None
     assert int(12 + answer.bound + 1e-6) == relaxation
+
+
+@pytest.mark.parametrize("layers", [5, 8])
+def test_the_chain_of_the_paper_by_exhaustive_search(layers: int) -> None:
+    """Section 4.7: 8 layers, the loss and 8 gradients, n = 17. Advancing the frontier costs nothing: no order of runs
+    whatever takes fewer, at any budget. (The search knows no stages.)"""
+    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(layers + 1)]
+    for k, i in enumerate(range(layers - 1, -1, -1)):
+        ops.append(Op(f"b{i}", "backward", (*range(max(0, i - 1), i + 1), layers + k), (layers + 1 + k,), 1))
+    values = tuple(Value(f"v{i}", 1, "activation" if i <= layers else "gradient") for i in range(2 * layers + 1))
+    problem = Problem("with loss", tuple(ops), values, (2 * layers,))
+    for budget in range(4, layers + 3):
+        best = best_sequence(problem, budget)
+        result = solve(problem, budget, solver=Checkmate())
+        assert best is not None
+        assert (result.status, result.time_ns, result.bound_ns) == (Status.OPTIMAL, len(best), len(best))
+
+
+def executed(problem: Problem, runs: Amounts, kept: Amounts, stages: int) -> tuple[int, int]:
+    """Time and peak of R and S, stage by stage: what S keeps is there, what runs needs what is there, and a value goes
+    after its last use of the stage unless S keeps it on. For problems without constants and workspace."""
+    ops = problem.ops
+    there: set[int] = set()
+    time_ns = peak_bytes = 0
+    for stage in range(stages):
+        assert all(v in there for (s, v), amount in kept.items() if s == stage and amount > 0.5)
+        now = [op for op in range(len(ops)) if op == stage or runs.get((stage, op), 0) > 0.5]
+        keeps = {v for (s, v), amount in kept.items() if s == stage + 1 and amount > 0.5}
+        there = {v for (s, v), amount in kept.items() if s == stage and amount > 0.5}
+        for k, op in enumerate(now):
+            assert set(ops[op].inputs) <= there
+            there |= set(ops[op].outputs)
+            time_ns += ops[op].time_ns
+            peak_bytes = max(peak_bytes, sum(problem.values[v].bytes for v in there))
+            there = {v for v in there if v in keeps or any(v in ops[later].inputs for later in now[k + 1 :])}
+    return time_ns, peak_bytes
+
+
+@pytest.mark.parametrize(("layers", "budget", "optimum"), OPTIMA)
+def test_the_variables_themselves_are_a_schedule_within_the_budget(layers: int, budget: int, optimum: int) -> None:
+    """And from its S alone, algorithm 2 finds R again: it is the cheapest for that S."""
+    problem = unit_chain(layers)
+    model = program(problem, budget)
+    assert run(model.program, "highs", seconds=None).ended is Ended.OPTIMAL
+    runs, kept = model.amounts()
+    time_ns, peak_bytes = executed(problem, runs, kept, model.stages)
+    assert time_ns == optimum
+    assert peak_bytes <= budget
+    assert len(repair(problem, kept, 0.5, model.stages)) == optimum
 
 
 def program(problem: Problem, budget_bytes: int) -> Model:
