@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from math import isqrt
 
+import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.errors import InputError
-from remat_solvers.generate import chain, random_layered, training_graph
+from remat_solvers.generate import chain, random_chain, random_layered, training_graph
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.belady import WEIGHTS, Belady
 from remat_solvers.recompute.dtr import DTR, EVICTORS, HEURISTICS
@@ -43,6 +44,31 @@ def test_the_evicted_neighbourhood_of_the_paper() -> None:
     ancestors.evicted[:] = around.evicted
     assert ancestors.ops(2) == {1, 2}
     assert ancestors.ops(6) == {4, 5, 6}
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 14))
+@settings(max_examples=100, deadline=None)
+def test_neighbourhoods_are_what_evicted_paths_reach(seed: int, n: int) -> None:
+    """e*(t): in the graph of t and what is evicted, all that reaches t and all that t reaches; after any evictions."""
+    problem = random_layered(n, seed)
+    graph = nx.DiGraph([(v, op) for op in range(n) for v in problem.ops[op].inputs])
+    graph.add_nodes_from(range(n))
+    exact, above = (Neighbourhoods(Graph(problem), descendants=both) for both in (True, False))
+    rng = np.random.default_rng(seed)
+    evicted: set[int] = set()
+    for _ in range(25):
+        value = int(rng.integers(n))
+        for around in (exact, above):
+            (around.restore if value in evicted else around.evict)(value)
+        evicted ^= {value}
+        costs, ancestor_costs = exact.refresh(np.arange(n)), above.refresh(np.arange(n))
+        for t in set(range(n)) - evicted:
+            seen = graph.subgraph(evicted | {t})
+            ancestors = nx.ancestors(seen, t)
+            e_star = ancestors | nx.descendants(seen, t)
+            assert exact.ops(t) - {t} == e_star
+            assert costs[t] == sum(problem.ops[v].time_ns for v in e_star | {t})
+            assert ancestor_costs[t] == sum(problem.ops[v].time_ns for v in ancestors | {t})
 
 
 def test_components_leave_phantom_links() -> None:
@@ -126,6 +152,66 @@ TRACE = forward((), (), (), (), (), (0, 1, 2, 3, 4), times=(8, 2, 12, 1, 1, 1), 
 )
 def test_the_first_eviction_by_hand(heuristic: str, first: int) -> None:
     assert evictions(heuristic, TRACE, 12)[0] == first
+
+
+class Watched:
+    """An evictor, and at each of its choices the scores of the candidates by the paper's definitions."""
+
+    def __init__(self, heuristic: str, memory: Memory, chosen: list[bool]) -> None:
+        self.inner = EVICTORS[heuristic](memory)  # type: ignore[index]
+        self.heuristic = heuristic
+        self.memory = memory
+        self.chosen = chosen
+        self.out: set[int] = set()
+        self.accessed = dict.fromkeys(range(len(memory.size)), 0)
+        ops = memory.problem.ops
+        self.graph = nx.DiGraph([(v, w) for op in ops for v in op.inputs for w in op.outputs])
+        self.graph.add_nodes_from(range(len(memory.size)))
+
+    def score(self, value: int) -> float:
+        ops, producer = self.memory.problem.ops, self.memory.problem.producer
+        seen = self.graph.subgraph(self.out | {value})
+        ancestors = nx.ancestors(seen, value)
+        around = {"h": ancestors | nx.descendants(seen, value), "msps": ancestors}.get(self.heuristic, set())
+        cost = sum(ops[producer[v]].time_ns for v in {value, *around})
+        size, stale = self.memory.size[value], max(1, self.memory.now_ns - self.accessed[value])
+        scores = {"lru": 1 / stale, "size": 1 / size, "msps": cost / size}
+        return scores.get(self.heuristic, cost / (size * stale))
+
+    def choose(self, candidates: np.ndarray) -> int:  # type: ignore[type-arg]
+        value = self.inner.choose(candidates)
+        least = min(map(self.score, candidates.tolist()))
+        self.chosen.append(self.score(value) <= least * (1 + 1e-9))
+        return value
+
+    def evicted(self, value: int) -> None:
+        self.out.add(value)
+        self.inner.evicted(value)
+
+    def gone(self, value: int) -> None:
+        self.out.discard(value)
+        self.inner.gone(value)
+
+    def computed(self, op: int, fresh: list[int]) -> None:
+        self.out.difference_update(fresh)
+        for value in (*self.memory.problem.ops[op].inputs, *self.memory.problem.ops[op].outputs):
+            self.accessed[value] = self.memory.now_ns
+        self.inner.computed(op, fresh)
+
+
+@pytest.mark.parametrize("heuristic", ["h", "h_local", "lru", "msps", "size"])
+def test_every_eviction_of_a_replay_has_the_least_score(heuristic: str) -> None:
+    chosen: list[bool] = []
+    for seed in range(12):
+        for problem in (random_chain(9, seed), random_layered(15, seed)):
+            budget_bytes = int(0.6 * simulate(problem, store_all(problem)).peak_bytes)
+
+            def watched(memory: Memory) -> Watched:
+                return Watched(heuristic, memory, chosen)
+
+            Replay(problem, budget_bytes, watched, most_ns=10**5).run()
+    assert len(chosen) > 200
+    assert all(chosen)
 
 
 def test_neighbours_count() -> None:
