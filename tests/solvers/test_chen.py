@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 from math import isqrt
@@ -21,7 +22,7 @@ from remat_solvers.recompute.chen import (
     search_thresholds,
     sqrt_cuts,
 )
-from remat_solvers.recompute.segmentation import Segment, recursive
+from remat_solvers.recompute.segmentation import Segment, flat, recompute_sequence, recursive
 from remat_solvers.result import Limits
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
@@ -119,6 +120,77 @@ def test_articulation_points_of_a_residual_net_are_its_block_boundaries(statisti
     points = [problem.forward_ops[k] for k in articulation_positions(problem)]
     adds = [i for i, op in enumerate(problem.ops) if op.name == "add"]
     assert points == adds[:-1]
+
+
+@given(n=st.integers(1, 20), seed=st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_an_articulation_point_is_an_op_without_which_its_neighbours_part(n: int, seed: int) -> None:
+    """On the ops that lead to the forward op with the most ancestors; removed one by one, and what is left walked."""
+    problem = training_graph(n, seed)
+    forward = problem.forward_ops
+    above: dict[int, set[int]] = {}
+    for op in forward:
+        parents = {problem.producer[v] for v in problem.ops[op].inputs} - {-1}
+        above[op] = parents.union(*(above[p] for p in parents))
+    ends = [op for op in forward if not any(op in above[other] for other in forward)]
+    trunk = max(({op} | above[op] for op in ends), key=len)
+    near: dict[int, set[int]] = {op: set() for op in trunk}
+    for op in trunk:
+        for parent in {problem.producer[v] for v in problem.ops[op].inputs} - {-1}:
+            near[op].add(parent)
+            near[parent].add(op)
+    points = []
+    for removed in sorted(trunk):
+        left = trunk - {removed}
+        seen, stack = set[int](), sorted(near[removed])[:1]
+        while stack:
+            op = stack.pop()
+            if op not in seen:
+                seen.add(op)
+                stack.extend(near[op] & left)
+        if near[removed] - seen:
+            points.append(removed)
+    assert [forward[k] for k in articulation_positions(problem)] == points
+
+
+def held_by_algorithm_1(problem: Problem, kept: set[int]) -> tuple[int, int]:
+    """Peak, and forward ops run again, of segments of a chain whose outputs `kept` are kept, by hand.
+
+    Forward: all kept ones so far, the value being read, the one being made. Backward, from the last segment on: what is
+    kept below, the segment up to the value that is read first, and the gradient; what is read is done with.
+    """
+    n = len(problem.forward_ops)
+    size = [v.bytes for v in problem.values]
+    peak = again = 0
+    for i in range(n):
+        peak = max(peak, sum(size[j] for j in {*(k for k in kept if k < i), *range(max(0, i - 1), i)}) + size[i])
+    there = set(kept)
+    for layer in range(n, 0, -1):  # its backward reads value layer - 2, and the last one's value layer - 1
+        gradient = [2 * n - layer - 1] if layer < n else []
+        missing = {layer - 2, layer - 1 if layer == n else layer - 2} - there - {-1}
+        if missing:
+            end = max(missing)
+            for i in range(max((k for k in kept if k < end), default=-1) + 1, end + 1):
+                there.add(i)
+                again += 1
+                peak = max(peak, sum(size[v] for v in (*there, *gradient)))
+        peak = max(peak, sum(size[v] for v in (*there, *gradient, 2 * n - layer)))
+        there -= {layer - 1, layer - 2}
+    return peak, again
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_segmentation_of_a_chain_holds_what_algorithm_1_holds(seed: int) -> None:
+    """All 128 sets of cuts of 7 layers of unequal sizes, counted by hand: peak and forward ops run again."""
+    rng = random.Random(seed)
+    plain = chain(7)
+    problem = replace(plain, values=tuple(replace(v, bytes=rng.randint(1, 9)) for v in plain.values))
+    everywhere = candidate_cuts(problem, "linearised")
+    for mask in range(2**7):
+        kept = {k for k in range(7) if mask >> k & 1}
+        sequence = recompute_sequence(problem, flat(7, kept), everywhere, keep_last=False, on_demand=False)
+        line = simulate(problem, plan_from_sequence(problem, sequence))
+        assert (line.peak_bytes, len(sequence) - 14) == held_by_algorithm_1(problem, kept)
 
 
 def test_every_sqrt_th_candidate_is_a_cut() -> None:
