@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,71 @@ def test_cost_aware_is_speed_centric_where_a_segment_fits_the_largest_layer() ->
     assert peaks["memory-centric"] == peaks["cost-aware"] < peaks["speed-centric"]
 
 
+def sized(problem: Problem, sizes: list[int]) -> Problem:
+    """`layers` with these bytes per output; a gradient has those of what it is the gradient of."""
+    n = len(sizes)
+    by_value = [*sizes, *(sizes[i - 1] if i else 0 for i in range(n - 1, -1, -1))]
+    return replace(problem, values=tuple(replace(v, bytes=b) for v, b in zip(problem.values, by_value, strict=True)))
+
+
+def footprints(problem: Problem) -> list[int]:
+    """l_i of every op, of either phase: what it reads and makes."""
+    return [sum(problem.values[v].bytes for v in (*op.inputs, *op.outputs)) for op in problem.ops]
+
+
+def peak_beside_checkpoints(problem: Problem, sequence: list[int]) -> int:
+    """The peak in the paper's account: a value is freed after its last reader, checkpoints are on the host but while an
+    op reads or makes them."""
+    offloaded = {v for op in checkpoint_ops(problem) for v in problem.ops[op].outputs}
+    later: list[set[int]] = [set()]  # values that are read before they are made again, from each place on
+    for index in reversed(sequence):
+        op = problem.ops[index]
+        later.append(later[-1] - set(op.outputs) | set(op.inputs))
+    here: set[int] = set()
+    peak = 0
+    for place, index in enumerate(sequence):
+        op = problem.ops[index]
+        uses = {*op.inputs, *op.outputs}
+        peak = max(peak, sum(problem.values[v].bytes for v in (here - offloaded) | uses))
+        here = (here | uses) & later[len(sequence) - 1 - place]
+    return peak
+
+
+Net = tuple[list[str], list[int]]
+NETS = st.lists(st.tuples(st.booleans(), st.integers(1, 9)), min_size=1, max_size=12).map(
+    lambda cheap: (
+        ["convolution", *("relu" if c else "mm" for c, _ in cheap), "convolution", "convolution"],
+        [3, *(b for _, b in cheap), 3, 3],
+    )
+)
+
+
+@given(net=NETS)
+@settings(max_examples=100, deadline=None)
+def test_the_last_rungs_of_the_ladder_in_the_papers_account(net: Net) -> None:
+    """Beside the checkpoints: memory-centric peaks at max l_i; speed-centric, where layers are of one size, at the
+    largest segment with l^b of the checkpoint after it, if that is more; cost-aware then at max l_i again."""
+    targets, sizes = net
+    problem = sized(layers(*targets), sizes)
+    memory_centric_peak = peak_beside_checkpoints(problem, SuperNeurons().sequence(problem, "memory-centric"))
+    assert memory_centric_peak == max(footprints(problem))
+    even = sized(layers(*targets), [4] * len(targets))
+    runs = [len(run) for run in "".join("x" if t == "relu" else " " for t in targets).split()]
+    speed_centric_peak = peak_beside_checkpoints(even, SuperNeurons().sequence(even, "speed-centric"))
+    assert max(footprints(even)) == 16
+    assert speed_centric_peak == max([16, *(4 * s + 3 * 4 for s in runs)])
+    assert peak_beside_checkpoints(even, SuperNeurons().sequence(even, "cost-aware")) == 16
+
+
+def test_the_comparison_of_cost_aware_looks_at_the_end_of_a_segment_only() -> None:
+    """3, 3, 5 and 1 bytes between convolutions of 1: 12 and 1 + 1 + 1 at the end are below l_peak = 2 (3 + 5), but at
+    the backward of the third layer 3 + 3 + 5 and gradients of 5 and 3 are there. So its peak is not max l_i always."""
+    problem = sized(layers("convolution", *["relu"] * 4, "convolution"), [1, 3, 3, 5, 1, 1])
+    assert max(footprints(problem)) == 16
+    assert memory_centric(problem, segments_between(problem, checkpoint_ops(problem)), "paper") == set()
+    assert peak_beside_checkpoints(problem, SuperNeurons().sequence(problem, "cost-aware")) == 19
+
+
 def test_joins_forks_and_losses_are_checkpoints() -> None:
     ops = (
         Op("relu", "forward", (), (0,), 1, target="relu"),  # read twice: a fork
@@ -196,6 +262,26 @@ def test_msps_of_a_chain_of_four_is_updated_by_hand() -> None:
     assert choice.take().value == 3
     assert chain4[3].time_ns == 15
     assert choice.take().value == 4
+
+
+@given(tensors=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=9))
+@settings(max_examples=100, deadline=None)
+def test_recomputation_follows_the_lineage_after_every_choice(tensors: list[tuple[int, int]]) -> None:
+    """On a chain: the largest MSPS is taken, and each tensor is computed from the nearest one before it that is in
+    memory, through all between."""
+    times = [time_ns for _, time_ns in tensors]
+    chain_of = [candidate(i, size, {i - 1} if i else set(), times[i]) for i, (size, _) in enumerate(tensors)]
+    choice = Choice(list(chain_of))
+    taken: set[int] = set()
+    while choice.open:
+        largest = max(c.msps for c in choice.open.values())
+        target = choice.take()
+        assert target.msps == largest
+        taken.add(target.value)
+        for c in chain_of:
+            nearest = max((i for i in range(c.value) if i not in taken), default=-1)
+            assert c.sources == ({nearest} if nearest >= 0 else set())
+            assert c.time_ns == sum(times[nearest + 1 : c.value + 1])
 
 
 def test_candidates_are_alive_in_the_peak_period() -> None:

@@ -19,6 +19,8 @@ The paper's layers, on a graph of ops:
 - l_i, for an op of either phase: the bytes of what it reads, makes and works with, constants left out. l^f: the bytes
   of an op's outputs. l^b of a segment's end: l of the first backward op that reads a value of the segment, without
   the segment's own values.
+- The comparison of cost-aware looks at the end of a segment only. Where layers differ, more may be alive at one further
+  inside, and the peak be above l_peak, which memory-centric's never is on a chain of layers.
 - threshold="paper" compares as above. The released code compares the segment's forward bytes alone with the largest set
   that a backward op depends on: threshold="code".
 
