@@ -18,8 +18,8 @@ This file has its recomputation, which needs no link (swap off):
 - Recomputation is on demand, right before the back-access. What is computed on the way and was evicted itself is kept
   from there on ("collective recomputation"), the rest is dropped.
 
-Sources: the paper's abstract, and detailed notes of others on its rules. The exact updates of algorithm 2 (sources, time
-for others) follow such secondary notes too, since the paper's own text of it was not at hand.
+Sources: the paper's abstract, and detailed notes of others on its rules. The exact updates of algorithm 2 (sources,
+time for others) follow such secondary notes too, since the paper's own text of it was not at hand.
 
 Where the paper leaves more open, and what is done here: memory is not measured while recomputing, so a plan may still
 be above the budget; then the excess that the replay shows is added to the saving that is asked for, and more candidates
