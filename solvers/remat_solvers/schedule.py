@@ -46,10 +46,12 @@ def plan_from_sequence(problem: Problem, sequence: Sequence[int]) -> Plan:
     """
     sequence = _tangents_first(problem, sequence)
     ends = _ends(problem, sequence)
+    compute = [Compute(op) for op in range(len(problem.ops))]
+    free = [Free(value) for value in range(len(problem.values))]
     actions: list[Action] = []
     for position, op in enumerate(sequence):
-        actions.append(Compute(op))
-        actions.extend(map(Free, ends[position]))
+        actions.append(compute[op])
+        actions.extend(map(free.__getitem__, ends[position]))
     return Plan(actions)
 
 

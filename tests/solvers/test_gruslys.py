@@ -16,7 +16,15 @@ from remat_solvers.errors import InputError
 from remat_solvers.generate import chain
 from remat_solvers.recompute.chain import chain_view
 from remat_solvers.recompute.chain_schedule import forward_steps_of
-from remat_solvers.recompute.gruslys import Gruslys, Strategy, forward_steps, reference_steps, schedule, steps_table
+from remat_solvers.recompute.gruslys import (
+    Gruslys,
+    Strategy,
+    _slots_within,
+    forward_steps,
+    reference_steps,
+    schedule,
+    steps_table,
+)
 from remat_solvers.recompute.revolve import repetitions
 from remat_solvers.result import Limits
 from remat_solvers.schedule import store_all
@@ -166,13 +174,13 @@ def test_with_a_slot_per_step(length: int) -> None:
     assert forward_steps(0, 1) == 0
 
 
-@pytest.mark.parametrize("arguments", [(-1, 3), (5, 0), (5, True), (5, 3, "other"), (5, 3, "mixed", 0)])
+@pytest.mark.parametrize("arguments", [(-1, 3), (5, 0), (5, True), (5, 3, "other"), (5, 3, "mixed", 0), (2**14 + 1, 3)])
 def test_arguments_are_checked(arguments: tuple[object, ...]) -> None:
     with pytest.raises(InputError):
         forward_steps(*arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"strategy": "other"}, {"slots": 0}, {"steps": True}])
+@pytest.mark.parametrize("options", [{"strategy": "other"}, {"slots": 0}, {"steps": True}, {"steps": 2**15}])
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Gruslys(**options)  # type: ignore[arg-type]
@@ -191,6 +199,16 @@ def test_on_an_lstm_the_extra_forward_work_is_that_of_the_program(strategy: Stra
     extra_ns = simulate(problem, outcome.plan).time_ns - simulate(problem, store_all(problem)).time_ns
     program = forward_steps(length, slots, strategy) / length - 1
     assert 0.85 * program <= extra_ns / forward_ns <= 1.02 * program
+
+
+def test_slots_beyond_the_budget_are_of_no_use() -> None:
+    """Every state of a unit chain renews 1 byte: 11 bytes above the constants are at most 11 slots; 12 take more."""
+    problem = chain(40)
+    view = chain_view(problem, cuts="renewed", most=1024)
+    assert _slots_within(view, problem.constant_bytes + 11) == 11
+    outcome = Gruslys("hidden", 12).solve(problem, 100, limits=Limits(None), on_progress=None, seed=0)
+    assert outcome.plan is not None
+    assert simulate(problem, outcome.plan).peak_bytes > 11
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 9])

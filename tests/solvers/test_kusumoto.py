@@ -22,8 +22,10 @@ from remat_solvers.recompute.lower_sets import (
     ForwardGraph,
     all_lower_sets,
     ancestor_sets,
+    boundaries,
     boundary,
     forward_graph,
+    members,
     nodes_of,
 )
 from remat_solvers.result import Limits, Status
@@ -213,6 +215,18 @@ def test_a_chain_has_its_prefixes_and_exact_is_approximate(length: int) -> None:
     prefixes = [(1 << k) - 1 for k in range(length + 1)]
     assert all_lower_sets(graph, 100) == ancestor_sets(graph) == prefixes
     assert Kusumoto().families(graph) == [ancestor_sets(graph)]
+
+
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_arrays_over_sets_are_the_sets_one_by_one(n: int, seed: int) -> None:
+    graph = forward_graph(training_graph(n, seed))
+    sets = all_lower_sets(graph, 2000) or ancestor_sets(graph)
+    within = members(sets, len(graph.ops))
+    edges = boundaries(graph, within)
+    for k, lower in enumerate(sets):
+        assert np.flatnonzero(within[:, k]).tolist() == list(nodes_of(lower))
+        assert np.flatnonzero(edges[:, k]).tolist() == list(nodes_of(boundary(graph, lower)))
 
 
 def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:

@@ -22,14 +22,16 @@ until its backward. Dropping it earlier saves nothing with hidden or with intern
 On a training step, the steps are the stages of the chain view (cut where the state is renewed; and at the minima,
 where that makes another chain). A slot is the largest state; an internal state takes as many slots as the largest saved
 set is of these. The stages of a real network differ a little, and its backward needs memory of its own, so the number
-of slots is not computed from the budget but searched: the most slots whose replayed peak is within it. Which strategy
-is fastest then, the replay says too. No bound is reported: the method is optimal for equal steps only.
+of slots is not computed from the budget but searched: the most slots whose replayed peak is within it. More slots than
+states of the smallest size fit into the budget, bytes counted that the state before has not, are not tried. Which
+strategy is fastest then, the replay says too. No bound is reported: the method is optimal for equal steps only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -45,12 +47,13 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Status
 __all__ = ["Gruslys", "Strategy", "forward_steps", "reference_steps", "schedule", "steps_table"]
 
 Strategy: TypeAlias = Literal["hidden", "internal", "mixed"]
-Table: TypeAlias = NDArray[np.int64]  # [t, m]: least number of forward steps
+Table: TypeAlias = NDArray[np.int32]  # [t, m]: least number of forward steps
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MOST_MINIMA = 100  # stages where the step is cut at all minima
 MOST_RUNS = 64  # average runs of a stage in a schedule worth building: leaves out m = 1 for more than 127 steps
-NEVER = 2**60  # more than any cost, and a sum of three stays below 2**63
+MOST_STEPS = 2**14  # their steps, each from the start, fit below NEVER
+NEVER = 2**29  # more than any cost, and a sum of three stays below 2**31
 
 
 def forward_steps(length: int, slots: int, strategy: Strategy = "hidden", internal_size: int = 1) -> int:
@@ -73,8 +76,13 @@ def _useful_slots(length: int, strategy: Strategy, internal_size: int) -> int:
 
 
 def steps_table(length: int, slots: int, strategy: Strategy, internal_size: int = 1) -> Table:
-    """C(t, m) for all t up to `length` and m up to `slots`, length by length over all y and m at once."""
-    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int64)
+    """C(t, m) for all t up to `length` and m up to `slots`, length by length over all y and m at once.
+
+    Raises InputError for a length of more than MOST_STEPS.
+    """
+    if length > MOST_STEPS:
+        raise InputError(f"gruslys: at most {MOST_STEPS} steps, not {length}")
+    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int32)
     table[0] = 0
     for t in range(1, length + 1):
         row = table[t, 1:]
@@ -89,7 +97,7 @@ def steps_table(length: int, slots: int, strategy: Strategy, internal_size: int 
 
 def _splits(table: Table, t: int, strategy: Strategy, internal_size: int) -> Iterator[tuple[Table, Table, Table]]:
     """Per way to store: the column of y, C(t - y, m - size) and C(y or y - 1, m), for all y and m > size - 1."""
-    ys = np.arange(1, t + 1)[:, None]
+    ys = np.arange(1, t + 1, dtype=np.int32)[:, None]
     if strategy != "internal" and t > 1:
         yield ys[:-1], table[t - 1 : 0 : -1, :-1], table[1:t, 1:]
     size = internal_size if strategy == "mixed" else 1
@@ -99,7 +107,7 @@ def _splits(table: Table, t: int, strategy: Strategy, internal_size: int) -> Ite
 
 def reference_steps(length: int, slots: int, strategy: Strategy, internal_size: int = 1) -> Table:
     """The same, cell by cell: what `steps_table` is tested against."""
-    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int64)
+    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int32)
     table[0] = 0
     for t in range(1, length + 1):
         for m in range(1, slots + 1):
@@ -170,6 +178,8 @@ class Gruslys:
             number = getattr(self, option)
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise InputError(f"gruslys: {option} must be a positive integer, not {number!r}")
+        if self.steps > MOST_STEPS:
+            raise InputError(f"gruslys: steps must be at most {MOST_STEPS}, not {self.steps!r}")
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -196,7 +206,7 @@ class Gruslys:
         length = len(chain.stages)
         size = _internal_size(chain) if strategy == "mixed" else 1
         most = _useful_slots(length, strategy, size) if self.slots is None else self.slots
-        most = min(most, _useful_slots(length, strategy, size))
+        most = min(most, _useful_slots(length, strategy, size), _slots_within(chain, attempts.budget_bytes))
         table = steps_table(length, most, strategy, size)
         costs = table[-1]
         numbers = [m for m in range(1, most + 1) if m == 1 or costs[m] < costs[m - 1]]
@@ -206,6 +216,13 @@ class Gruslys:
         attempts.search(
             numbers, lambda m: sequence_of(chain, schedule(table, m, strategy, size)), f"{strategy} state, slots"
         )
+
+
+def _slots_within(chain: Chain, budget_bytes: int) -> int:
+    """Slots that a schedule within the budget can use up, each at least as large as the smallest renewal of a state."""
+    fresh = [chain.bytes(set(after.state).difference(stage.state)) for stage, after in pairwise(chain.stages)]
+    room = budget_bytes - chain.problem.constant_bytes - chain.problem.reserve_bytes
+    return max(1, room // max(1, min((size for size in fresh if size), default=1)))
 
 
 def _internal_size(chain: Chain) -> int:
