@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import networkx
 import torch
 from torch import fx
 from torch._functorch import config as functorch_config
@@ -47,7 +48,7 @@ class TorchBudget:
         """The fastest of the settings whose peak is within the budget."""
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         try:
-            with attempts, deadline(limits.seconds):
+            with attempts, deadline(limits.seconds, (networkx, torch.fx, torch._functorch)):
                 for setting, sequence in self.sequences():
                     if not attempts.slower(sequence):
                         attempts.fits(sequence, f"budget {setting}")
