@@ -18,7 +18,7 @@ from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.registry import solver_names
-from remat_solvers.result import Limits, Status
+from remat_solvers.result import Limits, Outcome, Status, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 
@@ -156,6 +156,20 @@ def test_ctrl_c_still_makes_the_table() -> None:
     rows = by_name(comparison)
     assert rows["chen"].status == Status.FEASIBLE
     assert rows["interrupted"].error == rows["checkmate"].error == "interrupted by the user"
+
+
+def test_ctrl_c_that_a_method_answers_ends_the_others_too() -> None:
+    class HandsBack:
+        name = "hands-back"
+        version = "0"
+
+        def solve(self, *args: object, **options: object) -> Outcome:
+            return Outcome(Status.NOT_FOUND, stopped=Stopped.INTERRUPT)
+
+    rows = by_name(compare(PROBLEM, BUDGET, solvers=[], here=[HandsBack(), Checkmate()]))
+    assert rows["hands-back"].status == Status.NOT_FOUND
+    assert rows["hands-back"].reason == "The user interrupted before it had a plan of any size"
+    assert rows["checkmate"].error == "interrupted by the user"
 
 
 def test_the_order_of_a_plan() -> None:
