@@ -37,7 +37,9 @@ class ChainCosts:
     saved: Array  # [w, k]: bytes saved for its backward, with the state after it, not in its own state
     sweep: Array  # [i, k]: most bytes beside the state of i while running i..k-1, keeping nothing but that state
     first_sweep: Array  # [i, k]: the same for the first forward, with what it leaves around
-    save_peak: Array  # [w, k]: most bytes beside its state while running k, keeping what its backward shall find
+    save_peak: Array  # [w, k]: most bytes beside its state while running all of k, keeping what its backward shall find
+    save_again_peak: Array  # [w, k]: the same of what runs again to keep that and the state after it
+    leaf_peak: Array  # [w, k]: the same of what runs again to keep that alone
     back_peak: Array  # [w, k]: most bytes beside its state during its backward, all included
     around: Array  # bytes that stay around before its backward begins
     first_around: Array  # bytes that stay around when it has run for the first time
@@ -52,7 +54,7 @@ def chain_costs(chain: Chain, ways: Ways | None = None) -> ChainCosts:
     starts, incoming = _gradients(chain)
     advance_ns = np.zeros(count, dtype=np.int64)
     save_ns, leaf_ns, again_ns, backward_ns, saved = (np.zeros((most, count), dtype=np.int64) for _ in range(5))
-    save_peak, back_peak = (np.full((most, count), NEVER) for _ in range(2))
+    save_peak, save_again_peak, leaf_peak, back_peak = (np.full((most, count), NEVER) for _ in range(4))
     sweep = np.zeros((count, count + 1), dtype=np.int64)
     first_sweep = sweep.copy()
     for k, stage in enumerate(chain.stages):
@@ -69,12 +71,15 @@ def chain_costs(chain: Chain, ways: Ways | None = None) -> ChainCosts:
         first_sweep[: k + 1, k + 1] = np.maximum(first_sweep[: k + 1, k], here + first_around[k])
         for w, way in enumerate(ways[k]):
             both = {*way.saved, *after}
-            save_ns[w, k] = time_ns(needed_ops(chain, way.forward, both, kept))
-            leaf_ns[w, k] = time_ns(needed_ops(chain, way.forward, way.saved, kept))
+            save_run = needed_ops(chain, way.forward, both, kept)
+            leaf_run = needed_ops(chain, way.forward, way.saved, kept)
+            save_ns[w, k], leaf_ns[w, k] = time_ns(save_run), time_ns(leaf_run)
             again_ns[w, k] = time_ns(way.forward) - time_ns(stage.ops)
             backward_ns[w, k] = time_ns(way.backward)
             saved[w, k] = chain.bytes(both - own)
             save_peak[w, k] = _peak(problem, way.forward, sizes, set(), both)
+            save_again_peak[w, k] = _peak(problem, save_run, sizes, set(), both)
+            leaf_peak[w, k] = _peak(problem, leaf_run, sizes, set(), set(way.saved))
             entering, leaving = incoming[k]
             passing = int(starts[k]) - chain.bytes(entering)
             peak = _peak(problem, way.backward, sizes, {*way.saved, *entering}, leaving)
@@ -90,6 +95,8 @@ def chain_costs(chain: Chain, ways: Ways | None = None) -> ChainCosts:
         sweep=sweep,
         first_sweep=first_sweep,
         save_peak=save_peak,
+        save_again_peak=save_again_peak,
+        leaf_peak=leaf_peak,
         back_peak=back_peak,
         around=starts + fixed,
         first_around=first_around,

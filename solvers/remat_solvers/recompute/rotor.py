@@ -23,6 +23,7 @@ From the paper's chain to a training step (`chain`, `chain_costs`):
 - The first forward runs every op anyway, so only what runs again costs time; segments that end with the last stage are
   those of the first forward. Running again to keep x̄ alone may need fewer ops than running to the next state.
 - The sweep's memory is asked of the stages that are run, i..k-1; the paper asks it of i..j-1.
+- Run again, a stage needs memory for the ops that run then: its x̄ may be in its state already.
 - In place of the gradient of x_(j+1): all gradients, results and fixed values alive at that moment.
 
 Memory is counted in `slots` (500 as in the paper) of what the budget leaves, sizes rounded up. Ties: F_all, then the
@@ -178,7 +179,9 @@ def in_slots(costs: ChainCosts, memory_bytes: int, slots: int) -> Slots:
     backward = costs.backward_ns.astype(np.float64)[..., None]
     again = costs.again_ns[..., None]
     last = np.arange(count) == count - 1  # segments of the first forward: every op runs anyway
-    save_around = np.where(last[None, :], costs.first_around[:, None], costs.around[None, :])
+    first_save = (costs.save_peak + costs.first_around)[..., None]
+    save_again = costs.save_again_peak[..., None] + costs.around
+    leaf_peak = np.where(last, costs.save_peak, costs.leaf_peak)
     sweep = np.where(last[:, None, None], costs.first_sweep[None], costs.sweep[None] + costs.around[:, None, None])
     return Slots(
         slots=slots,
@@ -188,8 +191,8 @@ def in_slots(costs: ChainCosts, memory_bytes: int, slots: int) -> Slots:
         save_time=np.where(last, again, costs.save_ns[..., None]) + backward,
         state=up(costs.state),
         saved=up(costs.saved),
-        leaf_need=up(np.maximum(costs.back_peak, costs.save_peak + costs.around)),
-        save_need=up(costs.save_peak[..., None] + save_around),
+        leaf_need=up(np.maximum(costs.back_peak, leaf_peak + costs.around)),
+        save_need=up(np.where(last, first_save, save_again)),
         sweep_need=up(sweep),
     )
 
