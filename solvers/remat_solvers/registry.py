@@ -101,6 +101,15 @@ ENTRIES: tuple[Entry, ...] = (
         needs_backward=True,
     ),
     Entry(
+        name="rockmate",
+        path="remat_solvers.recompute.rockmate:Rockmate",
+        family="recompute",
+        summary="Zhao et al. 2023: integer programs inside blocks, each solved once if alike; rotor's chain over them.",
+        needs_backward=True,
+        in_portfolio=False,
+        slow=True,
+    ),
+    Entry(
         name="checkmate",
         path="remat_solvers.recompute.checkmate:Checkmate",
         family="recompute",

@@ -37,6 +37,8 @@ SOLVERS = (
     ("kusumoto", {"bins": 50}),
     ("kusumoto", {"exact": False, "strategy": "memory-centric", "keep_last": False}),
     ("rotor", {"slots": 60}),
+    ("rockmate", {"slots": 60, "peaks": 2, "saves": 3}),
+    ("rockmate", {"stages": 2, "granularities": 1, "exact_ops": 8, "peaks": 2, "saves": 3}),
     ("checkmate", {"exact_ops": 9, "coarse_ops": 5}),
     ("moccasin", {}),
     ("brute-force", {"max_ops": 10}),
@@ -160,7 +162,7 @@ def test_the_result_carries_the_solver_and_its_options() -> None:
     assert result.options["k"] == 1
 
 
-@pytest.mark.parametrize("name", ["chen", "gruslys", "revolve", "kusumoto", "rotor", "auto"])
+@pytest.mark.parametrize("name", ["chen", "gruslys", "revolve", "kusumoto", "rotor", "rockmate", "auto"])
 def test_ctrl_c_keeps_the_best_plan_so_far(name: str) -> None:
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt

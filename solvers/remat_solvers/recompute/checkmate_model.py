@@ -42,11 +42,17 @@ Every plan without offload whose first computations keep the problem's order giv
 than its time, so its optimum is a lower bound for all of them. That is more than the optimum of the whole program
 proves, whose schedules run an op at most once per stage and in the problem's order. `add_inside` adds (2) and (3) for
 a stage.
+
+A second budget, as Rockmate has it, is for what the forward leaves to the backward (`Retained`). With t the stage of
+the tangents:
+
+    (5)   sum over counted d of bytes(d) S[t, d] <= most
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import ceil, gcd
 from typing import Any, TypeAlias
 
@@ -54,7 +60,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.milp import Answer, Ended
 from remat_solvers.schedule import tangents_op
 
-__all__ = ["Amounts", "Model", "in_stages"]
+__all__ = ["Amounts", "Model", "Retained", "in_stages"]
 
 Term: TypeAlias = Any  # a variable of PuLP, or 0 or 1 where it is fixed
 Amounts: TypeAlias = Mapping[tuple[int, int], float]  # (stage, op or value) -> what a backend says
@@ -63,10 +69,18 @@ LARGEST_COEFFICIENT = 10_000  # keeps the backends' tolerances (1e-6) small besi
 TOLERANCE = 1e-6  # relative to the objective: by how much a backend's bound may be off
 
 
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """How much may be kept from the forward into the backward; only for problems with tangents."""
+
+    most_bytes: int
+    uncounted: frozenset[int] = frozenset()  # values that are kept for other reasons
+
+
 class Model:
     """The program for `problem` within `budget_bytes`, with its variables where they are found again."""
 
-    def __init__(self, problem: Problem, budget_bytes: int, *, moments: bool) -> None:
+    def __init__(self, problem: Problem, budget_bytes: int, *, moments: bool, retained: Retained | None = None) -> None:
         import pulp
 
         ops, values = problem.ops, problem.values
@@ -84,7 +98,10 @@ class Model:
         self.stages = self._count + late
         self._tangents = tangents_op(problem)
         room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
-        unit = _unit([room, *(v.bytes for v in values if v.kind != "constant"), *(op.workspace_bytes for op in ops)])
+        retains = [retained.most_bytes] if retained is not None else []
+        unit = _unit(
+            [room, *retains, *(v.bytes for v in values if v.kind != "constant"), *(op.workspace_bytes for op in ops)]
+        )
         self._room = room / unit
         self._size = [v.bytes / unit for v in values]
         self._workspace = [op.workspace_bytes / unit for op in ops]
@@ -99,6 +116,8 @@ class Model:
             self._dependencies(stage)
             if moments and stage < self._count:
                 self._moment(stage)
+        if retained is not None:
+            self._retain(retained.most_bytes / unit, retained.uncounted)
         self._once_ns = sum(op.time_ns for op in ops)
         self._ns = _unit([op.time_ns for op in ops])
         self._objective = [(ops[op].time_ns / self._ns, run) for (_, op), run in self._runs.items()]
@@ -207,6 +226,12 @@ class Model:
             if self.problem.producer[v] <= stage and v not in there
         ]
         self._row(terms, self._room - needed)
+
+    def _retain(self, most: float, uncounted: frozenset[int]) -> None:
+        """(5)."""
+        assert self._tangents is not None
+        kept = [v for v in self._made if self.problem.producer[v] < self._tangents and v not in uncounted]
+        self._row([(self._size[v], self._keep(self._tangents, v)) for v in kept], most)
 
     def _free(self, stage: int, value: int, op: int) -> Term:
         later = [self._run(stage, j) for j in self.problem.consumers[value] if op < j <= stage]

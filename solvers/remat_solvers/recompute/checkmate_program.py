@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from remat_solvers.clock import Stopwatch
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.checkmate_model import Amounts, Model, in_stages
+from remat_solvers.recompute.checkmate_model import Amounts, Model, Retained, in_stages
 from remat_solvers.recompute.milp import Answer, Backend, Ended, run
 from remat_solvers.recompute.polish import drop_useless
 from remat_solvers.result import Limits
@@ -30,11 +30,17 @@ class Solved:
 
 
 def solve_exactly(
-    problem: Problem, budget_bytes: int, backend: Backend, *, lazy: bool, seconds: float | None
+    problem: Problem,
+    budget_bytes: int,
+    backend: Backend,
+    *,
+    lazy: bool,
+    seconds: float | None,
+    retained: Retained | None = None,
 ) -> Solved:
     """The fastest of Checkmate's schedules, or what was found by the time limit."""
     watch = Stopwatch(Limits(seconds))
-    model = Model(problem, budget_bytes, moments=lazy)
+    model = Model(problem, budget_bytes, moments=lazy, retained=retained)
     if not lazy:
         for stage in range(model.stages):
             model.add_inside(stage)
@@ -58,12 +64,14 @@ def solve_exactly(
         known = replace(known, sequences=(sequence,))
         if lazy or answer.ended is not Ended.OPTIMAL:
             return known
-        return replace(known, bound_ns=_certificate(problem, budget_bytes, backend, watch))
+        return replace(known, bound_ns=_certificate(problem, budget_bytes, backend, watch, retained))
 
 
-def _certificate(problem: Problem, budget_bytes: int, backend: Backend, watch: Stopwatch) -> int | None:
+def _certificate(
+    problem: Problem, budget_bytes: int, backend: Backend, watch: Stopwatch, retained: Retained | None
+) -> int | None:
     """The bound for all plans in the given order: the optimum of the program with nothing but moments."""
-    model = Model(problem, budget_bytes, moments=True)
+    model = Model(problem, budget_bytes, moments=True, retained=retained)
     return model.bound_ns(run(model.program, backend, seconds=watch.remaining))
 
 
