@@ -183,7 +183,9 @@ def test_the_replay_takes_the_overhead_and_at_most_the_memory_of_the_formula(n: 
     chosen = tuple(frozenset(range(k)) for k in range(1, n + 1) if k == n or cuts >> k & 1)
     overhead, memory = by_definition(problem, chosen)
     masks = [sum(1 << i for i in lower) for lower in chosen]
-    sequence = canonical_sequence(problem, forward_graph(problem), masks, keep_last=False)
+    graph = forward_graph(problem)
+    assert max(segment_bytes(graph, masks)) == memory
+    sequence = canonical_sequence(problem, graph, masks, keep_last=False)
     line = simulate(problem, plan_from_sequence(problem, sequence))
     assert line.time_ns == sum(op.time_ns for op in problem.ops) + overhead
     assert line.peak_bytes <= memory

@@ -3,7 +3,7 @@
 Methods are asked directly, not through `solve`, which would settle some of this for all of them alike. Laws that the
 tests of one method have: mixed states lie between internal and hidden ones (test_gruslys), storing hidden states is
 rotor's recurrence with states saved at leaves only (test_rotor) and revolve's closed form (test_revolve), plans replay
-in one validator (test_solvers). DTR is not monotone in the budget, nor is Kusumoto's peak after liveness analysis.
+in one validator (test_solvers).
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force import best_sequence
 from remat_solvers.recompute.checkmate_model import Model
 from remat_solvers.recompute.chen import Chen
+from remat_solvers.recompute.dtr import DTR
+from remat_solvers.recompute.kusumoto import canonical_sequence
+from remat_solvers.recompute.kusumoto_program import STRATEGIES, Program
+from remat_solvers.recompute.lower_sets import ancestor_sets, forward_graph
 from remat_solvers.recompute.milp import run
 from remat_solvers.recompute.moccasin import Moccasin
 from remat_solvers.recompute.rotor import Rotor
 from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, Outcome
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
 
@@ -242,3 +246,31 @@ def test_units_do_not_matter(method: str, n: int, seed: int, share: float, k: in
     assert time_of(method, larger, k * budget_bytes + k - 1) == known
     slower = replace(problem, ops=tuple(replace(op, time_ns=k * op.time_ns) for op in problem.ops))
     assert time_of(method, slower, budget_bytes) == k * known
+
+
+def test_where_more_memory_may_cost_time_or_take_less_of_it() -> None:
+    """What is not monotone, and no method may rely on: DTR's time in the budget; and after liveness analysis the peak
+    of Kusumoto's schedules in B, nor is the one of largest overhead always the smaller."""
+    slower = falls = larger = 0
+    for seed in range(30):
+        problem = random_chain(8, seed)
+        unmodified = simulate(problem, store_all(problem)).peak_bytes
+        times = [time_of(DTR("h_eq", "eager"), problem, b) for b in range(unmodified // 2, unmodified)]
+        slower += sum(less < more < inf for less, more in pairwise(times))
+        problem = training_graph(8, seed)
+        graph = forward_graph(problem)
+        program = Program(graph, ancestor_sets(graph), keep_last=True)
+        least, most = program.least_limit(), program.most_limit()
+        peaks: dict[str, list[int]] = {strategy: [] for strategy in STRATEGIES}
+        for limit in range(least, most, max(1, (most - least) // 12)):
+            for strategy in STRATEGIES:
+                chosen = program.sequence(program.table(limit), limit, strategy)
+                assert chosen is not None
+                sequence = canonical_sequence(problem, graph, chosen, keep_last=True)
+                peaks[strategy].append(simulate(problem, plan_from_sequence(problem, sequence)).peak_bytes)
+        fast, frugal = (peaks[strategy] for strategy in STRATEGIES)
+        falls += sum(more < less for less, more in pairwise(fast))
+        larger += sum(a < b for a, b in zip(fast, frugal, strict=True))
+    assert slower
+    assert falls
+    assert larger
