@@ -204,6 +204,18 @@ def test_the_last_rungs_of_the_ladder_in_the_papers_account(net: Net) -> None:
     assert peak_beside_checkpoints(even, SuperNeurons().sequence(even, "cost-aware")) == 16
 
 
+def test_paper_and_code_compare_a_segment_with_different_bytes() -> None:
+    """Three layers of 5 between convolutions of 1. Paper: 15, and at the end 1 and the gradient's 5, are above
+    l_peak = 20. Released code: 15 are not above the 15 that the third layer's backward reads."""
+    problem = sized(layers("convolution", *["relu"] * 3, "convolution"), [1, 5, 5, 5, 1])
+    segment_of = segments_between(problem, checkpoint_ops(problem))
+    assert memory_centric(problem, segment_of, "paper") == {1}
+    assert memory_centric(problem, segment_of, "code") == set()
+    assert peak_beside_checkpoints(problem, SuperNeurons("cost-aware").sequence(problem, "cost-aware")) == 20
+    by_code = SuperNeurons("cost-aware", "code").sequence(problem, "cost-aware")
+    assert peak_beside_checkpoints(problem, by_code) == 25  # at that backward: 15, and gradients of 5 and 5
+
+
 def test_the_comparison_of_cost_aware_looks_at_the_end_of_a_segment_only() -> None:
     """3, 3, 5 and 1 bytes between convolutions of 1: 12 and 1 + 1 + 1 at the end are below l_peak = 2 (3 + 5), but at
     the backward of the third layer 3 + 3 + 5 and gradients of 5 and 3 are there. So its peak is not max l_i always."""
