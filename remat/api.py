@@ -14,6 +14,7 @@ from remat.capture.exported import Differentiate, Exported, check_call, export
 from remat.capture.roofline import Hardware
 from remat.execute.canonical import tangents_first
 from remat.execute.module import OnChange, Planned, RematModule, plan_call
+from remat.execute.offload.tiers import HostTier, Tier
 from remat.execute.reserve import reserve_of
 from remat.model_methods import bind
 from remat_solvers.budget import parse_budget
@@ -48,6 +49,7 @@ class _Request:
     seed: int
     unroll_rnn: bool
     differentiate: Differentiate
+    tier: Tier
 
     def __call__(
         self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], planned: Planned | None
@@ -55,7 +57,7 @@ class _Request:
         if planned is not None:
             exported = self._export(model, args, kwargs)
             _check_fits(exported.problem, planned.plan, planned.problem.fingerprint)
-            return replace(plan_call(exported, planned.plan, planned.result), problem=planned.problem)
+            return replace(plan_call(exported, planned.plan, planned.result, self.tier), problem=planned.problem)
         if self.budget is None:
             raise InputError("on_change='replan' needs a budget: use remat.solve instead of remat.apply")
         exported = self._export(model, args, kwargs)
@@ -73,7 +75,7 @@ class _Request:
         if result.plan is None:
             raise InfeasibleError(_no_plan(result), result)
         plan = tangents_first(problem, result.plan)
-        return plan_call(exported, plan, replace(result, plan=plan))
+        return plan_call(exported, plan, replace(result, plan=plan), self.tier)
 
     def _export(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exported:
         return export(
@@ -107,6 +109,7 @@ def solve(
     seed: int = 0,
     unroll_rnn: bool = False,
     differentiate: Differentiate = "loss",
+    tier: Tier = HostTier(),  # noqa: B008  (frozen)
 ) -> RematModule:
     """A module that trains as `model` does, with the same gradients, within `budget` bytes of memory.
 
@@ -123,6 +126,7 @@ def solve(
         on_change: what a training call of another shape, dtype, device, training mode or autocast state gets:
             "error", "replan" (planned once per kind of call) or "original" (runs unplanned).
         unroll_rnn, differentiate: see `export`.
+        tier: where offloaded values go: `HostTier()` or `DiskTier(folder)`.
 
     Raises:
         InfeasibleError: no plan within the budget; carries the `Result`.
@@ -148,13 +152,21 @@ def solve(
         seed=seed,
         unroll_rnn=unroll_rnn,
         differentiate=differentiate,
+        tier=tier,
     )
     planned = request(model, args, kwargs or {}, None)
     return RematModule(model, (planned,), on_change, request)
 
 
-def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) -> RematModule:
+def apply(
+    exported: Exported,
+    plan: Plan | PlanFile | str | os.PathLike[str],
+    *,
+    tier: Tier = HostTier(),  # noqa: B008  (frozen)
+) -> RematModule:
     """The exported model as a module that executes `plan`: a plan, a loaded plan file, or its path.
+
+    tier: where values that the plan offloads go, `HostTier()` or `DiskTier(folder)`.
 
     Raises InputError where the plan is for another graph (says what differs), ApplyError where it breaks a rule.
     """
@@ -178,8 +190,9 @@ def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) ->
         seed=0,
         unroll_rnn=exported.unroll_rnn,
         differentiate=exported.differentiate,
+        tier=tier,
     )
-    planned = plan_call(exported, tangents_first(exported.problem, actions), None)
+    planned = plan_call(exported, tangents_first(exported.problem, actions), None, tier)
     return RematModule(exported.model, (planned,), "error", request)
 
 
