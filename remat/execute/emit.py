@@ -102,6 +102,7 @@ class _Emitter:
         self._position = {node: i for i, (node, _) in enumerate(joint.inputs)}
         self._tangent = {node: i for i, (node, _) in enumerate(joint.tangents)}
         self._offloaded = dict.fromkeys(action.value for action in plan if isinstance(action, Offload))
+        self._sent: set[int] = set()  # of these, those with a host copy by now
         self._session: fx.Node | None = None  # in the graph under construction
         self._phase = _Phase()
 
@@ -133,6 +134,7 @@ class _Emitter:
         for action in later:
             self._emit(action)
         self._arrive(self._problem.results)
+        self._hold_to_the_end()
         gradients = [self._get(node) for node, _ in self._joint.gradients]
         backward.graph.output(tuple(gradients))
         return Emitted(
@@ -221,13 +223,26 @@ class _Emitter:
         if unused_input or instance.last_use < self._phase.statements:
             self._phase.graph.call_function(hold, (instance.node,))
 
+    def _hold_to_the_end(self) -> None:
+        """What the plan never frees is on the device until the end."""
+        left = [i.node for v, i in self._phase.live.items() if v not in self._problem.results and i.node is not None]
+        if left:
+            self._phase.graph.call_function(hold, tuple(left))
+
     def _take_session(self) -> None:
         self._session = self._phase.graph.placeholder("session") if self._offloaded else None
 
     def _offload(self, value: int) -> None:
-        self._phase.graph.call_function(offload, (self._session, value, self._base(value)))
+        instance = self._phase.live.get(value)
+        if instance is None or instance.node is None:
+            return  # the recomputation did not make it, since nobody reads it any more
+        self._sent.add(value)
+        self._phase.graph.call_function(offload, (self._session, value, instance.node))
 
     def _fetch(self, value: int) -> None:
+        if value not in self._sent:
+            self._phase.live[value] = _Instance(None, self._phase.statements)
+            return
         node = self._phase.graph.call_function(fetch, (self._session, value))
         self._phase.statements += 1  # it allocates: what is freed later is held until then
         self._phase.live[value] = _Instance(node, self._phase.statements, coming=True)
@@ -308,7 +323,7 @@ class _Emitter:
     # --- between the phases
 
     def _needed_later(self, later: tuple[Action, ...]) -> list[int]:
-        """Values that the backward reads or frees before it makes them itself, in order of first use."""
+        """Values that the backward reads or frees before it makes them itself, in order of first use; and what stays."""
         needed: dict[int, None] = {}
         made: set[int] = set()
         for action in later:
@@ -320,7 +335,9 @@ class _Emitter:
                 made.add(action.value)
             elif action.value not in made:
                 needed[action.value] = None
-        return list(needed)
+        freed = {action.value for action in later if isinstance(action, Free)}
+        results = set(self._problem.results)
+        return [*needed, *(v for v in self._phase.live if v not in needed and v not in freed and v not in results)]
 
     def _has_node(self, value: int) -> bool:
         return self._phase.live[value].node is not None

@@ -23,12 +23,12 @@ from remat.execute.offload.session import Transfers
 from remat.execute.offload.streams import StreamTransfers
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
+from remat_solvers.generate import random_plan
 from remat_solvers.problem import Link
 from remat_solvers.schedule import store_all
 from remat_solvers.validate import validate
 
 from .models import CASES
-from .random_plans import random_swaps
 
 POISON = 0xFF  # bytes of NaNs
 
@@ -141,7 +141,7 @@ def test_steps_are_bit_equal_however_late_copies_run(name: str, monkeypatch: pyt
     for seed in range(4):
         device = FakeDevice(seed, eager=seed / 4)
         monkeypatch.setattr(program, "make_transfers", lambda _, __, sizes, d=device: StreamTransfers(d, sizes))
-        plan = random_swaps(problem, seed, results=True)
+        plan = random_plan(problem, seed)
         assert validate(problem, plan) == []
         net = remat.apply(exported, plan)
         for _ in range(2):  # the slab is used again

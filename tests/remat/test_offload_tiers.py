@@ -1,4 +1,4 @@
-"""Offloading on a CPU: what leaves comes back bit for bit, late or not, and a fault is an error that says what and where."""
+"""Offloading on a CPU: what leaves comes back bit for bit, late or not; a fault is an error that says what failed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from remat.execute.offload.threads import ThreadTransfers
 from remat.execute.offload.tiers import Bytes, DiskTier, HostTier, Slab, Tier
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
+from remat_solvers.generate import random_plan
 from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Link
 from remat_solvers.schedule import store_all
@@ -33,7 +34,6 @@ from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
 
 from .models import CASES
-from .random_plans import random_swaps
 from .test_exact import check_peak
 
 TIERS = pytest.mark.parametrize("tier", [HostTier(), DiskTier()], ids=lambda tier: tier.name)
@@ -78,7 +78,7 @@ def test_random_traffic_is_bit_equal_and_its_peak_as_predicted(name: str, tier: 
     problem = exported.problem
     kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
     for seed in range(2):
-        plan = random_swaps(problem, seed, most_actions=1500, results=True)
+        plan = random_plan(problem, seed)
         assert validate(problem, plan) == []
         step = run_step(remat.apply(exported, plan, tier=tier), args, kwargs, exported)
         assert compare_steps(step, kept).equal
@@ -93,7 +93,7 @@ def test_late_copies_never_change_a_gradient() -> None:
     exported = remat.export(model, (x,), costs="roofline")
     exported = replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9)))
     tier = LateTier(most_s=0.0005)
-    nets = [remat.apply(exported, random_swaps(exported.problem, seed, results=True), tier=tier) for seed in range(10)]
+    nets = [remat.apply(exported, random_plan(exported.problem, seed), tier=tier) for seed in range(10)]
     for step in range(500):
         net = nets[step % len(nets)]
         torch.manual_seed(step)
@@ -267,7 +267,9 @@ def test_no_host_memory_is_told(offloading: Offloading, monkeypatch: pytest.Monk
         net(x)
 
 
-def test_slabs_serve_step_after_step_and_go_with_the_module(offloading: Offloading, scratch: list[weakref.ref[Any]]) -> None:
+def test_slabs_serve_step_after_step_and_go_with_the_module(
+    offloading: Offloading, scratch: list[weakref.ref[Any]]
+) -> None:
     exported, plan, model, x = offloading
     net = remat.apply(exported, plan, tier=DiskTier())
     for _ in range(3):
