@@ -323,7 +323,7 @@ class _Emitter:
     # --- between the phases
 
     def _needed_later(self, later: tuple[Action, ...]) -> list[int]:
-        """Values that the backward reads or frees before it makes them itself, in order of first use; and what stays."""
+        """Values that backward reads or frees before it makes them itself, in order of first use; and what stays."""
         needed: dict[int, None] = {}
         made: set[int] = set()
         for action in later:

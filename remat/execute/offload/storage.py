@@ -32,7 +32,7 @@ class _Layout:
     def over(self, parts: Moved) -> Tensor:
         flat = parts[self.storage]
         empty = torch.empty(0, dtype=self.dtype, device=flat.device)
-        return empty.set_(flat.untyped_storage(), self.offset, self.size, self.stride)  # type: ignore[call-overload, no-any-return]
+        return empty.set_(flat.untyped_storage(), self.offset, self.size, self.stride)
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def _flats(tensors: list[Tensor]) -> dict[int, Tensor]:
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _flat(tensor: Tensor) -> Tensor:
     storage = tensor.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage, 0, (storage.nbytes(),), (1,))  # type: ignore[call-overload, no-any-return]
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage, 0, (storage.nbytes(),), (1,))

@@ -87,15 +87,16 @@ class DiskTier(Tier):
             with tempfile.TemporaryFile(prefix="remat-", dir=self.folder, buffering=0) as file:
                 slab = _DiskSlab(os.dup(file.fileno()))
         except OSError as error:
-            raise OffloadError(self.name, size_bytes, f"no scratch file in {self._where}: {_why(error)}") from error
+            raise OffloadError(self.name, size_bytes, f"no scratch file in {self.where}: {_why(error)}") from error
         try:
             _reserve(slab.fd, size_bytes)
         except OSError as error:
-            raise OffloadError(self.name, size_bytes, f"no room in {self._where}: {_why(error)}") from error
+            raise OffloadError(self.name, size_bytes, f"no room in {self.where}: {_why(error)}") from error
         return slab
 
     @property
-    def _where(self) -> Path:
+    def where(self) -> Path:
+        """The folder."""
         return self.folder if self.folder is not None else Path(tempfile.gettempdir())
 
 
@@ -106,7 +107,7 @@ class _DiskSlab(Slab):
 
     def write(self, place: int, source: Bytes) -> None:
         self._checksums.pop(place, None)
-        view, done = memoryview(source), 0
+        view, done = source.data, 0
         try:
             while done < len(view):
                 done += os.pwrite(self.fd, view[done:], place + done)
@@ -116,7 +117,7 @@ class _DiskSlab(Slab):
         self._checksums[place] = zlib.crc32(view)
 
     def read(self, place: int, into: Bytes) -> None:
-        view, done = memoryview(into), 0
+        view, done = into.data, 0
         try:
             while done < len(view):
                 count = os.preadv(self.fd, [view[done:]], place + done)
