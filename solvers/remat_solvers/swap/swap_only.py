@@ -18,15 +18,13 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from remat_solvers.clock import Stopwatch
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.traffic import Overflow, Traffic
 from remat_solvers.swap.trips import Absence, absences
-from remat_solvers.plan import Plan
 
 __all__ = ["SwapOnly"]
 
@@ -79,7 +77,8 @@ class _Search:
                 return True
             if not self._relieve(answer):
                 op = self.problem.ops[self.traffic.sequence[answer.position]]
-                self.reason = f"{answer.excess_bytes} bytes too many beside {op.name}, and nothing more can be away there"
+                excess = f"{answer.excess_bytes} bytes too many beside {op.name}"
+                self.reason = f"{excess}, and nothing more can be away there"
                 return False
 
     def _relieve(self, overflow: Overflow) -> bool:

@@ -6,11 +6,11 @@ sequence on the clock of the replay:
 - out: every chosen value is copied as soon as its last use before the absence is over, in that order
 - leave: its bytes go when the copy has ended; compute waits for a copy under way only where the next op would not fit
   otherwise, for the oldest copy first
-- fetch: as late as the queue allows without a wait (`latest_fetches`, the clock shifted by the waits so far), later where
-  it would not fit up to the op that reads it, at the latest before that op; in the order in which the values are read
+- fetch: as late as the queue allows without a wait (`latest_fetches`, the clock shifted by the waits so far), later
+  where it would not fit up to the op that reads it, at the latest before that op; in the order of reading
 
-A value whose copy is still under way when it is read again stays. Where an op does not fit although every
-finished copy has left, the pass ends and says at which position, and by how many bytes.
+A value whose copy is still under way when it is read again stays, and so does one that the host has no room for. Where
+an op does not fit although every finished copy has left, the pass ends and says at which position, by how many bytes.
 """
 
 from __future__ import annotations
@@ -110,6 +110,9 @@ class _Pass:
         self.copying: dict[int, int] = {}  # values whose copy is under way or over, not freed yet -> its end
         self.gone: set[int] = set()  # values that are away
         self.arrival: dict[int, int] = {}
+        self.host: set[int] = set()
+        self.used_bytes = 0
+        self.host_bytes = traffic.problem.link.host_bytes if traffic.problem.link else None
         self.actions: list[Action] = []
         self.now = self.to_host_free = self.to_device_free = 0
         self.held = traffic.problem.constant_bytes + traffic.problem.reserve_bytes
@@ -156,15 +159,19 @@ class _Pass:
                 if absence.back > position and not self._fits(value, position, absence.back, need_bytes):
                     break
                 self.planned[position : absence.back] += self.traffic.size[value]
+                self._make_room(need_bytes + self.traffic.size[value])
                 self._fetch(value)
             self.returns.popleft()
-        while self.held + need_bytes > self.budget_bytes:
-            if not self.copying:
-                return Overflow(position, self.held + need_bytes - self.budget_bytes)
+        self._make_room(need_bytes)
+        excess = self.held + need_bytes - self.budget_bytes
+        return Overflow(position, excess) if excess > 0 else None
+
+    def _make_room(self, need_bytes: int) -> None:
+        """Wait for copies until `need_bytes` fit beside what is there."""
+        while self.copying and self.held + need_bytes > self.budget_bytes:
             value, end = next(iter(self.copying.items()))
             self.now = max(self.now, end)
             self._depart(value)
-        return None
 
     def _fits(self, value: int, position: int, back: int, need_bytes: int) -> bool:
         """Whether `value` may be on the device from `position` on, already."""
@@ -173,6 +180,12 @@ class _Pass:
         return max(now, later) + self.traffic.size[value] <= self.budget_bytes
 
     def _send(self, value: int) -> None:
+        size = self.traffic.size[value]
+        if value not in self.host:
+            if self.host_bytes is not None and self.used_bytes + size > self.host_bytes:
+                return  # no room there: it stays
+            self.host.add(value)
+            self.used_bytes += size
         self.actions.append(Offload(value))
         start = max(self.now, self.to_host_free, self.arrival.get(value, 0))
         self.to_host_free = self.copying[value] = start + self.traffic.out_ns[value]
