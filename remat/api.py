@@ -14,19 +14,21 @@ from remat.capture.exported import Differentiate, Exported, check_call, export
 from remat.capture.roofline import Hardware
 from remat.execute.canonical import tangents_first
 from remat.execute.module import OnChange, Planned, RematModule, plan_call
+from remat.execute.offload.measure import measure_link
+from remat.execute.offload.tiers import HostTier, Tier
 from remat.execute.reserve import reserve_of
 from remat.model_methods import bind
 from remat_solvers.budget import parse_budget
 from remat_solvers.codec import PlanFile, load, load_plan
 from remat_solvers.errors import ApplyError, InfeasibleError, InputError
 from remat_solvers.match import check_match
-from remat_solvers.plan import Plan
-from remat_solvers.problem import Link, Problem
+from remat_solvers.plan import Offload, Plan
+from remat_solvers.problem import MAX_INT, Link, Problem
 from remat_solvers.registry import Solver
 from remat_solvers.result import Limits, OnProgress, Result
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
-from remat_solvers.units import format_bytes
+from remat_solvers.units import format_bytes, parse_link
 from remat_solvers.validate import validate
 
 __all__ = ["apply", "export", "load", "solve"]
@@ -41,25 +43,27 @@ class _Request:
     budget: int | str | None  # None: only plans given from outside are applied
     solver: str | Solver
     costs: str | Hardware
-    link: Link | None
+    link: Link | str | None  # "auto": measured
     reserve_bytes: int
     limits: Limits
     on_progress: OnProgress | None
     seed: int
     unroll_rnn: bool
     differentiate: Differentiate
+    tier: Tier
 
     def __call__(
         self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], planned: Planned | None
     ) -> Planned:
         if planned is not None:
-            exported = self._export(model, args, kwargs)
+            exported = _with_link(self._export(model, args, kwargs), planned.plan)
             _check_fits(exported.problem, planned.plan, planned.problem.fingerprint)
-            return replace(plan_call(exported, planned.plan, planned.result), problem=planned.problem)
+            return replace(plan_call(exported, planned.plan, planned.result, self.tier), problem=planned.problem)
         if self.budget is None:
             raise InputError("on_change='replan' needs a budget: use remat.solve instead of remat.apply")
         exported = self._export(model, args, kwargs)
-        problem = replace(exported.problem, link=self.link, reserve_bytes=self.reserve_bytes)
+        link = measure_link(exported.device, self.tier) if isinstance(self.link, str) else self.link
+        problem = replace(exported.problem, link=link, reserve_bytes=self.reserve_bytes)
         exported = replace(exported, problem=problem)
         peak = simulate(problem, store_all(problem)).peak_bytes
         result = remat_solvers.solve(
@@ -73,7 +77,7 @@ class _Request:
         if result.plan is None:
             raise InfeasibleError(_no_plan(result), result)
         plan = tangents_first(problem, result.plan)
-        return plan_call(exported, plan, replace(result, plan=plan))
+        return plan_call(exported, plan, replace(result, plan=plan), self.tier)
 
     def _export(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exported:
         return export(
@@ -107,6 +111,7 @@ def solve(
     seed: int = 0,
     unroll_rnn: bool = False,
     differentiate: Differentiate = "loss",
+    tier: Tier = HostTier(),  # noqa: B008  (frozen)
 ) -> RematModule:
     """A module that trains as `model` does, with the same gradients, within `budget` bytes of memory.
 
@@ -116,13 +121,15 @@ def solve(
         args, kwargs: an example of the call to plan for; its tensors' contents do not matter.
         solver: a name from the registry (`remat solvers`), or a solver object with its options.
         costs: "measure", "roofline", "roofline:NAME" or a `Hardware`; see `export`.
-        link: the way to the host for offloading; None: recompute only.
+        link: the way to the tier for offloading: a `Link`, a rate such as "25GB/s", "auto" (measured once per machine);
+            None: recompute only.
         optimizer: a class or an instance whose state is counted in the reserve; `accumulate=True` counts resident
             gradients too.
         reserve_bytes: bytes to count as always in use, beside those of `optimizer`.
         on_change: what a training call of another shape, dtype, device, training mode or autocast state gets:
             "error", "replan" (planned once per kind of call) or "original" (runs unplanned).
         unroll_rnn, differentiate: see `export`.
+        tier: where offloaded values go: `HostTier()` or `DiskTier(folder)`.
 
     Raises:
         InfeasibleError: no plan within the budget; carries the `Result`.
@@ -133,8 +140,8 @@ def solve(
     if on_change not in ON_CHANGE:
         raise InputError(f"on_change must be one of {', '.join(ON_CHANGE)}, not {on_change!r}")
     parse_budget(budget, 10**15)  # before minutes of work
-    if isinstance(link, str):
-        raise InputError(f"link={link!r}: measuring the link comes with offloading; pass a Link or None")
+    if isinstance(link, str) and link != "auto":
+        link = parse_link(link)
     if isinstance(model, RematModule):
         model = model.original
     request = _Request(
@@ -148,13 +155,21 @@ def solve(
         seed=seed,
         unroll_rnn=unroll_rnn,
         differentiate=differentiate,
+        tier=tier,
     )
     planned = request(model, args, kwargs or {}, None)
     return RematModule(model, (planned,), on_change, request)
 
 
-def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) -> RematModule:
+def apply(
+    exported: Exported,
+    plan: Plan | PlanFile | str | os.PathLike[str],
+    *,
+    tier: Tier = HostTier(),  # noqa: B008  (frozen)
+) -> RematModule:
     """The exported model as a module that executes `plan`: a plan, a loaded plan file, or its path.
+
+    tier: where values that the plan offloads go, `HostTier()` or `DiskTier(folder)`.
 
     Raises InputError where the plan is for another graph (says what differs), ApplyError where it breaks a rule.
     """
@@ -166,6 +181,7 @@ def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) ->
         raise InputError(f"a plan is a Plan, a loaded plan file or a path, not {type(plan).__name__}")
     fingerprint = plan.problem if isinstance(plan, PlanFile) else exported.problem.fingerprint
     actions = plan.plan if isinstance(plan, PlanFile) else Plan(plan)
+    exported = _with_link(exported, actions)
     _check_fits(exported.problem, actions, fingerprint)
     request = _Request(
         budget=None,
@@ -178,9 +194,18 @@ def apply(exported: Exported, plan: Plan | PlanFile | str | os.PathLike[str]) ->
         seed=0,
         unroll_rnn=exported.unroll_rnn,
         differentiate=exported.differentiate,
+        tier=tier,
     )
-    planned = plan_call(exported, tangents_first(exported.problem, actions), None)
+    planned = plan_call(exported, tangents_first(exported.problem, actions), None, tier)
     return RematModule(exported.model, (planned,), "error", request)
+
+
+def _with_link(exported: Exported, plan: Plan) -> Exported:
+    """`exported`, with some link where `plan` moves values: the machine's own is used, and the rules are the same."""
+    problem = exported.problem
+    if problem.link is not None or not any(isinstance(action, Offload) for action in plan):
+        return exported
+    return replace(exported, problem=replace(problem, link=Link(MAX_INT, MAX_INT)))
 
 
 def _check_fits(problem: Problem, plan: Plan, fingerprint: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 from unittest import mock
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, fx
@@ -103,6 +104,28 @@ class Tape:
     outputs: list[GradientEdge] = field(default_factory=list)
     inputs: list[GradientEdge] = field(default_factory=list)
     keep: bool | None = None  # whether it outlives a backward; None: as the running backward pass asks (retain_graph)
+    _saved: list[ReferenceType[_Saved]] = field(default_factory=list)  # its own tensors; gone with the graph
+
+    def remember(self, records: Sequence[_Saved]) -> None:
+        """Know which of `records` hold tensors of its own."""
+        self._saved = [ref(saved) for saved in records if saved.tensor is not None]
+
+    def own(self) -> list[Tensor]:
+        """The tensors that are its own, as long as its backward has not consumed them."""
+        return [saved.tensor for saved in self._records() if saved.tensor is not None]
+
+    def empty(self) -> None:
+        """Let go of its own tensors, until `fill` brings them back."""
+        for saved in self._records():
+            saved.tensor = None
+
+    def fill(self, tensors: Sequence[Tensor]) -> None:
+        """Take back `tensors`, as many and in the same order as `own` gave."""
+        for saved, tensor in zip(self._records(), tensors, strict=True):
+            saved.tensor = tensor
+
+    def _records(self) -> list[_Saved]:
+        return [saved for reference in self._saved if (saved := reference()) is not None]
 
 
 class _Enter(torch.autograd.Function):
@@ -148,6 +171,7 @@ def run_forward(
     tape.outputs = [get_gradient_edge(t) for t in results]
     outputs = [t.detach() for t in results]
     _refer(records, [input, *hidden, *weights, *outputs])
+    tape.remember(records)
     records.clear()  # the hooks outlive this call
     return [*outputs, tape]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.fx.graph import _BoxedCodeGen
 from remat.capture import rnn
 from remat.capture.joint import Joint, device_of, is_random, tensors_of
 from remat.capture.lower import Lowered
+from remat.execute.offload.session import arrive, fetch, offload, settle
 from remat.execute.runtime import drawing, hold, remembering, replaying
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
@@ -34,8 +36,9 @@ _BATCH_NORM = aten._native_batch_norm_legit_functional.default
 class Emitted:
     """The two graphs and how they are fed.
 
-    forward(list of `forward_inputs`) -> (outputs, saved tensors, saved objects);
+    forward(list of session, `forward_inputs`) -> (outputs, saved tensors, saved objects);
     backward(list of saved tensors, saved objects, `backward_inputs`, tangents) -> gradients.
+    The session carries what is offloaded; it is the last saved object. Plans that offload nothing have none.
     """
 
     forward: fx.GraphModule
@@ -43,6 +46,7 @@ class Emitted:
     forward_inputs: tuple[int, ...]  # indices into Joint.inputs
     backward_inputs: tuple[int, ...]  # indices into Joint.inputs
     tangents: tuple[int, ...]  # indices into Joint.tangents
+    offloaded: tuple[int, ...]  # values that the plan offloads; without any there is no session
 
 
 @dataclass
@@ -51,6 +55,7 @@ class _Instance:
 
     node: fx.Node | None  # None: the recomputation does not make this output
     last_use: int  # statement
+    coming: bool = False  # fetched and not read since
 
 
 @dataclass
@@ -96,9 +101,13 @@ class _Emitter:
         self._states: dict[int, fx.Node] = {}  # generator state per recomputed random op
         self._position = {node: i for i, (node, _) in enumerate(joint.inputs)}
         self._tangent = {node: i for i, (node, _) in enumerate(joint.tangents)}
+        self._offloaded = dict.fromkeys(action.value for action in plan if isinstance(action, Offload))
+        self._sent: set[int] = set()  # of these, those with a host copy by now
+        self._session: fx.Node | None = None  # in the graph under construction
         self._phase = _Phase()
 
     def run(self) -> Emitted:
+        self._take_session()
         end = boundary_of(self._plan, [op.phase == "forward" for op in self._problem.ops])
         for action in self._plan[:end]:
             self._emit(action)
@@ -107,19 +116,25 @@ class _Emitter:
         tensors = [v for v in saved if not self._is_object(v)]
         objects = [v for v in saved if self._is_object(v)]
         states = [op for op in self._states if self._is_recomputed(op, later)]
+        self._arrive(self._problem.results)
         outputs = [self._get(o.node) for o in self._joint.outputs if o.node is not None]
         saved_nodes = [forward.live[v].node for v in tensors]
         object_nodes = [forward.live[v].node for v in objects] + [self._states[op] for op in states]
+        object_nodes += [self._session] if self._session is not None else []
         forward.graph.output((tuple(outputs), tuple(saved_nodes), tuple(object_nodes)))
 
         backward = self._phase = _Phase()
         for value in [*tensors, *objects]:
             name = self._problem.values[value].name.replace(".", "_")
-            backward.live[value] = _Instance(backward.graph.placeholder(f"saved_{name}"), 0)
+            saved_node = backward.graph.placeholder(f"saved_{name}")
+            backward.live[value] = _Instance(saved_node, 0, forward.live[value].coming)
         for op in states:
             self._states[op] = backward.graph.placeholder(f"rng_{self._problem.ops[op].name}")
+        self._take_session()
         for action in later:
             self._emit(action)
+        self._arrive(self._problem.results)
+        self._hold_to_the_end()
         gradients = [self._get(node) for node, _ in self._joint.gradients]
         backward.graph.output(tuple(gradients))
         return Emitted(
@@ -128,6 +143,7 @@ class _Emitter:
             self._inputs(forward),
             self._inputs(backward),
             tuple(self._tangent[node] for node in backward.placeholders if node in self._tangent),
+            tuple(self._offloaded),
         )
 
     # --- actions
@@ -138,8 +154,10 @@ class _Emitter:
                 self._compute(op)
             case Free(value):
                 self._free(value)
-            case Offload() | Fetch():
-                raise ApplyError("Offload and Fetch are not yet supported by apply: solve without a link")
+            case Offload(value):
+                self._offload(value)
+            case Fetch(value):
+                self._fetch(value)
 
     def _compute(self, op: int) -> None:
         node = self._lowered.op_nodes[op]
@@ -152,6 +170,7 @@ class _Emitter:
         self._computed.add(op)
         if node.target is aten.copy_.default and not self._updates:
             return
+        self._arrive(self._problem.ops[op].inputs)
         statistics_kept = again and node.target is _BATCH_NORM and self._updated(node)
         if statistics_kept:  # without the buffers, which the next forward may have updated by then
             target: Any = aten._native_batch_norm_legit.no_stats
@@ -197,9 +216,44 @@ class _Emitter:
         instance = self._phase.live.pop(value, None)
         if instance is None or instance.node is None:
             return  # the recomputation did not make it
+        if value in self._offloaded:
+            self._phase.graph.call_function(settle, (self._session, value, instance.node))
+            return
         unused_input = instance.node.op == "placeholder" and not instance.node.users
         if unused_input or instance.last_use < self._phase.statements:
             self._phase.graph.call_function(hold, (instance.node,))
+
+    def _hold_to_the_end(self) -> None:
+        """What the plan never frees is on the device until the end."""
+        left = [i.node for v, i in self._phase.live.items() if v not in self._problem.results and i.node is not None]
+        if left:
+            self._phase.graph.call_function(hold, tuple(left))
+
+    def _take_session(self) -> None:
+        self._session = self._phase.graph.placeholder("session") if self._offloaded else None
+
+    def _offload(self, value: int) -> None:
+        instance = self._phase.live.get(value)
+        if instance is None or instance.node is None:
+            return  # the recomputation did not make it, since nobody reads it any more
+        self._sent.add(value)
+        self._phase.graph.call_function(offload, (self._session, value, instance.node))
+
+    def _fetch(self, value: int) -> None:
+        if value not in self._sent:
+            self._phase.live[value] = _Instance(None, self._phase.statements)
+            return
+        node = self._phase.graph.call_function(fetch, (self._session, value))
+        self._phase.statements += 1  # it allocates: what is freed later is held until then
+        self._phase.live[value] = _Instance(node, self._phase.statements, coming=True)
+
+    def _arrive(self, values: Iterable[int]) -> None:
+        """Wait for those of `values` that are being fetched."""
+        for value in values:
+            instance = self._phase.live.get(value)
+            if instance is not None and instance.coming:
+                self._phase.graph.call_function(arrive, (self._session, value, instance.node))
+                instance.coming = False
 
     def _updated(self, node: fx.Node) -> bool:
         """Whether all that reads the new statistics of this batch norm are buffer updates, done by now."""
@@ -269,7 +323,7 @@ class _Emitter:
     # --- between the phases
 
     def _needed_later(self, later: tuple[Action, ...]) -> list[int]:
-        """Values that the backward reads or frees before it makes them itself, in order of first use."""
+        """Values that backward reads or frees before it makes them itself, in order of first use; and what stays."""
         needed: dict[int, None] = {}
         made: set[int] = set()
         for action in later:
@@ -277,9 +331,13 @@ class _Emitter:
                 op = self._problem.ops[action.op]
                 needed.update(dict.fromkeys(v for v in op.inputs if v not in made))
                 made.update(v for v in op.outputs if v not in needed)
-            elif isinstance(action, Free) and action.value not in made:
+            elif isinstance(action, Fetch):
+                made.add(action.value)
+            elif action.value not in made:
                 needed[action.value] = None
-        return list(needed)
+        freed = {action.value for action in later if isinstance(action, Free)}
+        results = set(self._problem.results)
+        return [*needed, *(v for v in self._phase.live if v not in needed and v not in freed and v not in results)]
 
     def _has_node(self, value: int) -> bool:
         return self._phase.live[value].node is not None

@@ -17,6 +17,7 @@ from torch import nn
 
 from remat.capture.call import Call, ModelState, Settings, Signature, differences, read_call, read_model, unique_tensors
 from remat.capture.exported import Exported
+from remat.execute.offload.tiers import Tier
 from remat.execute.program import Program
 from remat_solvers.errors import ChangedError
 from remat_solvers.plan import Plan
@@ -235,6 +236,7 @@ class RematModule(nn.Module):
         self._restore(state)
 
 
-def plan_call(exported: Exported, plan: Plan, result: Result | None) -> Planned:
+def plan_call(exported: Exported, plan: Plan, result: Result | None, tier: Tier) -> Planned:
     """A planned call, ready to run."""
-    return Planned(exported.signature, exported.settings, exported.problem, plan, result, Program(exported, plan))
+    program = Program(exported, plan, tier=tier)
+    return Planned(exported.signature, exported.settings, exported.problem, plan, result, program)

@@ -14,6 +14,8 @@ from remat.capture.exported import Exported
 from remat.capture.joint import Joint, Output, inputs_read
 from remat.capture.trees import unflatten
 from remat.execute.emit import Emitted, emit
+from remat.execute.offload.tiers import HostTier, Tier
+from remat.execute.offload.transfers import make_transfers
 from remat.execute.runtime import RNG_LOCK, coerce, restore_rng, save_rng
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Plan
@@ -29,7 +31,14 @@ _Given: TypeAlias = tuple[list[tuple[torch.device, Any]], Sequence[Tensor], list
 class Program:
     """What a plan of an export runs. Holds no parameter: every call is given the live ones."""
 
-    def __init__(self, exported: Exported, plan: Plan, *, updates: bool = True) -> None:
+    def __init__(
+        self,
+        exported: Exported,
+        plan: Plan,
+        *,
+        tier: Tier = HostTier(),  # noqa: B008  (frozen)
+        updates: bool = True,
+    ) -> None:
         self.exported = exported
         self.plan = plan
         joint = exported.joint
@@ -43,6 +52,8 @@ class Program:
         ]
         self._planned = {self._computed.index(output) for _, output in joint.tangents}
         self._random_devices = _random_devices(exported)
+        sizes = {v: exported.problem.values[v].bytes for v in self._emitted.offloaded}
+        self._transfers = make_transfers(exported.device, tier, sizes) if sizes else None
         self._late: Program | None = None
         read = inputs_read(joint)
         self._read = [i for i, (node, _) in enumerate(joint.inputs) if node in read]
@@ -59,8 +70,10 @@ class Program:
     def run_forward(self, ctx: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         states = [(device, save_rng(device)) for device in self._random_devices]
         emitted = self._emitted
+        feed: list[Any] = [] if self._transfers is None else [self._transfers.begin()]
+        feed += [inputs[i] for i in emitted.forward_inputs]
         with torch._C._DisableAutocast():
-            outputs, saved, objects = emitted.forward([inputs[i] for i in emitted.forward_inputs])
+            outputs, saved, objects = emitted.forward(feed)
         ctx.save_for_backward(*saved, *(inputs[i] for i in emitted.backward_inputs))
         ctx.saved = len(saved)
         ctx.objects = objects

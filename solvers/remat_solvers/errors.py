@@ -9,6 +9,7 @@
     ├── InfeasibleError             no plan within the budget; carries the `Result`
     ├── ExportError                 a model that cannot be captured; says which line and what to do
     ├── ApplyError                  a plan that cannot be executed on this graph
+    ├── OffloadError                a copy to or from a tier failed; names the tier and the bytes
     └── ChangedError                a call that differs from what was planned; names the difference
 
 Each says what is wrong, where, and what to try next.
@@ -29,6 +30,7 @@ __all__ = [
     "FormatError",
     "InfeasibleError",
     "InputError",
+    "OffloadError",
     "PlanError",
     "ProblemError",
     "RematError",
@@ -102,6 +104,19 @@ class ExportError(RematError):
 
 class ApplyError(RematError):
     """A plan that cannot be executed on this graph."""
+
+
+class OffloadError(RematError):
+    """Bytes could not be moved to or from a tier; the step has failed, its gradients are not used."""
+
+    def __init__(self, tier: str, size_bytes: int, message: str) -> None:
+        super().__init__(f"offloading to {tier} failed for {size_bytes} bytes: {message}")
+        self.tier = tier
+        self.size_bytes = size_bytes
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[OffloadError], tuple[str, int, str]]:
+        return type(self), (self.tier, self.size_bytes, self.message)
 
 
 class ChangedError(RematError):

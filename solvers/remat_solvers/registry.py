@@ -167,6 +167,14 @@ ENTRIES: tuple[Entry, ...] = (
         needs_backward=True,
     ),
     Entry(
+        name="swap-only",
+        path="remat_solvers.swap.swap_only:SwapOnly",
+        family="swap",
+        summary="The fastest plan found that moves values to the host and recomputes nothing.",
+        supports_link=True,
+        slow=True,
+    ),
+    Entry(
         name="capuchin",
         path="remat_solvers.swap.capuchin:Capuchin",
         family="swap",

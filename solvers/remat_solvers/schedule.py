@@ -20,7 +20,7 @@ from remat_solvers.errors import PlanError
 from remat_solvers.plan import Action, Compute, Free, Plan
 from remat_solvers.problem import Problem
 
-__all__ = ["plan_from_sequence", "store_all", "tangents_op"]
+__all__ = ["plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
 
 
 def store_all(problem: Problem) -> Plan:
@@ -44,7 +44,7 @@ def plan_from_sequence(problem: Problem, sequence: Sequence[int]) -> Plan:
     The tangents, which exist from the moment backward is called, move to the first place after the boundary.
     Raises PlanError (its action is the position in the sequence) where an occurrence reads what no earlier one made.
     """
-    sequence = _tangents_first(problem, sequence)
+    sequence = tangents_first(problem, sequence)
     ends = _ends(problem, sequence)
     compute = [Compute(op) for op in range(len(problem.ops))]
     free = [Free(value) for value in range(len(problem.values))]
@@ -66,7 +66,8 @@ def _boundary(problem: Problem, sequence: Sequence[int]) -> int:
     return boundary
 
 
-def _tangents_first(problem: Problem, sequence: Sequence[int]) -> Sequence[int]:
+def tangents_first(problem: Problem, sequence: Sequence[int]) -> Sequence[int]:
+    """`sequence` with the tangents, if it has any, at the first place after the boundary."""
     tangents = tangents_op(problem)
     if tangents is None or tangents not in sequence:
         return sequence

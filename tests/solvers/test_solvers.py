@@ -52,6 +52,7 @@ SOLVERS = (
     ("superneurons", {}),
     ("superneurons", {"strategy": "cost-aware", "threshold": "code"}),
     ("capuchin", {}),
+    ("swap-only", {"tries": 20}),
     ("auto", {}),
 )
 EVERY = pytest.mark.parametrize(("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v)))

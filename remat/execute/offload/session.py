@@ -1,0 +1,99 @@
+"""One step's traffic with a tier, and the four functions that emitted graphs call.
+
+    offload(session, value, content)   start copying a value out
+    fetch(session, value)              make its room on the device, start copying it back; gives the content
+    arrive(session, value, content)    before it is read: wait for its fetch
+    settle(session, value, content)    before it is freed: wait for every copy of it under way
+
+A session belongs to one call of the module, from its forward to its backward, so several steps may be in flight. It
+ends when the last graph that holds it lets go, however the step ends; its slab then serves the next step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from threading import Lock
+from typing import Generic, TypeVar
+
+from remat.execute.offload.storage import Content
+
+__all__ = ["Pool", "Session", "Transfers", "arrive", "fetch", "offload", "places_of", "settle"]
+
+S = TypeVar("S")
+
+
+class Session(ABC):
+    """The copies of one step. Every method is called from the thread that computes."""
+
+    @abstractmethod
+    def offload(self, value: int, content: Content) -> None:
+        """Start copying `content` to the tier; its device memory is needed until `settle`."""
+
+    @abstractmethod
+    def fetch(self, value: int) -> Content:
+        """What was offloaded, in fresh memory of the device that fills until `arrive`."""
+
+    @abstractmethod
+    def arrive(self, value: int) -> None:
+        """Compute goes on when the fetch of `value` has ended. Raises OffloadError where it failed."""
+
+    @abstractmethod
+    def settle(self, value: int, content: Content) -> None:
+        """Compute goes on when no copy of `value` is under way. Raises OffloadError where one failed."""
+
+
+class Transfers(ABC):
+    """Where the sessions of one program come from."""
+
+    @abstractmethod
+    def begin(self) -> Session:
+        """A session for one step. Raises OffloadError where the tier has no room."""
+
+
+class Pool(Generic[S]):
+    """Slabs that wait for the next step."""
+
+    def __init__(self) -> None:
+        self._free: list[S] = []
+        self._lock = Lock()
+
+    def take(self) -> S | None:
+        """A slab used before, or None."""
+        with self._lock:
+            return self._free.pop() if self._free else None
+
+    def give(self, slab: S) -> None:
+        """Keep `slab` for a later step."""
+        with self._lock:
+            self._free.append(slab)
+
+
+def places_of(size_bytes: Mapping[int, int]) -> tuple[dict[int, int], int]:
+    """Per value its first byte in a slab, and the slab's size."""
+    places: dict[int, int] = {}
+    end = 0
+    for value, size in size_bytes.items():
+        places[value] = end
+        end += size
+    return places, end
+
+
+def offload(session: Session, value: int, content: Content) -> None:
+    """Start copying `value` out."""
+    session.offload(value, content)
+
+
+def fetch(session: Session, value: int) -> Content:
+    """Start copying `value` back."""
+    return session.fetch(value)
+
+
+def arrive(session: Session, value: int, content: Content) -> None:
+    """Wait for the fetch of `value`, whose `content` lives at least until here."""
+    session.arrive(value)
+
+
+def settle(session: Session, value: int, content: Content) -> None:
+    """Wait for all copies of `value`, whose `content` lives at least until here."""
+    session.settle(value, content)

@@ -1,0 +1,201 @@
+"""Offloading from an accelerator: one stream per direction, events, pinned memory. The host never waits.
+
+- A copy starts after what the compute stream has been given so far: an event recorded there, waited for by the lane.
+- Memory that a fetch fills is allocated on the compute stream. The allocator may hand out memory that kernels given
+  earlier still use; the lane's wait covers these too.
+- Before a value is read, or its memory let go of, the compute stream waits for the copy's event. So memory goes back
+  to the allocator only in the compute stream's order, and no `record_stream` is needed.
+- Whatever a copy uses is held here until the compute stream waits for it, so that a step that fails midway frees
+  nothing under a running copy.
+- A pinned slab, with its events, serves one step after another. The next step's first copy into it waits for the last
+  fetch out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from remat.capture.rnn import Tape
+from remat.execute.offload.session import Pool, Session, Transfers, places_of
+from remat.execute.offload.storage import Content, Form, Moved, form_of, parts_of
+from remat_solvers.errors import OffloadError
+from remat_solvers.units import format_bytes
+
+__all__ = ["CudaDevice", "Event", "Stream", "StreamDevice", "StreamTransfers"]
+
+
+class Event(Protocol):
+    """A moment in a stream."""
+
+    def record(self, stream: Any) -> None:
+        """Now, after what `stream` has been given so far."""
+
+
+class Stream(Protocol):
+    """A queue of work on the device."""
+
+    def wait_event(self, event: Any) -> None:
+        """What is given from now on runs after `event`."""
+
+
+class StreamDevice(Protocol):
+    """What the engine needs of an accelerator."""
+
+    def compute(self) -> Stream:
+        """The stream that the calling thread gives its kernels to."""
+
+    def stream(self) -> Stream:
+        """A new stream."""
+
+    def event(self) -> Event:
+        """A new event."""
+
+    def room(self, size_bytes: int) -> Tensor:
+        """Uninitialised bytes on the device, allocated on the compute stream."""
+
+    def pinned(self, size_bytes: int) -> Tensor:
+        """Uninitialised bytes of the host that the device copies to and from directly."""
+
+    def copy(self, stream: Any, into: Tensor, source: Tensor) -> None:
+        """Give `stream` a copy; returns at once."""
+
+
+class CudaDevice:
+    """A CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def compute(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.device)
+
+    def stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def event(self) -> torch.cuda.Event:
+        return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def room(self, size_bytes: int) -> Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
+
+    def pinned(self, size_bytes: int) -> Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, stream: torch.cuda.Stream, into: Tensor, source: Tensor) -> None:
+        context: AbstractContextManager[Any] = torch.cuda.stream(stream)
+        with context:
+            into.copy_(source, non_blocking=True)
+
+
+@dataclass
+class _Slab:
+    """Pinned memory, and the events of the copies to and from it."""
+
+    room: Tensor
+    left: dict[int, Event] = field(default_factory=dict)  # per value, the end of its latest offload
+    came: dict[int, Event] = field(default_factory=dict)  # per value, the end of its latest fetch
+    last_fetch: Event | None = None  # of the step that used it before
+
+
+class StreamTransfers(Transfers):
+    """Sessions that copy to pinned memory. `size_bytes`: per value that is offloaded, its bytes."""
+
+    def __init__(self, device: StreamDevice, size_bytes: Mapping[int, int]) -> None:
+        self.device = device
+        self.places, self.slab_bytes = places_of(size_bytes)
+        self.to_host, self.to_device = device.stream(), device.stream()
+        self.pool: Pool[_Slab] = Pool()
+
+    def begin(self) -> Session:
+        slab = self.pool.take()
+        if slab is None:
+            try:
+                slab = _Slab(self.device.pinned(self.slab_bytes))
+            except RuntimeError as error:
+                raise OffloadError(
+                    "host", self.slab_bytes, f"no pinned memory ({format_bytes(self.slab_bytes)}): {error}"
+                ) from error
+        return _StreamSession(self, slab)
+
+
+class _StreamSession(Session):
+    def __init__(self, transfers: StreamTransfers, slab: _Slab) -> None:
+        self._transfers = transfers
+        self._device = transfers.device
+        self._slab = slab
+        self._forms: dict[int, Form] = {}
+        self._leaving: dict[int, Moved] = {}  # what copies under way read, until compute waits for them
+        self._coming: dict[int, Moved] = {}  # what copies under way fill, until compute waits for them
+        self._last_fetch: Event | None = None
+        if slab.last_fetch is not None:
+            transfers.to_host.wait_event(slab.last_fetch)
+
+    def offload(self, value: int, content: Content) -> None:
+        lane = self._transfers.to_host
+        self._after_compute(lane)
+        if value in self._coming:
+            lane.wait_event(self._slab.came[value])
+        self._forms[value] = form_of(content)
+        self._leaving[value] = parts_of(content)
+        for room, part in self._pairs(value, self._leaving[value]):
+            self._device.copy(lane, room, part)
+        self._end(self._slab.left, value, lane)
+
+    def fetch(self, value: int) -> Content:
+        form = self._forms[value]
+        parts = [self._device.room(size) for size in form.sizes]
+        lane = self._transfers.to_device
+        self._after_compute(lane)
+        self._coming[value] = parts
+        for room, part in self._pairs(value, parts):
+            self._device.copy(lane, part, room)
+        self._last_fetch = self._end(self._slab.came, value, lane)
+        return form.content(parts)
+
+    def arrive(self, value: int) -> None:
+        if self._coming.get(value) is not None:
+            self._device.compute().wait_event(self._slab.came[value])
+            del self._coming[value]
+
+    def settle(self, value: int, content: Content) -> None:
+        if self._leaving.get(value) is not None:
+            self._device.compute().wait_event(self._slab.left[value])
+            del self._leaving[value]
+        self.arrive(value)
+        if isinstance(content, Tape) and value in self._forms:
+            content.empty()
+
+    def _after_compute(self, lane: Stream) -> None:
+        event = self._device.event()
+        event.record(self._device.compute())
+        lane.wait_event(event)
+
+    def _pairs(self, value: int, parts: Moved) -> list[tuple[Tensor, Tensor]]:
+        place = self._transfers.places[value]
+        pairs = []
+        for part in parts:
+            pairs.append((self._slab.room[place : place + part.numel()], part))
+            place += part.numel()
+        return pairs
+
+    def _end(self, events: dict[int, Event], value: int, lane: Stream) -> Event:
+        event = events.setdefault(value, self._device.event())
+        event.record(lane)
+        return event
+
+    def __del__(self) -> None:
+        compute = self._device.compute()
+        for value in self._leaving:
+            compute.wait_event(self._slab.left[value])
+        for value in self._coming:
+            compute.wait_event(self._slab.came[value])
+        self._leaving.clear()
+        self._coming.clear()
+        self._slab.last_fetch = self._last_fetch
+        self._transfers.pool.give(self._slab)

@@ -1,0 +1,208 @@
+"""From what is to be away to when it moves: the copies of a set of absences, scheduled around compute under a budget.
+
+A method chooses an op sequence and absences (`trips.absences`); this gives a plan for them, in one pass over the
+sequence on the clock of the replay:
+
+- out: every chosen value is copied as soon as its last use before the absence is over, in that order
+- leave: its bytes go when the copy has ended; compute waits for a copy under way only where the next op would not fit
+  otherwise, for the oldest copy first
+- fetch: as late as the queue allows without a wait (`latest_fetches`, the clock shifted by the waits so far), later
+  where it would not fit up to the op that reads it, at the latest before that op; in the order of reading
+
+A value whose copy is still under way when it is read again stays, and so does one that the host has no room for. Where
+an op does not fit although every finished copy has left, the pass ends and says at which position, by how many bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
+from remat_solvers.problem import Problem
+from remat_solvers.schedule import plan_from_sequence, tangents_first
+from remat_solvers.simulate import copy_ns
+from remat_solvers.swap.trips import Absence, Clock, latest_fetches
+
+__all__ = ["Overflow", "Traffic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """An op that does not fit."""
+
+    position: int
+    excess_bytes: int
+
+
+class Traffic:
+    """Plans of one problem and one op sequence, for any choice of absences."""
+
+    def __init__(self, problem: Problem, sequence: Sequence[int]) -> None:
+        self.problem = problem
+        self.sequence = list(tangents_first(problem, sequence))
+        self.clock = Clock(problem, self.sequence)
+        self.size = [v.bytes for v in problem.values]
+        link = problem.link
+        assert link is not None
+        self.out_ns = [copy_ns(size, link.to_host_bytes_per_s, link.latency_ns) for size in self.size]
+        self.back_ns = [copy_ns(size, link.to_device_bytes_per_s, link.latency_ns) for size in self.size]
+        self.frees = _frees(problem, self.sequence)
+        self.fresh, self.stays = self._made()
+        self.profile = self._profile()
+
+    def _made(self) -> tuple[list[int], list[int]]:
+        """Per position: bytes that the op needs beside what is there, and those that stay of them."""
+        there = [v.kind == "constant" for v in self.problem.values]
+        fresh, stays = [], []
+        for position, op in enumerate(self.sequence):
+            outputs = self.problem.ops[op].outputs
+            new = sum(self.size[v] for v in outputs if not there[v])
+            fresh.append(sum(self.size[v] for v in outputs) + self.problem.ops[op].workspace_bytes)
+            stays.append(new)
+            for value in outputs:
+                there[value] = True
+            for value in self.frees[position]:
+                there[value] = False
+        return fresh, stays
+
+    def _profile(self) -> NDArray[np.int64]:
+        """Per position: bytes on the device while the op runs, with nothing away."""
+        held = self.problem.constant_bytes + self.problem.reserve_bytes
+        profile = []
+        for position, (fresh, stays) in enumerate(zip(self.fresh, self.stays, strict=True)):
+            profile.append(held + fresh)
+            held += stays - sum(self.size[v] for v in self.frees[position])
+        return np.array(profile, dtype=np.int64)
+
+    def plan(self, away: Iterable[Absence], budget_bytes: int) -> Plan | Overflow:
+        """The plan in which the values of `away` are away, or where it does not fit."""
+        return _Pass(self, away, budget_bytes).run()
+
+
+def _frees(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
+    """Per position, the values that liveness frees after it."""
+    frees: list[list[int]] = []
+    for action in plan_from_sequence(problem, sequence):
+        if isinstance(action, Compute):
+            frees.append([])
+        elif isinstance(action, Free):
+            frees[-1].append(action.value)
+    return frees
+
+
+class _Pass:
+    def __init__(self, traffic: Traffic, away: Iterable[Absence], budget_bytes: int) -> None:
+        self.traffic = traffic
+        self.budget_bytes = budget_bytes
+        chosen = sorted(away, key=lambda a: (a.back, a.last))
+        triggers = latest_fetches(traffic.problem, traffic.clock, [(a.value, a.back) for a in chosen])
+        self.returns = deque((a, max(at, a.last + 1)) for a, at in zip(chosen, triggers, strict=True))
+        self.leaving: dict[int, list[Absence]] = {}
+        self.planned = traffic.profile.copy()  # per position, once everything is where it should be
+        for absence in chosen:
+            self.planned[absence.last + 1 : absence.back] -= traffic.size[absence.value]
+            self.leaving.setdefault(absence.last, []).append(absence)
+        self.copying: dict[int, int] = {}  # values whose copy is under way or over, not freed yet -> its end
+        self.gone: set[int] = set()  # values that are away
+        self.arrival: dict[int, int] = {}
+        self.host: set[int] = set()
+        self.used_bytes = 0
+        self.host_bytes = traffic.problem.link.host_bytes if traffic.problem.link else None
+        self.actions: list[Action] = []
+        self.now = self.to_host_free = self.to_device_free = 0
+        self.held = traffic.problem.constant_bytes + traffic.problem.reserve_bytes
+
+    def run(self) -> Plan | Overflow:
+        traffic = self.traffic
+        ops = traffic.problem.ops
+        for position, op in enumerate(traffic.sequence):
+            self._let_go()
+            overflow = self._bring_back(position, traffic.fresh[position])
+            if overflow is not None:
+                return overflow
+            self.actions.append(Compute(op))
+            start = max([self.now, *(self.arrival.get(v, 0) for v in ops[op].inputs)])
+            self.now = start + ops[op].time_ns
+            self.held += traffic.stays[position]
+            for value in traffic.frees[position]:
+                self._free(value)
+            for absence in self.leaving.get(position, ()):
+                self._send(absence.value)
+        overflow = self._bring_back(len(traffic.sequence), 0)
+        return Plan(self.actions) if overflow is None else overflow
+
+    def _let_go(self) -> None:
+        """Free what has been copied by now."""
+        while self.copying:
+            value, end = next(iter(self.copying.items()))
+            if end > self.now:
+                return
+            self._depart(value)
+
+    def _bring_back(self, position: int, need_bytes: int) -> Overflow | None:
+        """Fetch what is due, as far as it fits beside the op at `position`, and make room for that op."""
+        while self.returns:
+            absence, trigger = self.returns[0]
+            if trigger > position:
+                break
+            value = absence.value
+            if value in self.copying:
+                if absence.back > position:
+                    break
+                del self.copying[value]  # too late to leave: it stays
+            elif value in self.gone:
+                if absence.back > position and not self._fits(value, position, absence.back, need_bytes):
+                    break
+                self.planned[position : absence.back] += self.traffic.size[value]
+                self._make_room(need_bytes + self.traffic.size[value])
+                self._fetch(value)
+            self.returns.popleft()
+        self._make_room(need_bytes)
+        excess = self.held + need_bytes - self.budget_bytes
+        return Overflow(position, excess) if excess > 0 else None
+
+    def _make_room(self, need_bytes: int) -> None:
+        """Wait for copies until `need_bytes` fit beside what is there."""
+        while self.copying and self.held + need_bytes > self.budget_bytes:
+            value, end = next(iter(self.copying.items()))
+            self.now = max(self.now, end)
+            self._depart(value)
+
+    def _fits(self, value: int, position: int, back: int, need_bytes: int) -> bool:
+        """Whether `value` may be on the device from `position` on, already."""
+        now = self.held + need_bytes
+        later = int(self.planned[position:back].max())
+        return max(now, later) + self.traffic.size[value] <= self.budget_bytes
+
+    def _send(self, value: int) -> None:
+        size = self.traffic.size[value]
+        if value not in self.host:
+            if self.host_bytes is not None and self.used_bytes + size > self.host_bytes:
+                return  # no room there: it stays
+            self.host.add(value)
+            self.used_bytes += size
+        self.actions.append(Offload(value))
+        start = max(self.now, self.to_host_free, self.arrival.get(value, 0))
+        self.to_host_free = self.copying[value] = start + self.traffic.out_ns[value]
+
+    def _depart(self, value: int) -> None:
+        del self.copying[value]
+        self.gone.add(value)
+        self._free(value)
+
+    def _free(self, value: int) -> None:
+        self.actions.append(Free(value))
+        self.now = max(self.now, self.arrival.get(value, 0))
+        self.held -= self.traffic.size[value]
+
+    def _fetch(self, value: int) -> None:
+        self.actions.append(Fetch(value))
+        self.gone.discard(value)
+        self.to_device_free = max(self.now, self.to_device_free) + self.traffic.back_ns[value]
+        self.arrival[value] = self.to_device_free
+        self.held += self.traffic.size[value]

@@ -1,0 +1,323 @@
+"""Offloading on a CPU: what leaves comes back bit for bit, late or not; a fault is an error that says what failed."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import remat
+from remat.capture.exported import Exported
+from remat.execute.offload import tiers
+from remat.execute.offload.threads import ThreadTransfers
+from remat.execute.offload.tiers import Bytes, DiskTier, HostTier, Slab, Tier
+from remat.verification import compare_steps, run_step
+from remat_solvers.errors import OffloadError
+from remat_solvers.generate import random_plan
+from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
+from remat_solvers.problem import Link
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.validate import validate
+
+from .models import CASES
+from .test_exact import check_peak
+
+TIERS = pytest.mark.parametrize("tier", [HostTier(), DiskTier()], ids=lambda tier: tier.name)
+
+
+@dataclass(frozen=True)
+class LateTier(HostTier):
+    """Host memory behind copies that take a random time."""
+
+    random: Random = field(default_factory=lambda: Random(0))
+    most_s: float = 0.002
+
+    def slab(self, size_bytes: int) -> Slab:
+        return LateSlab(super().slab(size_bytes), self)
+
+
+class LateSlab(Slab):
+    def __init__(self, slab: Slab, tier: LateTier) -> None:
+        self._slab, self._tier = slab, tier
+
+    def write(self, place: int, source: Bytes) -> None:
+        time.sleep(self._tier.random.random() * self._tier.most_s)
+        self._slab.write(place, source)
+
+    def read(self, place: int, into: Bytes) -> None:
+        into[:] = 0xFF
+        time.sleep(self._tier.random.random() * self._tier.most_s)
+        self._slab.read(place, into)
+
+
+def exported_case(name: str) -> tuple[Exported, nn.Module, Any, Any]:
+    case = next(case for case in CASES if case.name == name)
+    model, args, kwargs = case.make()
+    exported = remat.export(model.train(), args, kwargs)
+    return replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9))), model, args, kwargs
+
+
+@TIERS
+@pytest.mark.parametrize("name", ["batch-norm", "two-heads", "gru-dropout", "gpt2", "vit"])
+def test_random_traffic_is_bit_equal_and_its_peak_as_predicted(name: str, tier: Tier) -> None:
+    exported, _, args, kwargs = exported_case(name)
+    problem = exported.problem
+    kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
+    for seed in range(2):
+        plan = random_plan(problem, seed)
+        assert validate(problem, plan) == []
+        step = run_step(remat.apply(exported, plan, tier=tier), args, kwargs, exported)
+        assert compare_steps(step, kept).equal
+        check_peak(step, exported, plan)
+
+
+def test_late_copies_never_change_a_gradient() -> None:
+    """Copies of random duration, a thousand steps, two of them in flight at a time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 4))
+    x = torch.randn(32, 8)
+    exported = remat.export(model, (x,), costs="roofline")
+    exported = replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9)))
+    tier = LateTier(most_s=0.0005)
+    nets = [remat.apply(exported, random_plan(exported.problem, seed), tier=tier) for seed in range(10)]
+    for step in range(500):
+        net = nets[step % len(nets)]
+        torch.manual_seed(step)
+        expected = torch.autograd.grad(model(x).sum() + model(x).square().sum(), list(model.parameters()))
+        torch.manual_seed(step)
+        first, second = net(x), net(x)
+        found = torch.autograd.grad(first.sum() + second.square().sum(), list(model.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+class Big(nn.Module):
+    """Layers of 1 MiB activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x.square().mean()
+
+
+@pytest.fixture
+def offloading() -> tuple[Exported, Plan, nn.Module, Tensor]:
+    """A plan that sends every activation away and fetches it where it is read."""
+    model, x = Big(), torch.randn(4096, 64)
+    exported = remat.export(model, (x,), costs="roofline")
+    problem = replace(exported.problem, link=Link(10**9, 10**9))
+    actions: list[Any] = []
+    copied: set[int] = set()
+    for action in store_all(problem):
+        if isinstance(action, Compute):
+            for value in problem.ops[action.op].inputs:
+                if value in copied:
+                    actions.append(Fetch(value))
+            actions.append(action)
+            sent = [v for v in (*problem.ops[action.op].inputs, *problem.ops[action.op].outputs) if v in away(problem)]
+            for value in sent:
+                if value not in copied:
+                    actions.append(Offload(value))
+                    copied.add(value)
+                actions.append(Free(value))
+        elif action.value not in copied:
+            actions.append(action)
+    plan = Plan(actions)
+    assert validate(problem, plan) == []
+    assert simulate(problem, plan).peak_bytes < simulate(problem, store_all(problem)).peak_bytes
+    return replace(exported, problem=problem), plan, model, x
+
+
+def away(problem: Any) -> set[int]:
+    return {i for i, v in enumerate(problem.values) if v.kind == "activation" and v.bytes >= 2**20}
+
+
+def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(net(x), list(net.parameters())))
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+Offloading = tuple[Exported, Plan, nn.Module, Tensor]
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("call", ["pwrite", "preadv", "fdatasync", "posix_fallocate"])
+@pytest.mark.parametrize("number", [0, 2, 5])
+def test_every_io_call_may_fail(
+    call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step fails with the tier and the bytes, its file goes, and the next step is right."""
+    exported, plan, model, x = offloading
+    real = getattr(os, call)
+    count = 0
+
+    def faulty(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 1 + (0 if call == "posix_fallocate" else number):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    net = remat.apply(exported, plan, tier=DiskTier(tmp_path))
+    files = open_files()
+    monkeypatch.setattr(os, call, faulty)
+    with pytest.raises(OffloadError, match=r"disk failed for \d+ bytes: .*No space left on device") as raised:
+        gradients(net, x)
+    assert raised.value.size_bytes >= 2**20
+    del raised
+    settled(lambda: open_files() == files)
+    assert os.listdir(tmp_path) == []
+    assert same(gradients(net, x), gradients(model, x))
+
+
+def settled(done: Callable[[], bool]) -> None:
+    """Wait, for a while, until threads have let go of what they held."""
+    for _ in range(200):
+        gc.collect()
+        if done():
+            return
+        time.sleep(0.01)
+    raise AssertionError("still held")
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
+    """The scratch files that are made."""
+    made: list[weakref.ref[Any]] = []
+    real = DiskTier.slab
+
+    def remembering(tier: DiskTier, size_bytes: int) -> Slab:
+        slab = real(tier, size_bytes)
+        made.append(weakref.ref(slab))
+        return slab
+
+    monkeypatch.setattr(DiskTier, "slab", remembering)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda fd: os.pwrite(fd, bytes(8), 2**20 + 4096), "is not what was written"),
+        (lambda fd: os.ftruncate(fd, 2**20 + 10), "the scratch file ends after"),
+        (lambda fd: os.ftruncate(fd, 0), "the scratch file ends after 0 bytes"),
+    ],
+    ids=["corrupted", "short", "empty"],
+)
+def test_a_damaged_file_is_noticed(
+    damage: Callable[[int], object], said: str, offloading: Offloading, scratch: list[weakref.ref[Any]]
+) -> None:
+    exported, plan, model, x = offloading
+    net = remat.apply(exported, plan, tier=DiskTier())
+    loss = net(x)
+    damage(scratch[0]().fd)
+    with pytest.raises(OffloadError, match=said):
+        loss.backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert same(gradients(net, x), gradients(model, x))
+
+
+def test_partial_writes_and_reads_are_continued(offloading: Offloading, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported, plan, model, x = offloading
+    write, read = os.pwrite, os.preadv
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: write(fd, data[:300_000], place))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, place: read(fd, [views[0][:300_000]], place))
+    assert same(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
+
+
+def test_a_folder_that_cannot_be_used_is_told(offloading: Offloading, tmp_path: Path) -> None:
+    exported, plan, _, x = offloading
+    net = remat.apply(exported, plan, tier=DiskTier(tmp_path / "missing"))
+    with pytest.raises(OffloadError, match=r"no scratch file in .*missing: No such file or directory"):
+        net(x)
+
+
+def test_no_host_memory_is_told(offloading: Offloading, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported, plan, _, x = offloading
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("Unable to allocate")
+
+    net = remat.apply(exported, plan)
+    monkeypatch.setattr(tiers.np, "empty", refuse)
+    with pytest.raises(OffloadError, match=r"host failed for \d+ bytes: no memory"):
+        net(x)
+
+
+def test_slabs_serve_step_after_step_and_go_with_the_module(
+    offloading: Offloading, scratch: list[weakref.ref[Any]]
+) -> None:
+    exported, plan, model, x = offloading
+    net = remat.apply(exported, plan, tier=DiskTier())
+    for _ in range(3):
+        gradients(net, x)
+    assert len(scratch) == 1
+    first, second = net(x), net(x)  # in flight together
+    torch.autograd.grad(first + second, list(model.parameters()))
+    assert len(scratch) == 2
+    loss = net(x)
+    del loss  # its backward never runs
+    gradients(net, x)
+    assert len(scratch) == 2
+    del net, first, second
+    settled(lambda: all(slab() is None for slab in scratch))
+
+
+def test_a_graph_kept_for_a_second_backward(offloading: Offloading) -> None:
+    exported, plan, model, x = offloading
+    loss = remat.apply(exported, plan)(x)
+    parameters = list(model.parameters())
+    once = torch.autograd.grad(loss, parameters, retain_graph=True)
+    twice = torch.autograd.grad(loss, parameters)
+    assert same(list(once), list(twice))
+    assert same(list(once), gradients(model, x))
+
+
+def test_copies_run_beside_compute() -> None:
+    """The copy of one value and the computing thread are at work at the same time, and waits end when copies do."""
+    going, done = threading.Event(), threading.Event()
+
+    class Meeting(Slab):
+        def write(self, place: int, source: Bytes) -> None:
+            going.set()
+            assert done.wait(10)
+
+        def read(self, place: int, into: Bytes) -> None:
+            into[:] = 7
+
+    class MeetingTier(HostTier):
+        def slab(self, size_bytes: int) -> Slab:
+            return Meeting()
+
+    session = ThreadTransfers(MeetingTier(), {0: 16}).begin()
+    value = torch.zeros(4)
+    session.offload(0, value)
+    assert going.wait(10)  # the copy is under way while this thread goes on
+    done.set()
+    session.settle(0, value)
+    back = session.fetch(0)
+    session.arrive(0)
+    assert np.all(torch.as_tensor(back).numpy().view(np.uint8) == 7)
