@@ -54,6 +54,7 @@ __all__ = ["Checkmate"]
 EXACT_SHARE = 0.6  # of the time limit, where there is one; the rest is for the coarse form
 ROUND_SHARE = 0.4  # of the time that is left, for one program of the coarse form
 COARSE_ROUNDS = 6  # of the search for the coarse budget
+COARSE_PART = 4  # it goes up by this part of what is left: the best is nearer to the budget than to store-all
 COARSE_STEPS = 64  # it ends at this fraction of the budget
 FULL_RELAXATION_OPS = 100  # rounding: larger problems are relaxed with one memory row per stage
 
@@ -72,7 +73,7 @@ class Checkmate:
     epsilon: float = 0.1  # rounding: share of the budget that the relaxation leaves free
     lazy: bool = True  # memory rows inside a stage only where they are needed
     exact_ops: int = 200  # larger problems are coarsened
-    coarse_ops: int = 48  # ops of a coarsened problem
+    coarse_ops: int = 64  # ops of a coarsened problem
 
     name: ClassVar[str] = "checkmate"
     version: ClassVar[str] = "1"
@@ -144,6 +145,8 @@ class _Search:
         how = (
             f"{len(self.problem.ops)} ops merged into {len(coarse.groups)}, so nothing is proven" if merged else ROUNDED
         )
+        if self.best is not None:  # of the direct form, within its limit
+            self._offer_polished(self.best[2], self.reason)
         low, high = self.budget_bytes, simulate(coarse.problem, store_all(coarse.problem)).peak_bytes
         budget_bytes = low
         for _ in range(COARSE_ROUNDS):
@@ -151,7 +154,7 @@ class _Search:
                 self.stopped = Stopped.TIME
                 break
             solved = self._solve(coarse.problem, budget_bytes, ROUND_SHARE)
-            peaks = [self._offer(drop_useless(self.problem, coarse.expand(s)), how) for s in solved.sequences]
+            peaks = [self._offer_polished(coarse.expand(s), how) for s in solved.sequences]
             if solved.interrupted:
                 raise KeyboardInterrupt
             if solved.ended is Ended.UNKNOWN or (solved.ended is Ended.FEASIBLE and not self.options.rounding):
@@ -162,12 +165,10 @@ class _Search:
                 low = budget_bytes
             if high - low <= self.budget_bytes // COARSE_STEPS:
                 break
-            budget_bytes = (low + high) // 2
-        if self.best is not None:
-            self._offer(keep_where_it_fits(self.problem, self.best[2], self.budget_bytes, self.watch), self.reason)
-            if self.watch.expired:
-                self.stopped = Stopped.TIME
-        elif not self.reason:
+            budget_bytes = low + max(1, (high - low) // COARSE_PART)
+        if self.watch.expired:
+            self.stopped = Stopped.TIME
+        if self.best is None and not self.reason:
             self.reason = how
 
     def outcome(self) -> Outcome:
@@ -205,6 +206,14 @@ class _Search:
             lazy = len(problem.ops) > FULL_RELAXATION_OPS
             return solve_rounded(problem, budget_bytes, backend, lazy=lazy, epsilon=epsilon, seconds=seconds)
         return solve_exactly(problem, budget_bytes, backend, lazy=lazy, seconds=seconds)
+
+    def _offer_polished(self, sequence: list[int], how: str) -> int:
+        """Consider a sequence and, where it fits, the same with what need not run again left out; the first's peak."""
+        sequence = drop_useless(self.problem, sequence)
+        peak_bytes = self._offer(sequence, how)
+        if peak_bytes <= self.budget_bytes:
+            self._offer(keep_where_it_fits(self.problem, sequence, self.budget_bytes, self.watch), how)
+        return peak_bytes
 
     def _offer(self, sequence: list[int], how: str) -> int:
         """Consider a sequence of the problem's ops; its peak."""

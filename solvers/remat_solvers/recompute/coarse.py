@@ -1,12 +1,18 @@
 """A smaller problem out of a large one: runs of consecutive ops become single ops.
 
-Ops are merged pairwise, neighbours in the problem's order and of one phase, the pair with the smallest
+Ops are merged pairwise, neighbours in the problem's order and of one phase, until few enough are left; of these, about
+FORWARD_SHARE are for the forward pass. In the backward pass the pair goes first that has the smallest
 
     (bytes it reads + bytes it hands on + workspace) * sqrt(number of ops)
 
-first, in the manner of HiRemate's partitioner, until few enough are left. A merged op reads what its ops read from
-before, makes what later ops or the results need of them, and has as workspace what else its ops hold at their
-highest moment, so a plan of the small problem, expanded, never needs more than it says. Constants become reserve.
+in the manner of HiRemate's partitioner. In the forward pass that would merge what is dear to compute with what is cheap
+and large, which is then not worth dropping any more. So there the pair goes first that has the smallest
+
+    time of the first * bytes that the second hands on + time of the second * bytes that the first hands on
+
+and the former number decides between equals. A merged op reads what its ops read from before, makes what later ops or
+the results need of them, and has as workspace what else its ops hold at their highest moment, so a plan of the small
+problem, expanded, never needs more than it says. Constants become reserve.
 
 Ops that may not run again and create something stay by themselves, so that whatever they make can be planned; those
 that create nothing (buffer updates) are merged with their neighbours and left out where a merged op runs again.
@@ -19,10 +25,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from remat_solvers.problem import Op, Problem
+from remat_solvers.problem import Op, Phase, Problem
 from remat_solvers.schedule import tangents_op
 
 __all__ = ["Coarse", "contract"]
+
+FORWARD_SHARE = 2 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,42 +85,69 @@ def contract(problem: Problem, most_ops: int) -> Coarse:
 
 def _merge(problem: Problem, most_ops: int) -> list[list[int]]:
     """Runs of consecutive ops, ascending."""
-    ops = problem.ops
-    tangents = tangents_op(problem)
-    groups: dict[int, list[int]] = {i: [i] for i in range(len(ops))}  # by first op
-    before = {i: i - 1 for i in groups}
-    after = {i: i + 1 for i in groups}
-    version = dict.fromkeys(groups, 0)
-    heap: list[tuple[float, int, int, int, int]] = []
+    forward, backward = len(problem.forward_ops), len(problem.backward_ops)
+    most_forward = max(round(FORWARD_SHARE * most_ops), most_ops - backward)
+    merged = _Merged(problem)
+    merged.reduce("forward", forward, most_forward)
+    merged.reduce("backward", backward, most_ops - min(forward, most_forward))
+    return [merged.groups[first] for first in sorted(merged.groups)]
 
-    def alone(op: int) -> bool:
-        return op == tangents or (not ops[op].recomputable and bool(ops[op].outputs))
 
-    def offer(left: int) -> None:
-        right = after[left]
-        if right not in groups or ops[left].phase != ops[right].phase or alone(left) or alone(right):
+class _Merged:
+    """Runs of ops by their first op, and for each phase a heap of pairs of neighbours, those of old runs included."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.tangents = tangents_op(problem)
+        count = len(problem.ops)
+        self.groups: dict[int, list[int]] = {i: [i] for i in range(count)}
+        self.before = {i: i - 1 for i in range(count)}
+        self.after = {i: i + 1 for i in range(count)}
+        self.version = dict.fromkeys(range(count), 0)
+        self.heaps: dict[Phase, list[tuple[float, float, int, int, int, int]]] = {"forward": [], "backward": []}
+        for first in range(count):
+            self._offer(first)
+
+    def reduce(self, phase: Phase, count: int, most: int) -> None:
+        """Merge the `count` runs of a phase until there are at most `most`, or none can be merged."""
+        heap, version = self.heaps[phase], self.version
+        while count > most and heap:
+            _, _, left, right, left_version, right_version = heapq.heappop(heap)
+            if version.get(left) != left_version or version.get(right) != right_version:
+                continue
+            count -= 1
+            self.groups[left] += self.groups.pop(right)
+            version[left] += 1
+            del version[right]
+            self.after[left] = self.after[right]
+            if self.after[left] in self.groups:
+                self.before[self.after[left]] = left
+            self._offer(left)
+            if self.before[left] in self.groups:
+                self._offer(self.before[left])
+
+    def _offer(self, left: int) -> None:
+        ops, right = self.problem.ops, self.after[left]
+        if right not in self.groups or ops[left].phase != ops[right].phase or self._alone(left) or self._alone(right):
             return
-        both = groups[left] + groups[right]
-        reads, makes = _border(problem, both)
-        size = _bytes(problem, (*reads, *makes)) + _workspace(problem, both, makes)
-        heapq.heappush(heap, (size * sqrt(len(both)), left, right, version[left], version[right]))
+        both = self.groups[left] + self.groups[right]
+        reads, makes = _border(self.problem, both)
+        size = _bytes(self.problem, (*reads, *makes)) + _workspace(self.problem, both, makes)
+        mismatch = 0
+        if ops[left].phase == "forward":
+            (left_ns, left_bytes), (right_ns, right_bytes) = self._worth(left), self._worth(right)
+            mismatch = left_ns * right_bytes + right_ns * left_bytes
+        versions = self.version[left], self.version[right]
+        heapq.heappush(self.heaps[ops[left].phase], (mismatch, size * sqrt(len(both)), left, right, *versions))
 
-    for left in list(groups):
-        offer(left)
-    while len(groups) > most_ops and heap:
-        _, left, right, v_left, v_right = heapq.heappop(heap)
-        if version.get(left) != v_left or version.get(right) != v_right:
-            continue
-        groups[left] += groups.pop(right)
-        version[left] += 1
-        del version[right]
-        after[left] = after[right]
-        if after[left] in groups:
-            before[after[left]] = left
-        offer(left)
-        if before[left] in groups:
-            offer(before[left])
-    return [groups[first] for first in sorted(groups)]
+    def _alone(self, op: int) -> bool:
+        known = self.problem.ops[op]
+        return op == self.tangents or (not known.recomputable and bool(known.outputs))
+
+    def _worth(self, first: int) -> tuple[int, int]:
+        """Time of a run of ops, and bytes that it hands on."""
+        group = self.groups[first]
+        return sum(self.problem.ops[op].time_ns for op in group), _bytes(self.problem, _border(self.problem, group)[1])
 
 
 def _border(problem: Problem, group: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -85,7 +85,8 @@ def child(folder: str, limit: float) -> None:
     info = model.getInfo()
     has_point = info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible)
     values = np.array(model.getSolution().col_value) if has_point else None
-    _write(place, model.getModelStatus().name, values, info.mip_dual_bound)
+    bound = info.mip_dual_bound if model.getLp().integrality_ else info.objective_function_value
+    _write(place, model.getModelStatus().name, values, bound)
 
 
 def _write(place: Path, status: str, values: NDArray[np.float64] | None, bound: float) -> None:
