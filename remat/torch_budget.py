@@ -52,6 +52,8 @@ class TorchBudget:
                 for setting, sequence in self.sequences():
                     if not attempts.slower(sequence):
                         attempts.fits(sequence, f"budget {setting}")
+                    if attempts.expired:
+                        break
         except DeadlineError:
             attempts.stopped = Stopped.TIME
         return attempts.outcome()

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,23 @@ def test_the_time_limit_holds_inside_the_partitioner() -> None:
     assert (result.status, result.stopped) == (Status.NOT_FOUND, Stopped.TIME)
     assert "time limit" in result.reason
     assert plans(export("lora"))
+
+
+def test_the_time_limit_holds_between_settings_in_another_thread() -> None:
+    exported = export("attention-dropout")
+    results = []
+
+    def work() -> None:
+        least = min(simulate(exported.problem, plan).peak_bytes for plan in plans(exported).values())
+        results.append(TorchBudget(exported).solve(exported.problem, least, **now))
+
+    now: dict[str, Any] = {"limits": Limits(seconds=1e-9), "on_progress": None, "seed": 0}
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    (outcome,) = results
+    assert (outcome.status, outcome.stopped) == (Status.NOT_FOUND, Stopped.TIME)
+    assert outcome.smallest_peak_bytes is not None
 
 
 def test_ctrl_c_keeps_the_best_plan_so_far() -> None:
