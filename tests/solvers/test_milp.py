@@ -63,6 +63,12 @@ def test_a_hanging_solver_is_killed(apart: None, monkeypatch: pytest.MonkeyPatch
     assert (answer.ended, answer.bound) == (Ended.UNKNOWN, None)
 
 
+def test_without_time_to_start_it_is_not_started(apart: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(highs_apart, "CHILD", FINDS_AND_HANGS)
+    answer = run(knapsack(5)[0], "highs", seconds=0.1)
+    assert (answer.ended, answer.bound) == (Ended.UNKNOWN, None)
+
+
 def test_what_it_found_before_it_was_killed_is_kept(apart: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(highs_apart, "CHILD", FINDS_AND_HANGS)
     program, variables = knapsack(5)

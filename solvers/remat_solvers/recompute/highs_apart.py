@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 __all__ = ["Apart", "child", "solve_apart"]
 
 CHILD = "import sys; from remat_solvers.recompute.highs_apart import child; child(sys.argv[1], float(sys.argv[2]))"
-GRACE_S = 2.0  # after the limit, to write down the end
+GRACE_S = 1.0  # after the limit, to write down the end
 POLL_S = 0.05
 FOREVER = float("inf")
 

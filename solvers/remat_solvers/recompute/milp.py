@@ -112,7 +112,9 @@ def _highs_apart(solver: Any, program: Any, deadline: float | None, relaxed: boo
     """The program as PuLP hands it over, solved in a process that can be killed."""
     solver.createAndConfigureSolver(program)
     solver.buildSolverModel(program)
-    seconds = None if deadline is None else max(0.0, deadline - time.perf_counter() - APART_START_S)
+    seconds = None if deadline is None else deadline - time.perf_counter() - APART_START_S
+    if seconds is not None and seconds <= 0:
+        return Answer(Ended.UNKNOWN, None, relaxed)
     apart = solve_apart(program.solverModel, seconds)
     ended = HIGHS_STATUS_MAP.get(apart.status, Ended.UNKNOWN)
     if apart.values is None:
