@@ -16,6 +16,7 @@ from remat.terminal import Commands, ExitCode, check_writable, log, print_json, 
 
 if TYPE_CHECKING:
     from remat.capture.exported import Exported
+    from remat.execute.offload.tiers import Tier
     from remat_solvers.codec import PlanFile
     from remat_solvers.problem import Problem
     from remat_solvers.result import Result
@@ -35,6 +36,12 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or
 ProblemFile = Annotated[Path, typer.Argument(metavar="PROBLEM", help="an exported problem.json")]
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, in bytes and ns")]
+LinkRate = Annotated[
+    str | None,
+    typer.Option(help="rate to the host, such as 25GB/s; auto: measured, for a MODEL; default: the problem's"),
+]
+TierName = Annotated[str, typer.Option(help="where values go that leave the device: host, or disk (on a CPU)")]
+Scratch = Annotated[Path | None, typer.Option(help="folder of the disk tier; default: the system's temporary one")]
 Costs = Annotated[str, typer.Option(help="measure on this device, or roofline:NAME for an estimate")]
 
 
@@ -65,7 +72,9 @@ def solve(
     budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, or 60% of the store-all peak")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="the plan.json to write")] = None,
     solver: Annotated[str, typer.Option(help="a name from `remat solvers`")] = "auto",
-    link: Annotated[str | None, typer.Option(help="rate to the host, such as 25GB/s; default: the problem's")] = None,
+    link: LinkRate = None,
+    tier: TierName = "host",
+    scratch: Scratch = None,
     time_limit: Annotated[float, typer.Option(help="seconds")] = 60.0,
     costs: Costs = "measure",
     seed: Annotated[int, typer.Option(help="for methods that draw")] = 0,
@@ -86,10 +95,15 @@ def solve(
         raise InputError(f"--time-limit must be more than 0 seconds, not {time_limit:g}")
     parse_budget(budget, 10**15)
     check_name(solver, has_model=not _is_file(source))
-    given = None if link is None else parse_link(link)
+    given = None if link in (None, "auto") else parse_link(link)
+    place = _tier(tier, scratch, link=link, has_model=not _is_file(source))
     check_writable(output)
 
     problem, exported = _problem(source, costs)
+    if link == "auto" and exported is not None:
+        from remat.execute.offload.measure import measure_link
+
+        given = measure_link(exported.device, place)
     if given is not None:
         problem = dataclasses.replace(problem, link=given)
     with _quiet():
@@ -105,7 +119,8 @@ def solve(
     if written is not None:
         save_plan(written, result)
     if json:
-        print_json({**result_to_dict(result), "plan_file": None if written is None else str(written)})
+        more = {"plan_file": None if written is None else str(written), **_traffic(problem, place)}
+        print_json({**result_to_dict(result), **more})
     else:
         log(f"{result.solver}: {result.status}. {result.status.sentence} {result.reason}".rstrip())
         print("\n".join(result_lines(result, written)), file=sys.stdout if result.plan is not None else sys.stderr)
@@ -117,7 +132,9 @@ def compare(
     source: Source,
     budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, or 60% of the store-all peak")],
     solver: Annotated[list[str] | None, typer.Option(help="a name from `remat solvers`; may be repeated")] = None,
-    link: Annotated[str | None, typer.Option(help="rate to the host, such as 25GB/s; default: the problem's")] = None,
+    link: LinkRate = None,
+    tier: TierName = "host",
+    scratch: Scratch = None,
     time_limit: Annotated[float, typer.Option(help="seconds for each method")] = 30.0,
     costs: Costs = "measure",
     seed: Annotated[int, typer.Option(help="for methods that draw")] = 0,
@@ -141,9 +158,14 @@ def compare(
     parse_budget(budget, 10**15)
     for name in solver or ():
         check_name(name, has_model=not _is_file(source))
-    given = None if link is None else parse_link(link)
+    given = None if link in (None, "auto") else parse_link(link)
+    place = _tier(tier, scratch, link=link, has_model=not _is_file(source))
 
     problem, exported = _problem(source, costs)
+    if link == "auto" and exported is not None:
+        from remat.execute.offload.measure import measure_link
+
+        given = measure_link(exported.device, place)
     if given is not None:
         problem = dataclasses.replace(problem, link=given)
     names = solver or [*solver_names(), *(() if exported is None else (e.name for e in MODEL_ENTRIES))]
@@ -159,7 +181,7 @@ def compare(
             on_row=lambda row: log(row_line(row)),
         )
     if json:
-        print_json(comparison.to_dict())
+        print_json({**comparison.to_dict(), **_traffic(problem, place)})
     else:
         from rich.console import Console
 
@@ -205,19 +227,20 @@ def validate(problem: ProblemFile, plan: PlanPath, json: AsJson = False) -> int:
 
 
 @app.command()
-def verify(model: Model, plan: PlanPath, json: AsJson = False) -> int:
+def verify(model: Model, plan: PlanPath, tier: TierName = "host", scratch: Scratch = None, json: AsJson = False) -> int:
     """Run PLAN on MODEL and compare outputs, gradients, buffers, random state and peak with the original."""
     import remat
     from remat.models import load_model
     from remat_solvers.codec import load_plan
-    from remat_solvers.errors import ApplyError
+    from remat_solvers.errors import ApplyError, OffloadError
 
     made = load_plan(plan)  # before the model, which may take long
+    place = _tier(tier, scratch)
     with _quiet():
         loaded = load_model(model)
         try:
-            verification = remat.verify(loaded.model, made, loaded.args, loaded.kwargs)
-        except ApplyError as error:
+            verification = remat.verify(loaded.model, made, loaded.args, loaded.kwargs, tier=place)
+        except (ApplyError, OffloadError) as error:
             log(f"the plan cannot be run: {error}")
             return ExitCode.FAILED
     if json:
@@ -252,6 +275,27 @@ def solvers(json: AsJson = False) -> int:
 def main() -> None:
     """The `remat` program."""
     app()
+
+
+def _tier(name: str, scratch: Path | None, *, link: str | None = None, has_model: bool = True) -> Tier:
+    """The tier of that name. Raises InputError where there is none, or where its link cannot be measured."""
+    from remat.execute.offload.tiers import DiskTier, HostTier
+    from remat_solvers.errors import InputError
+
+    if name not in ("host", "disk"):
+        raise InputError(f"--tier must be host or disk, not {name!r}")
+    if scratch is not None and name != "disk":
+        raise InputError("--scratch is the folder of the disk tier: add --tier disk")
+    if link == "auto" and not has_model:
+        raise InputError("--link auto measures from the device of a MODEL; for a problem file state a rate: 25GB/s")
+    return DiskTier(scratch) if name == "disk" else HostTier()
+
+
+def _traffic(problem: Problem, tier: Tier) -> dict[str, object]:
+    """The link that was planned with, and the tier at its end, for JSON."""
+    if problem.link is None:
+        return {"link": None, "tier": None}
+    return {"link": dataclasses.asdict(problem.link), "tier": tier.name}
 
 
 def _is_file(source: str) -> bool:

@@ -16,6 +16,7 @@ from remat.capture.exported import Differentiate, Exported, export
 from remat.capture.trace import untouched
 from remat.capture.trees import flatten, unflatten
 from remat.execute.module import RematModule
+from remat.execute.offload.tiers import HostTier, Tier
 from remat.memory import peak_while
 from remat_solvers.codec import PlanFile
 from remat_solvers.plan import Plan
@@ -100,6 +101,7 @@ def verify(
     *,
     unroll_rnn: bool = False,
     differentiate: Differentiate = "loss",
+    tier: Tier = HostTier(),  # noqa: B008  (frozen)
 ) -> Verification:
     """Run one training step of `model` by `plan`, by the store-all plan, and as it is, and compare.
 
@@ -107,7 +109,7 @@ def verify(
     """
     kwargs = kwargs or {}
     exported = export(model, args, kwargs, unroll_rnn=unroll_rnn, differentiate=differentiate)
-    planned = apply(exported, plan)
+    planned = apply(exported, plan, tier=tier)
     predicted = simulate(planned.problem, planned.plan).peak_bytes
     step = run_step(planned, args, kwargs, exported)
     reference = run_step(apply(exported, store_all(exported.problem)), args, kwargs, exported)

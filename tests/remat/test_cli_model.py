@@ -149,3 +149,44 @@ def test_torch_does_not_log_what_is_told_in_one_line(folder: Path) -> None:
     assert done.returncode == BAD_INPUT
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_offload_from_solve_to_verify(folder: Path) -> None:
+    """Solve for the disk tier with its measured link, and run the plan through it."""
+    place = ["--tier", "disk", "--scratch", folder]
+    asked = ["solve", "train.py:make", "--budget", "70%", "--solver", "swap-only", "-o", "plan.json"]
+    told = run_json(*asked, "--link", "auto", *place)
+    assert told["tier"] == "disk"
+    assert told["link"]["to_host_bytes_per_s"] > 10**6
+    assert any(action[0] == "offload" for action in json.loads(Path("plan.json").read_text())["actions"])
+    assert run_json("verify", "train.py:make", "plan.json", *place)["gradients_equal"]
+    run("verify", "train.py:make", "plan.json", "--tier", "disk", "--scratch", "missing", code=FAILED)
+
+
+def test_compare_over_a_link_says_which() -> None:
+    asked = ["compare", "train.py:make", "--budget", "70%", "--solver", "swap-only", "--costs", "roofline"]
+    told = run_json(*asked, "--link", "25GB/s")
+    assert told["link"]["to_device_bytes_per_s"] == 25 * 10**9
+    assert told["tier"] == "host"
+    assert told["rows"][0]["status"] == "feasible"
+    without = run_json(*asked)
+    assert without["link"] is without["tier"] is None
+    assert without["rows"][0]["status"] == "not_applicable"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--tier", "tape"), "host or disk"),
+        (("--scratch", "."), "add --tier disk"),
+        (("--link", "fast"), "not a rate"),
+    ],
+)
+def test_tiers_that_cannot_be(options: tuple[str, ...], said: str) -> None:
+    assert said in run("solve", "train.py:make", "--budget", "70%", *options, code=BAD_INPUT).output
+
+
+def test_a_link_is_measured_for_a_model_only() -> None:
+    run("export", "train.py:make", "--costs", "roofline", "-o", "problem.json")
+    answer = run("solve", "problem.json", "--budget", "70%", "--link", "auto", code=BAD_INPUT)
+    assert "state a rate" in answer.output
