@@ -57,7 +57,10 @@ class Attempts:
 
     def replay(self, sequence: Sequence[int], form: str) -> Timeline:
         """Replay the plan of `sequence`, and remember it where it is better than those before."""
-        plan = plan_from_sequence(self.problem, sequence)
+        return self.judge(plan_from_sequence(self.problem, sequence), form)
+
+    def judge(self, plan: Plan, form: str) -> Timeline:
+        """Replay `plan`, and remember it where it is better than those before."""
         timeline = simulate(self.problem, plan)
         time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
         self.smallest = peak_bytes if self.smallest is None else min(self.smallest, peak_bytes)

@@ -16,7 +16,7 @@ an op does not fit although every finished copy has left, the pass ends and says
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,9 +79,14 @@ class Traffic:
             held += stays - sum(self.size[v] for v in self.frees[position])
         return np.array(profile, dtype=np.int64)
 
-    def plan(self, away: Iterable[Absence], budget_bytes: int) -> Plan | Overflow:
-        """The plan in which the values of `away` are away, or where it does not fit."""
-        return _Pass(self, away, budget_bytes).run()
+    def plan(
+        self, away: Iterable[Absence], budget_bytes: int, triggers: Mapping[Absence, int] | None = None
+    ) -> Plan | Overflow:
+        """The plan in which the values of `away` are away, or where it does not fit.
+
+        triggers: the position from which an absence's copy back may start, in place of the latest without a wait.
+        """
+        return _Pass(self, away, budget_bytes, triggers).run()
 
 
 def _frees(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
@@ -96,12 +101,16 @@ def _frees(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
 
 
 class _Pass:
-    def __init__(self, traffic: Traffic, away: Iterable[Absence], budget_bytes: int) -> None:
+    def __init__(
+        self, traffic: Traffic, away: Iterable[Absence], budget_bytes: int, triggers: Mapping[Absence, int] | None
+    ) -> None:
         self.traffic = traffic
         self.budget_bytes = budget_bytes
         chosen = sorted(away, key=lambda a: (a.back, a.last))
-        triggers = latest_fetches(traffic.problem, traffic.clock, [(a.value, a.back) for a in chosen])
-        self.returns = deque((a, max(at, a.last + 1)) for a, at in zip(chosen, triggers, strict=True))
+        if triggers is None:
+            latest = latest_fetches(traffic.problem, traffic.clock, [(a.value, a.back) for a in chosen])
+            triggers = dict(zip(chosen, latest, strict=True))
+        self.returns = deque((a, max(triggers[a], a.last + 1)) for a in chosen)
         self.leaving: dict[int, list[Absence]] = {}
         self.planned = traffic.profile.copy()  # per position, once everything is where it should be
         for absence in chosen:
