@@ -93,18 +93,20 @@ class _Farthest:
         self.fullest = fullest
         self.bytes = np.array(memory.size, dtype=np.float64)
         self.starts = np.array([0, *accumulate(max(1, t) for t in memory.time)], dtype=np.float64)
-        self.around = Neighbourhoods(Graph(memory.problem), descendants=False)
+        self.around: Neighbourhoods | None = None
+        if weight in ("cost", "saving"):
+            self.around = Neighbourhoods(Graph(memory.problem), descendants=False)
 
     def choose(self, candidates: NDArray[np.intp]) -> int:
         position = self.memory.position
-        uses = np.array([self.memory.next_use[v] for v in candidates.tolist()], dtype=np.int64)
+        uses = np.array(list(map(self.memory.next_use.__getitem__, candidates.tolist())), dtype=np.int64)
         never = uses == NEVER
         uses[never] = 0
         score: NDArray[np.float64] = self.starts[uses] - self.starts[position]
         score[never] = FAR
         if self.weight != "none":
             score *= self.bytes[candidates]
-        if self.weight in ("cost", "saving"):
+        if self.around is not None:
             cost = np.maximum(1, self.around.refresh(candidates))
             score /= cost
             if self.weight == "saving" and position < self.fullest:
@@ -115,11 +117,13 @@ class _Farthest:
         return int(candidates[np.argmax(score)])
 
     def evicted(self, value: int) -> None:
-        self.around.evict(value)
+        if self.around is not None:
+            self.around.evict(value)
 
     def gone(self, value: int) -> None:
-        self.around.restore(value)
+        if self.around is not None:
+            self.around.restore(value)
 
     def computed(self, op: int, fresh: list[int]) -> None:
         for value in fresh:
-            self.around.restore(value)
+            self.gone(value)

@@ -20,7 +20,7 @@ from remat_solvers.problem import Problem
 
 __all__ = ["REACH", "Components", "Graph", "Neighbourhoods"]
 
-REACH = 32  # evicted values that a neighbourhood is followed through, in each direction
+REACH = 16  # evicted values that a neighbourhood is followed through, in each direction
 
 
 class Graph:
