@@ -45,25 +45,33 @@ class TorchBudget:
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest of the settings whose peak is within the budget."""
+        """The fastest of the settings whose peak is within the budget.
+
+        The limit interrupts the partitioner, but not the trace before it, which takes as long as it took to export: it
+        runs through autograd's engine, where an interrupt is reported as an error of the model.
+        """
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        try:
-            with attempts, deadline(limits.seconds, (networkx, torch.fx, torch._functorch)):
-                for setting, sequence in self.sequences():
-                    if not attempts.slower(sequence):
-                        attempts.fits(sequence, f"budget {setting}")
-                    if attempts.expired:
-                        break
-        except DeadlineError:
-            attempts.stopped = Stopped.TIME
+        with attempts:
+            captured = self.exported.capture_again()
+            try:
+                with deadline(attempts.watch.remaining, (networkx, torch.fx, torch._functorch)):
+                    self._try_all(captured, attempts)
+            except DeadlineError:
+                attempts.stopped = Stopped.TIME
         return attempts.outcome()
 
-    def sequences(self) -> Iterator[tuple[float, list[int]]]:
+    def _try_all(self, captured: Capture, attempts: Attempts) -> None:
+        for setting, sequence in self.sequences(captured):
+            if not attempts.slower(sequence):
+                attempts.fits(sequence, f"budget {setting}")
+            if attempts.expired:
+                return
+
+    def sequences(self, captured: Capture) -> Iterator[tuple[float, list[int]]]:
         """The knob's settings, the extremes first, and the ops that each runs.
 
         Between two settings with the same ops, those are the ops of all: such settings are left out.
         """
-        captured = self.exported.capture_again()
         made: dict[int, list[int]] = {}
         for step in (STEPS, 0):
             made[step] = self._sequence(captured, step / STEPS)
