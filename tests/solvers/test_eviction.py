@@ -16,8 +16,8 @@ from remat_solvers.generate import chain, random_chain, random_layered, training
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.belady import WEIGHTS, Belady
 from remat_solvers.recompute.dtr import DTR, EVICTORS, HEURISTICS
-from remat_solvers.recompute.eviction import Memory, Replay
-from remat_solvers.recompute.neighbourhood import Components, Graph, Neighbourhoods
+from remat_solvers.recompute.eviction import PATIENCE, THRASHING, Memory, Replay
+from remat_solvers.recompute.neighbourhood import REACH, Components, Graph, Neighbourhoods
 from remat_solvers.result import Status
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
@@ -86,7 +86,18 @@ def test_components_leave_phantom_links() -> None:
     assert around.cost_ns.tolist()[0] == 1 + 1110
 
 
-@given(seed=st.integers(0, 10**6), n=st.integers(2, 25))
+def test_a_neighbourhood_is_followed_through_the_nearest_values() -> None:
+    """A chain of which all but the ends is evicted: both ends see REACH values, and the farther end goes unseen."""
+    n = 3 * REACH
+    around = Neighbourhoods(Graph(forward((), *((i,) for i in range(n - 1)))), descendants=True)
+    for value in range(1, n - 1):
+        around.evict(value)
+    assert around.refresh(np.array([0, n - 1])).tolist() == [1 + REACH, 1 + REACH]
+    around.restore(2)
+    assert around.refresh(np.array([0, n - 1])).tolist() == [1 + 1, 1 + REACH]
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(2, REACH))
 @settings(max_examples=150, deadline=None)
 def test_running_sums_are_those_of_a_plain_reading(seed: int, n: int) -> None:
     problem = random_layered(n, seed)
@@ -264,6 +275,14 @@ def test_a_method_that_thrashes_gives_up() -> None:
     assert result.status is Status.NOT_FOUND
     assert result.smallest_peak_bytes is not None
     assert result.seconds < 5
+
+
+def test_thrashing_is_taken_where_nothing_else_fits() -> None:
+    """LRU in 6 bytes on a chain of 50 takes more than twice the time: given up, then tried again with patience."""
+    problem = chain(50)
+    result = solve(problem, 6, solver=DTR("lru"))
+    assert result.time_ns is not None
+    assert THRASHING * 150 < result.time_ns <= PATIENCE * 150
 
 
 @pytest.mark.parametrize("wrong", [{"heuristic": "best"}, {"deallocate": "banish"}])

@@ -36,7 +36,7 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 
-__all__ = ["Deallocate", "Evictor", "Memory", "Replay", "Way", "try_ways"]
+__all__ = ["PATIENCE", "THRASHING", "Deallocate", "Evictor", "Memory", "Replay", "Way", "try_ways"]
 
 Deallocate: TypeAlias = Literal["eager", "ignore"]
 
