@@ -167,6 +167,14 @@ ENTRIES: tuple[Entry, ...] = (
         needs_backward=True,
     ),
     Entry(
+        name="vdnn",
+        path="remat_solvers.swap.vdnn:VDNN",
+        family="swap",
+        summary="Rhu et al. 2016: offload the inputs of all layers or of convolutions, prefetch within a window.",
+        needs_backward=True,
+        supports_link=True,
+    ),
+    Entry(
         name="swap-only",
         path="remat_solvers.swap.swap_only:SwapOnly",
         family="swap",

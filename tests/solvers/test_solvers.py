@@ -52,6 +52,9 @@ SOLVERS = (
     ("superneurons", {}),
     ("superneurons", {"strategy": "cost-aware", "threshold": "code"}),
     ("capuchin", {}),
+    ("vdnn", {}),
+    ("vdnn", {"policy": "all"}),
+    ("vdnn", {"policy": "conv"}),
     ("swap-only", {"tries": 20}),
     ("auto", {}),
 )

@@ -1,0 +1,159 @@
+"""Rhu et al.: vDNN: Virtualized Deep Neural Networks for Scalable, Memory-Efficient Neural Network Design. MICRO 2016.
+
+arXiv 1602.08124. vDNN moves feature maps, the inputs X of layers (`layers`), to the host in the forward pass and back
+in the backward pass. Two streams, compute and memory, are synchronised at the end of every layer that moved something:
+
+    forward of layer n    the copy of X_n to the host starts together with the layer, which only reads X_n; at the end
+                          of the layer compute waits for it, and X_n is freed. With several readers: at the last of them
+    backward of layer m   before it, findPrefetchLayer(m) looks for a layer to bring back, at most one per layer:
+                              for id = m-1 .. 0:  offloaded and not brought back yet -> that one;  else CONV -> none
+                          so the search ends at the nearest earlier CONV, and nothing comes back too early
+
+ACTV runs in place and is never offloaded; the classifier stays on the device; so does the X of the last layer before
+it that is no ACTV, which backward reads at once. Policies:
+
+    all      X of every other layer
+    conv     X of CONV alone, whose long kernels hide the copies
+    dynamic  in the paper: 1) `all` with memory-optimal (m) algorithms must fit, or the network is untrainable; then the
+             first that fits of 2) no offload, 3) conv, 4) all, each with performance-optimal (p) algorithms; 5) conv
+             and all with algorithms chosen greedily layer by layer; 6) all (m). Ops of a problem have one
+             implementation, so (m), (p) and greedy are the same: `all` must fit, then no offload, conv, all.
+
+From the paper's networks to a graph of ops, chosen here:
+
+- A value that any layer but an ACTV reads is managed, and leaves at the last reader of any kind. A value that only ACTV
+  read stays: in the paper ACTV writes over it.
+- A layer has as many X as it reads values; they move together. X that backward does not read are freed as ever.
+- Backward ops belong to layers as `layers` says; a layer without any has no backward, and starts no prefetch.
+- What the window did not bring back by the time it is read is fetched right before its reader.
+- A plan has no action for the wait at the end of a backward layer. The reader of what comes back waits for it, and
+  copies stand in one queue, so leaving that wait out never makes a plan slower.
+- A value that the host has no room for stays.
+
+Percentages in the paper's abstract are of average, not of peak usage. There is no bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+from remat_solvers.errors import InputError
+from remat_solvers.plan import Plan
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.schedule import store_all
+from remat_solvers.swap.layers import (
+    LayerType,
+    backward_layers,
+    classifier_start,
+    feature_maps,
+    layer_types,
+    within_host,
+)
+from remat_solvers.swap.trips import Absence, Trip, plan_with_trips
+
+__all__ = ["VDNN", "managed", "offloading_plan"]
+
+Policy: TypeAlias = Literal["dynamic", "all", "conv"]
+Static: TypeAlias = Literal["all", "conv"]
+
+
+@dataclass(frozen=True)
+class VDNN:
+    """Offload the inputs of layers, prefetch them within a window."""
+
+    policy: Policy = "dynamic"
+
+    name: ClassVar[str] = "vdnn"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("dynamic", "all", "conv"):
+            raise InputError(f"vdnn: policy must be dynamic, all or conv, not {self.policy!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The plan of the policy, where it fits. See `registry.Solver`."""
+        if problem.link is None or not problem.backward_ops:
+            missing = "link to the host" if problem.link is None else "backward"
+            return Outcome(Status.NOT_APPLICABLE, reason=f"vdnn moves feature maps; there is no {missing}")
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            if self.policy == "dynamic":
+                return _dynamic(problem, attempts)
+            attempts.judge(offloading_plan(problem, self.policy), self.policy)
+        return attempts.outcome()
+
+
+def _dynamic(problem: Problem, attempts: Attempts) -> Outcome:
+    """The first step of the ladder that fits, if its last one does."""
+    everything = offloading_plan(problem, "all")
+    trainable = Attempts(problem, attempts.budget_bytes, Limits(None), None)
+    if trainable.judge(everything, "all").peak_bytes > attempts.budget_bytes:
+        return trainable.outcome()
+    for form, plan in (
+        ("no offload", store_all(problem)),
+        ("conv", offloading_plan(problem, "conv")),
+        ("all", everything),
+    ):
+        if attempts.judge(plan, form).peak_bytes <= attempts.budget_bytes:
+            break
+    return attempts.outcome()
+
+
+def managed(problem: Problem, policy: Static) -> list[Absence]:
+    """The feature maps that `policy` offloads, each from its last reader in the forward to the first in backward."""
+    types = layer_types(problem)
+    end = classifier_start(problem, types)
+    extracting = [op for op, kind in types.items() if op < end and kind in ("CONV", "OTHER")]
+    offloading = {op for op in extracting[:-1] if policy == "all" or types[op] == "CONV"}
+    chosen = []
+    for absence in feature_maps(problem):
+        readers = [op for op in problem.consumers[absence.value] if op <= absence.last]
+        stays = extracting and extracting[-1] in readers
+        if not stays and absence.last < end and not offloading.isdisjoint(readers):
+            chosen.append(absence)
+    return within_host(problem, chosen)
+
+
+def offloading_plan(problem: Problem, policy: Static) -> Plan:
+    """The step in which `policy` moves feature maps."""
+    types = layer_types(problem)
+    offloaded: dict[int, list[Absence]] = {}  # layer -> its X that leave with it
+    for absence in managed(problem, policy):
+        offloaded.setdefault(absence.last, []).append(absence)
+    waiting = dict(offloaded)  # not brought back yet
+    trips: list[Trip] = []
+
+    def fetch(layer: int, position: int) -> None:
+        for absence in waiting.pop(layer):
+            out = max(absence.last - 1, problem.producer[absence.value])
+            trips.append(Trip(absence.value, out, absence.last, position))
+
+    left_by = {a.value: layer for layer, own in offloaded.items() for a in own}
+    previous = -1
+    for position, layer in backward_layers(problem).items():
+        for value in problem.ops[position].inputs:
+            if left_by.get(value) in waiting:
+                fetch(left_by[value], position)
+        if layer != previous:
+            found = _find_prefetch_layer(problem, types, waiting, layer)
+            if found is not None:
+                fetch(found, position)
+            previous = layer
+    return plan_with_trips(problem, range(len(problem.ops)), trips)
+
+
+def _find_prefetch_layer(
+    problem: Problem, types: dict[int, LayerType], waiting: dict[int, list[Absence]], current: int
+) -> int | None:
+    """The nearest layer before `current` that waits to come back, no farther than the nearest CONV."""
+    for layer in reversed(problem.forward_ops[: problem.forward_ops.index(current)]):
+        if layer in waiting:
+            return layer
+        if types[layer] == "CONV":
+            return None
+    return None
