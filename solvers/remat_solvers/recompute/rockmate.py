@@ -21,8 +21,8 @@ What is open in the paper, and what is done here:
   beats in time, saved bytes and both peaks are left out.
 - Plans are judged by their replay, as rotor's are; rotor's own plan, with one option per block, is tried first.
 - The blocks: larger ones leave more to the exact solver and less to the chain. So chains of at most `stages` blocks,
-  of a fourth and of an eighth as many (`granularities`) are tried in turn, for both forms of cuts; blocks that are
-  alike across chains are solved once as well.
+  of a fourth and of an eighth as many (`granularities`) are tried in turn, for both forms of cuts, the latter ones
+  where all blocks can be solved exactly. Blocks that are alike across chains are solved once as well.
 - Time: every chain has an equal share of what is left, every block an equal share of that, less what the search over
   the chain shall take, and every program at most `program_seconds`. One that is stopped gives the best point it has;
   what comes out depends on the machine only then, and the reason says so.
@@ -67,7 +67,7 @@ class Rockmate:
     granularities: int = 3  # chains of `stages` blocks at most, of a fourth, of an eighth as many: the first so many
     peaks: int = 3  # peak budgets per block
     saves: int = 10  # saved budgets for each of them
-    exact_ops: int = 60  # larger blocks are contracted to as many ops
+    exact_ops: int = 64  # larger blocks are contracted to as many ops
     program_seconds: float = 5.0  # for one integer program
     backend: Backend = "highs"  # who solves the programs
 
@@ -115,7 +115,8 @@ class Rockmate:
         for parts in COARSER[: self.granularities]:
             for cuts in (self.cuts,) if self.cuts else CUTS:
                 chain = chain_view(problem, cuts=cuts, most=max(1, self.stages // parts))
-                if chain not in chains:
+                largest = max(len(stage.ops) + len(stage.backward) for stage in chain.stages)
+                if chain not in chains and (parts == 1 or largest <= self.exact_ops):
                     chains.append(chain)
         return chains
 
