@@ -163,8 +163,9 @@ ENTRIES: tuple[Entry, ...] = (
         name="superneurons",
         path="remat_solvers.swap.superneurons:SuperNeurons",
         family="swap",
-        summary="Wang et al. 2018: recompute between checkpoints, for speed, for memory or as each segment allows.",
+        summary="Wang et al. 2018: move checkpoints, recompute between them; an LRU cache of tensors.",
         needs_backward=True,
+        supports_link=True,
     ),
     Entry(
         name="vdnn",

@@ -51,6 +51,7 @@ SOLVERS = (
     ("segments", {"every": 1}),
     ("superneurons", {}),
     ("superneurons", {"strategy": "cost-aware", "threshold": "code"}),
+    ("superneurons", {"strategy": "keep", "offload": "checkpoints", "cache": False}),
     ("capuchin", {}),
     ("vdnn", {}),
     ("vdnn", {"policy": "all"}),

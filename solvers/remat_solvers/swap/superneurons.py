@@ -1,7 +1,14 @@
 """Wang et al.: SuperNeurons: Dynamic GPU Memory Management for Training Deep Neural Networks. PPoPP 2018.
 
-SuperNeurons swaps the outputs of layers that are dear to compute and recomputes the cheap ones between them. This file
-has its recomputation, which needs no link (swap off). Checkpoints are kept; all between two checkpoints is a segment:
+SuperNeurons swaps the outputs of layers that are dear to compute and recomputes the cheap ones between them, on top of
+liveness. Its four steps, with l_i^f and l_i^b the bytes of a layer's forward and backward (`ladder`), and their peaks:
+
+baseline   everything stays                                                     sum of l_i^f + sum of l_i^b
+liveness   a tensor is freed after its last reader                              sum of l_i^f + l_N^b
+offload    checkpoints are on the host while no layer works on them             sum of l_i^f of no checkpoints + l_k^b
+recompute  the others are computed again from the checkpoint before, cost-aware   max_i l_i
+
+Recomputation. Checkpoints are kept; all between two checkpoints is a segment:
 
 speed-centric   when backward first needs a value of a segment, the whole segment runs again and is kept for the rest of
                 its backward: at most one forward more, peak sum of l^f over the segment, + l^b
@@ -9,6 +16,16 @@ memory-centric  for every backward op its inputs are computed again from the che
                 for a segment of s layers, s (s - 1) / 2 where a layer's backward needs its input, peak one layer
 cost-aware      l_peak = max_i l_i. A segment with sum of l^f + l^b(its end) <= l_peak is run speed-centric, any other
                 memory-centric: the peak of the latter at close to the cost of the former
+
+The unified tensor pool (with a link) moves CONV outputs, or (offload="checkpoints") the outputs of every checkpoint:
+
+cache=False  each is copied to the host as soon as it is made, and leaves when the copy has ended and the forward has
+             no use for it; where memory is short before that, compute waits for the copy
+cache=True   the tensor cache: a list by latest use. Only where memory is short tensors leave, least recently used
+             first, until enough bytes are free; those that the layer at hand works on are locked. Backward uses the
+             most recent first, so the oldest is right. Nothing moves where memory suffices
+prefetch     where backward first works on a moved tensor, the one moved before it in the forward is fetched too, if
+             there is room beside the layer; what is not there when it is needed is fetched on demand
 
 The paper's layers, on a graph of ops:
 
@@ -23,8 +40,15 @@ The paper's layers, on a graph of ops:
   inside, and the peak be above l_peak, which memory-centric's never is on a chain of layers.
 - threshold="paper" compares as above. The released code compares the segment's forward bytes alone with the largest set
   that a backward op depends on: threshold="code".
+- A copy made ahead of need whose value is read again before it could leave is left out (the paper's would be made in
+  vain, and a Free here waits for it).
 
-strategy=None tries all; the fastest plan within the budget is the answer. There is no bound.
+Options that are None are tried in all their forms; the fastest plan within the budget is the answer. Without a link
+only recomputation is left. There is no bound.
+
+Not here: the heap of 1 KB blocks, since a plan has bytes and no addresses; the choice of a convolution's workspace.
+Sources: the paper's abstract and the released code for the checkpoints and thresholds; its formulas, the pool and the
+cache by secondary notes. That tensors are locked while a layer works on them is from memory.
 """
 
 from __future__ import annotations
@@ -38,32 +62,40 @@ from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
 from remat_solvers.recompute.selective import kind_of
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.swap.tensor_pool import pooled
+from remat_solvers.swap.traffic import Traffic
 
 __all__ = ["STRATEGIES", "SuperNeurons", "checkpoint_ops", "memory_centric", "segments_between"]
 
-Strategy: TypeAlias = Literal["speed-centric", "cost-aware", "memory-centric"]
+Strategy: TypeAlias = Literal["keep", "speed-centric", "cost-aware", "memory-centric"]
 Threshold: TypeAlias = Literal["paper", "code"]
+Offload: TypeAlias = Literal["conv", "checkpoints"]
 
-STRATEGIES: tuple[Strategy, ...] = ("speed-centric", "cost-aware", "memory-centric")
+STRATEGIES: tuple[Strategy, ...] = ("keep", "speed-centric", "cost-aware", "memory-centric")  # keep: no recomputation
+OFFLOADS: tuple[Offload, ...] = ("conv", "checkpoints")
 JOINS = ("add", "sum", "cat", "concat", "stack", "")  # the last: an op without a target
 LOSSES = ("_softmax", "_log_softmax", "softmax", "log_softmax", "nll_loss_forward", "nll_loss2d_forward", "mse_loss")
 
 
 @dataclass(frozen=True)
 class SuperNeurons:
-    """Recompute what lies between checkpoints: for speed, for memory, or as each segment allows."""
+    """Move checkpoints, recompute what lies between them: for speed, for memory, or as each segment allows."""
 
     strategy: Strategy | None = None  # None: each in turn
     threshold: Threshold = "paper"  # of cost-aware: as the paper has it, or as the released code
+    offload: Offload | None = None  # what may move over a link: the outputs of convolutions, or of all checkpoints
+    cache: bool | None = None  # True: only where memory is short; False: as soon as it is made
 
     name: ClassVar[str] = "superneurons"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
         if self.strategy not in (None, *STRATEGIES):
             raise InputError(f"superneurons: strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
         if self.threshold not in ("paper", "code"):
             raise InputError(f"superneurons: threshold must be paper or code, not {self.threshold!r}")
+        if self.offload not in (None, *OFFLOADS):
+            raise InputError(f"superneurons: offload must be conv or checkpoints, not {self.offload!r}")
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -76,11 +108,36 @@ class SuperNeurons:
             for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
                 if attempts.expired:
                     break
-                attempts.fits(self.sequence(problem, strategy), strategy)
+                sequence = self.sequence(problem, strategy)
+                attempts.fits(sequence, strategy)
+                if problem.link is not None:
+                    self._move(sequence, attempts, strategy)
         return attempts.outcome()
+
+    def _move(self, sequence: list[int], attempts: Attempts, form: str) -> None:
+        traffic = Traffic(attempts.problem, sequence)
+        for offload in OFFLOADS if self.offload is None else (self.offload,):
+            movable = self.movable(attempts.problem, offload)
+            for cache in (True, False) if self.cache is None else (self.cache,):
+                if attempts.expired or attempts.slower(sequence):
+                    return
+                plan = pooled(traffic, movable, attempts.budget_bytes, cache=cache)
+                if plan is not None:
+                    attempts.judge(plan, f"{form}, {offload} {'cached' if cache else 'moved'}")
+
+    def movable(self, problem: Problem, offload: Offload) -> set[int]:
+        """The values that the pool may move: those that backward reads of what convolutions, or checkpoints, make."""
+        ops = {op for op in problem.forward_ops if kind_of(problem.ops[op]) == "conv"}
+        if offload == "checkpoints":
+            ops = checkpoint_ops(problem)
+        made = {v for op in ops for v in problem.ops[op].outputs}.difference(problem.results)
+        backward = set(problem.backward_ops)
+        return {v for v in made if not backward.isdisjoint(problem.consumers[v])}
 
     def sequence(self, problem: Problem, strategy: Strategy) -> list[int]:
         """The ops in execution order under one strategy."""
+        if strategy == "keep":
+            return list(range(len(problem.ops)))
         segment_of = segments_between(problem, checkpoint_ops(problem))
         every_time: set[int] = set()
         if strategy == "memory-centric":

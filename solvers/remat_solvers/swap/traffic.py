@@ -28,7 +28,7 @@ from remat_solvers.schedule import plan_from_sequence, tangents_first
 from remat_solvers.simulate import copy_ns
 from remat_solvers.swap.trips import Absence, Clock, latest_fetches
 
-__all__ = ["Overflow", "Traffic"]
+__all__ = ["Overflow", "Traffic", "frees_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Traffic:
         assert link is not None
         self.out_ns = [copy_ns(size, link.to_host_bytes_per_s, link.latency_ns) for size in self.size]
         self.back_ns = [copy_ns(size, link.to_device_bytes_per_s, link.latency_ns) for size in self.size]
-        self.frees = _frees(problem, self.sequence)
+        self.frees = frees_of(problem, self.sequence)
         self.fresh, self.stays = self._made()
         self.profile = self._profile()
 
@@ -89,7 +89,7 @@ class Traffic:
         return _Pass(self, away, budget_bytes, triggers).run()
 
 
-def _frees(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
+def frees_of(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
     """Per position, the values that liveness frees after it."""
     frees: list[list[int]] = []
     for action in plan_from_sequence(problem, sequence):
