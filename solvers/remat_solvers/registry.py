@@ -176,6 +176,23 @@ ENTRIES: tuple[Entry, ...] = (
         supports_link=True,
     ),
     Entry(
+        name="meng",
+        path="remat_solvers.swap.meng:Meng",
+        family="swap",
+        summary="Meng et al. 2017: swap what the early layers make, and back when the time still hides the copy.",
+        needs_backward=True,
+        supports_link=True,
+    ),
+    Entry(
+        name="tflms",
+        path="remat_solvers.swap.tflms:TFLMS",
+        family="swap",
+        summary="Le et al. 2018 (TFLMS): swap the first tensors of the graph, and back at a distance in the graph.",
+        needs_backward=True,
+        supports_link=True,
+        slow=True,
+    ),
+    Entry(
         name="swap-only",
         path="remat_solvers.swap.swap_only:SwapOnly",
         family="swap",

@@ -56,6 +56,10 @@ SOLVERS = (
     ("vdnn", {}),
     ("vdnn", {"policy": "all"}),
     ("vdnn", {"policy": "conv"}),
+    ("meng", {}),
+    ("meng", {"threshold_bytes": 50}),
+    ("tflms", {"lb": 2}),
+    ("tflms", {"lb": 1, "strategy": "direct_order", "fuse_swapins": False}),
     ("swap-only", {"tries": 20}),
     ("auto", {}),
 )

@@ -1,0 +1,94 @@
+"""Meng, Sun, Yang, Qiu, Gu: Training Deeper Models by GPU Memory Optimization on TensorFlow. NIPS workshop 2017.
+
+The ML Systems workshop. The data-flow graph is rewritten (`rewriting`): an edge from the forward to the backward
+is cut and goes through the host. Two choices are the paper's:
+
+which   A search over the forward graph in reverse topological order keeps values as long as a memory threshold allows:
+        those of the late layers, which backward reads soon. From the first that the threshold does not allow, all
+        earlier ones, of long lifetime, are swapped.
+when    swap_in of a value that e reads comes as late as its copy is still hidden by other computation. With completion
+        times of all nodes, estimated beforehand, its trigger is
+
+            the latest t with  finish(t) <= start(e) - size / bandwidth
+
+        by time, not by distance in the graph. swap_out is not delayed.
+
+What the paper leaves open, and what is done here: The threshold is compared with the bytes of values kept for backward,
+the value's own included. Completion times are those of the problem's order with nobody waiting (ops run one at a time,
+which is what list scheduling on one stream gives), copies are taken to be alone on the link, in whole ns rounded down.
+A trigger is no op before the value's last forward reader. Backward readers after the first find the value there: one
+swap_in per value. The threshold is searched for the fastest plan within the budget unless it is given.
+
+The paper's other rewriting, which recomputes the sum inside an attention layer, changes ops and is no matter of plans.
+There is no bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
+
+from remat_solvers.errors import InputError
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.swap.layers import feature_maps
+from remat_solvers.swap.rewriting import Rewriting, Swap, fastest_choice, smallest_peak
+from remat_solvers.swap.trips import Absence, Clock
+
+__all__ = ["Meng", "swapped", "trigger"]
+
+
+@dataclass(frozen=True)
+class Meng:
+    """Keep the values of late layers, swap the others, bring them back just in time."""
+
+    threshold_bytes: int | None = None  # most bytes kept for backward; None: searched
+
+    name: ClassVar[str] = "meng"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        threshold = self.threshold_bytes
+        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int) or threshold < 0):
+            raise InputError(f"meng: threshold_bytes must be a number of bytes, not {threshold!r}")
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest plan of any threshold. See `registry.Solver`."""
+        if problem.link is None or not problem.backward_ops:
+            missing = "link to the host" if problem.link is None else "backward"
+            return Outcome(
+                Status.NOT_APPLICABLE, reason=f"meng swaps between forward and backward; there is no {missing}"
+            )
+        rewriting = Rewriting(problem)
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            swaps = swapped(problem, 0 if self.threshold_bytes is None else self.threshold_bytes)
+            if self.threshold_bytes is None:
+                fastest_choice(rewriting, attempts, lambda number: swaps[:number], len(swaps), "threshold")
+            elif (plan := rewriting.plan(swaps, budget_bytes)) is not None:
+                attempts.judge(plan, "threshold")
+            if attempts.best is None:
+                smallest_peak(rewriting, attempts, swaps)
+        return attempts.outcome()
+
+
+def swapped(problem: Problem, threshold_bytes: int) -> list[Swap]:
+    """The values that are swapped under a threshold, in the order in which the forward makes them."""
+    clock = Clock(problem, range(len(problem.ops)))
+    maps = sorted(feature_maps(problem), key=lambda a: (problem.producer[a.value], a.value))
+    kept = list(accumulate(problem.values[a.value].bytes for a in reversed(maps)))
+    keep = sum(size <= threshold_bytes for size in kept)
+    return [Swap(a, trigger(problem, clock, a) + 1) for a in maps[: len(maps) - keep]]
+
+
+def trigger(problem: Problem, clock: Clock, absence: Absence) -> int:
+    """The op after which the value's swap_in starts."""
+    link = problem.link
+    assert link is not None
+    copy_ns = link.latency_ns + problem.values[absence.value].bytes * 10**9 // link.to_device_bytes_per_s
+    latest = clock.last_starting_at(clock.starts[absence.back] - copy_ns) - 1
+    return max(absence.last, min(latest, absence.back - 1))
