@@ -16,12 +16,12 @@ Backward. The backward ops, in their order, fall into one chunk per stage, the l
 stages beyond c ends after T_c, and before the first op that reads a value made up to c that is not in x_c; among the
 places between, where the fewest bytes of gradients are alive, the latest of them.
 
-Which cuts. `minima`: positions whose state is no larger than at both neighbours. `renewed`: of these, smallest states
-first, each that shares no value with the chosen ones and, between two of them, is at most twice as large: the time
-steps of a recurrent network. Values that are only carried along do not count in this: those that cross an eighth of
-the forward pass (the inputs of all steps), and those that wait for an op that collects many (the outputs of all steps).
-Where there are more than `most` stages, the cut with the largest state between the
-lightest neighbours goes, again and again (weight: shares of time, bytes made and ops; over the bytes of the state).
+Which cuts. `every`: after every op. `minima`: positions whose state is no larger than at both neighbours. `renewed`: of
+these, smallest states first, each that shares no value with the chosen ones and, between two of them, is at most twice
+as large: the time steps of a recurrent network. Values that are only carried along do not count in this: those that
+cross an eighth of the forward pass (the inputs of all steps), and those that wait for an op that collects many (the
+outputs of all steps). Where there are more than `most` stages, the cut with the largest state between the lightest
+neighbours goes, again and again (weight: shares of time, bytes made and ops; over the bytes of the state).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from remat_solvers.schedule import tangents_op
 
 __all__ = ["Chain", "Cuts", "Stage", "chain_view", "droppable", "live_gradients"]
 
-Cuts: TypeAlias = Literal["minima", "renewed"]
+Cuts: TypeAlias = Literal["minima", "renewed", "every"]
 
 CARRIED_SHARE = 8  # a value that crosses more than this part of the forward ops is carried along
 COLLECTED = 8  # and so is one that goes to an op that reads more values than this
@@ -78,7 +78,7 @@ class Chain:
 def chain_view(problem: Problem, *, cuts: Cuts = "minima", most: int = 100) -> Chain:
     """The chain of at most `most` stages; one stage where the problem has no forward op that could be cut after."""
     crossing = _Crossing(problem)
-    chosen = crossing.minima()
+    chosen = list(range(crossing.count - 1)) if cuts == "every" else crossing.minima()
     if cuts == "renewed":
         chosen = crossing.renewed(chosen)
     chosen = crossing.merged(chosen, most)

@@ -50,6 +50,7 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Status
 
 __all__ = ["Rotor", "Slots", "Table", "in_slots", "reference_table", "schedule", "search", "table"]
 
+CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
 BEYOND_BUDGET = 1.5  # memories in the table go up to this many times what the budget leaves
 
 Table = NDArray[np.float64]  # [i, j, m]: cost of segment i..j with m slots beside its input
@@ -215,7 +216,7 @@ class Rotor:
 
     slots: int = 500  # parts into which memory is divided
     stages: int = 100  # most stages of the chain
-    cuts: Cuts | None = None  # where the step is cut, see `chain`; None: both ways
+    cuts: Cuts | None = None  # where the step is cut, see `chain`; None: each way
 
     name: ClassVar[str] = "rotor"
     version: ClassVar[str] = "1"
@@ -225,8 +226,8 @@ class Rotor:
             number = getattr(self, option)
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise InputError(f"rotor: {option} must be a positive integer, not {number!r}")
-        if self.cuts not in (None, "minima", "renewed"):
-            raise InputError(f"rotor: cuts must be minima or renewed, not {self.cuts!r}")
+        if self.cuts not in (None, *CUTS):
+            raise InputError(f"rotor: cuts must be one of {', '.join(CUTS)}, not {self.cuts!r}")
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -237,7 +238,7 @@ class Rotor:
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             chains: list[Chain] = []
-            for cuts in (self.cuts,) if self.cuts else ("minima", "renewed"):
+            for cuts in (self.cuts,) if self.cuts else CUTS:
                 chain = chain_view(problem, cuts=cuts, most=self.stages)
                 if chain not in chains and not attempts.expired:
                     chains.append(chain)
