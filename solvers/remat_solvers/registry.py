@@ -193,6 +193,14 @@ ENTRIES: tuple[Entry, ...] = (
         slow=True,
     ),
     Entry(
+        name="layrub",
+        path="remat_solvers.swap.layrub:Layrub",
+        family="swap",
+        summary="Liu et al. 2018: every layer's data moves when no forward layer will read it, and back one layer ahead.",
+        needs_backward=True,
+        supports_link=True,
+    ),
+    Entry(
         name="swap-only",
         path="remat_solvers.swap.swap_only:SwapOnly",
         family="swap",

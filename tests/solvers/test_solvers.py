@@ -60,6 +60,7 @@ SOLVERS = (
     ("meng", {"threshold_bytes": 50}),
     ("tflms", {"lb": 2}),
     ("tflms", {"lb": 1, "strategy": "direct_order", "fuse_swapins": False}),
+    ("layrub", {}),
     ("swap-only", {"tries": 20}),
     ("auto", {}),
 )

@@ -28,7 +28,7 @@ def linked(problem: Problem) -> Problem:
 
 
 def fork(first_bytes: int = 10) -> Problem:
-    """e reads what d makes of b, and c; b and c read a. Backward of c and a reads what a made, of d and b what b did."""
+    """e reads what d makes of b, and c; b and c read a. Backward of c and a reads what a made, of d and b what b."""
     reads = {"a": (), "b": (0,), "d": (1,), "c": (0,), "e": (2, 3)}
     ops = [Op(name, "forward", inputs, (k,), 10) for k, (name, inputs) in enumerate(reads.items())]
     ops += [
@@ -82,7 +82,7 @@ def test_near_the_start_of_backward_chain_rule_is_direct_order() -> None:
 
 
 def test_a_trigger_runs_before_the_reader() -> None:
-    """At distance 1 below a, E, D and B read b's and c's outputs. E alone has an order below C's, all have below A's."""
+    """Next to a, E, D and B read b's and c's outputs. E alone has an order below C's, all have below A's."""
     problem = fork()
     names = [op.name for op in problem.ops]
     graph = Graph(problem)

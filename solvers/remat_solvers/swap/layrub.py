@@ -1,0 +1,95 @@
+"""Liu, Jiang, Jin, Shi, Ma: Layrub: Layer-Centric GPU Memory Reuse and Data Migration. PPoPP 2018; ACM TACO 15(3).
+
+Layrub reuses memory in two ways. Inside a layer the gradient of its data takes the space of the data; here every op
+needs its inputs beside its outputs (docs/memory-model.md), so that is none of a plan's business. Between layers, data
+of different layers share the same slots:
+
+- The order in which layers access data is recorded. A count per data says how many layers of the forward pass still
+  read it. When it is zero, the data moves to the host.
+- Copies overlap with the compute of the neighbours: the slot is needed again by the layer after the next, so compute
+  waits for the copy at the end of the next layer.
+- Before the backward of a layer its data comes back, while the backward of the layer before it in that order runs.
+
+So a chain of equal layers needs the same few slots however deep it is. All data moves, whatever its layer's type and
+cost (types came with Layup, the follow-up), and there is no budget to choose by: the plan fits or it does not.
+
+Only the abstracts and descriptions of others were at hand, so this is in the manner of Layrub: migration by count and
+order is theirs, that copies overlap with one neighbouring layer is chosen here. On a graph of ops a layer is a forward
+op, with the backward ops that `layers` gives it. What the host has no room for stays. There is no bound.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from remat_solvers.plan import Plan
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.swap.layers import backward_layers, feature_maps, within_host
+from remat_solvers.swap.trips import Absence, Trip, plan_with_trips
+
+__all__ = ["Layrub", "migrating_plan", "migrations"]
+
+
+@dataclass(frozen=True)
+class Layrub:
+    """Every layer's data to the host when its count is zero, and back before its backward."""
+
+    name: ClassVar[str] = "layrub"
+    version: ClassVar[str] = "1"
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The plan, where it fits. See `registry.Solver`."""
+        if problem.link is None or not problem.backward_ops:
+            missing = "link to the host" if problem.link is None else "backward"
+            return Outcome(Status.NOT_APPLICABLE, reason=f"layrub moves data of layers; there is no {missing}")
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            attempts.judge(migrating_plan(problem), "migrated")
+        return attempts.outcome()
+
+
+def migrations(problem: Problem) -> list[tuple[int, int]]:
+    """(value, layer) in the order in which counts of forward readers reach zero; data that backward reads alone."""
+    wanted = {v for v, readers in enumerate(problem.consumers) if any(_backward(problem, r) for r in readers)}
+    counts = Counter(v for op in problem.forward_ops for v in set(problem.ops[op].inputs))
+    found: list[tuple[int, int]] = []
+    for layer in problem.forward_ops:
+        op = problem.ops[layer]
+        for value in dict.fromkeys(op.inputs):
+            counts[value] -= 1
+        done = [v for v in dict.fromkeys((*op.inputs, *op.outputs)) if not counts[v]]
+        found += [(v, layer) for v in done if v in wanted and problem.producer[v] >= 0]
+    return found
+
+
+def _backward(problem: Problem, op: int) -> bool:
+    return problem.ops[op].phase == "backward"
+
+
+def migrating_plan(problem: Problem) -> Plan:
+    """The step in which every layer's data moves."""
+    away = {a.value: a for a in feature_maps(problem)}  # what is read again at once, or is a result, stays
+    moved: list[Absence] = [away[v] for v, _ in migrations(problem) if v in away]
+    starts = _neighbours(problem)
+    trips = []
+    for absence in within_host(problem, moved):
+        leave = absence.last + 1
+        trips.append(Trip(absence.value, absence.last, leave, max(leave + 1, starts[absence.back])))
+    return plan_with_trips(problem, range(len(problem.ops)), trips)
+
+
+def _neighbours(problem: Problem) -> dict[int, int]:
+    """Backward op -> the op with which the backward of the layer before its own, in that order, begins."""
+    starts: dict[int, int] = {}
+    before = begin = current = -1
+    for op, layer in backward_layers(problem).items():
+        if layer != current:
+            before, begin, current = (begin if begin >= 0 else op), op, layer
+        starts[op] = before
+    return starts
