@@ -212,7 +212,8 @@ ENTRIES: tuple[Entry, ...] = (
         name="capuchin",
         path="remat_solvers.swap.capuchin:Capuchin",
         family="swap",
-        summary="Peng et al. 2020: recompute the tensors that save the most memory per second (MSPS).",
+        summary="Peng et al. 2020: swap what costs nothing, then swap or recompute what saves most per second (MSPS).",
+        supports_link=True,
         slow=True,
     ),
 )

@@ -22,7 +22,8 @@ from remat_solvers.result import Status
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
-from remat_solvers.swap.capuchin import Candidate, Capuchin, Choice, candidates_of
+from remat_solvers.swap.capuchin import Capuchin
+from remat_solvers.swap.capuchin_choice import Candidate, Choice, candidates_of
 from remat_solvers.swap.superneurons import SuperNeurons, checkpoint_ops, memory_centric, segments_between
 from remat_solvers.validate import validate
 

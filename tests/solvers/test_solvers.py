@@ -53,6 +53,7 @@ SOLVERS = (
     ("superneurons", {"strategy": "cost-aware", "threshold": "code"}),
     ("superneurons", {"strategy": "keep", "offload": "checkpoints", "cache": False}),
     ("capuchin", {}),
+    ("capuchin", {"most_swaps": 2, "collective": True}),
     ("vdnn", {}),
     ("vdnn", {"policy": "all"}),
     ("vdnn", {"policy": "conv"}),

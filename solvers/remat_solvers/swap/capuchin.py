@@ -1,60 +1,92 @@
 """Peng et al.: Capuchin: Tensor-based GPU Memory Management for Deep Learning. ASPLOS 2020.
 
 Capuchin measures one iteration and then evicts tensors between two of their accesses, by swapping or by recomputing.
-This file has its recomputation, which needs no link (swap off):
+Without a link to the host it recomputes only.
 
-- The accesses of a tensor are its making and its readers. Candidates have more than one, and are alive in the peak
-  period, while memory is above the budget. Of its pairs of adjacent accesses a candidate is evicted between the two
-  around (part of) the peak period that lie farthest apart in time: after the evicted-access, until the back-access.
+Measured execution, the first iteration, is passive: where memory is short, tensors are swapped out from the start of
+the list of accesses until it suffices, and an access to one that is away swaps it in; compute waits for both. The
+accesses get timestamps from which waits are subtracted: here the problem's times, in the problem's order.
+
+Guided execution. The accesses of a tensor are its making and its readers. Candidates have more than one, and are alive
+in the peak period, while memory is above the budget. Of its pairs of adjacent accesses a candidate is evicted between
+the two around (part of) the peak period that lie farthest apart in time: after the evicted-access e, until the
+back-access b.
+
+- SwapTime = bytes / bandwidth; SwapOutEnd = t_e + SwapTime, SwapInStart = t_b - SwapTime, and the free time
+  FT = SwapInStart - SwapOutEnd. Negative: so much of the transfers is exposed.
+- Swapping out starts at e and takes its time; compute waits for it only where an op would not fit otherwise. Swapping
+  in starts at the in-trigger: the last access before SwapInStart, walking back from b. One transfer runs at a time per
+  direction, so of two that collide the earlier one is shifted earlier. An in-trigger inside the peak period of a b
+  behind it moves to its end.
+- Feedback: a tensor that is still swapping in at its back-access gets its in-trigger 5 % of SwapTime earlier in the
+  next iteration.
 - MSPS, memory saving per second = bytes / recomputation time. To recompute T at its back-access is to run its lineage
-  from what is then in memory, its sources. The candidate of the largest MSPS is taken, until the bytes taken make up
-  for the peak's excess over the budget.
-- Each choice changes the others (algorithm 2). When T is taken, with S -> X: "S is among the sources of X":
+  from what is then in memory, its sources. It is on demand, right before the back-access: nothing overlaps it. What is
+  computed on the way and was evicted itself is kept from there on ("collective recomputation"), the rest is dropped.
+- The hybrid policy evicts until the bytes evicted make up for the peak's excess over the budget: first swaps in the
+  order of falling FT while that is not negative, however cheap recomputing would be; then, for each of the others, what
+  has the smaller overhead, the exposed part of the swap or the recomputation.
+- Each recomputation changes the others (algorithm 2). When T is taken, with S -> X: "S is among the sources of X":
       for every taken X with T -> X:  T's sources replace T; time(X) += time(T); T is computed once more for it
       for every candidate X with T -> X:  T's sources replace T; time(X) += time(T); ext(X) = time(X) * (number of
                                           taken ones that have X as a source)
       for every candidate X with X -> T:  ext(X) = time(X) * (1 + number of taken ones that needed T)
   and MSPS = bytes / (time + ext), ext being the time of recomputing it for others.
-- Recomputation is on demand, right before the back-access. What is computed on the way and was evicted itself is kept
-  from there on ("collective recomputation"), the rest is dropped.
 
 Sources: the paper's abstract, and detailed notes of others on its rules. The exact updates of algorithm 2 (sources,
 time for others) follow such secondary notes too, since the paper's own text of it was not at hand.
 
-Where the paper leaves more open, and what is done here: memory is not measured while recomputing, so a plan may still
-be above the budget; then the excess that the replay shows is added to the saving that is asked for, and more candidates
-are taken, until it fits, none is left or the step takes MOST_TIMES as long. Results and outputs of ops that are not
-recomputable are no candidates. An op of 0 ns counts 1 ns. Keeping or dropping what was evicted itself and is computed
-on the way are both tried. There is no bound.
+Where the paper leaves more open, and what is done here:
+
+- Memory is not measured while recomputing, so a plan may still be above the budget; then the excess that the replay
+  shows is added to the saving that is asked for, and more candidates are evicted, until it fits, none is left or the
+  step takes MOST_TIMES as long.
+- A swap is free where, with all swaps chosen so far on the lanes, none is exposed. Of the others the next is the one
+  that saves the most per ns of its smaller overhead: by MSPS where that is recomputation.
+- A source that is swapped out counts as in memory: it comes back for the recomputation, and may leave again.
+- Latency is no part of SwapTime; feedback makes up for it. It ends when no tensor is late, after ROUNDS, or when
+  PATIENCE of them brought nothing; the fastest iteration is the answer.
+- A swap-in for which there is no room up to the back-access waits until there is.
+- Results are not evicted in guided execution, outputs of ops that are not recomputable are swapped only. An op of 0 ns
+  counts 1 ns where pairs are compared.
+- FT does not see whether a tensor has left by the time its bytes are needed, so swaps that are free by it may still
+  make compute wait. So most_swaps=None tries the policy as it is, then with half as many swaps, and so on down to none.
+- collective=None tries both, keeping and dropping what was evicted itself and is computed on the way. The fastest plan
+  is the answer. There is no bound.
 """
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import ClassVar
 
-from remat_solvers.clock import Stopwatch
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
+from remat_solvers.swap.capuchin_choice import Candidate, Choice, Lanes, candidates_of
+from remat_solvers.swap.capuchin_guided import Guided, Swaps
+from remat_solvers.swap.paging import Paged, Paging, movable_values
+from remat_solvers.swap.traffic import Overflow, Traffic
 
-__all__ = ["Candidate", "Capuchin", "Choice", "candidates_of"]
+__all__ = ["Capuchin"]
 
 MOST_TIMES = 6  # as much recomputation as the step has work: beyond that more candidates help nobody
+ROUNDS = 20  # of feedback, each 5 % of SwapTime
+PATIENCE = 5
 
 
 @dataclass(frozen=True)
 class Capuchin:
-    """Recompute what saves the most memory per second."""
+    """Swap what costs nothing; of the rest swap or recompute what saves the most memory per second."""
 
     collective: bool | None = None  # keep what was evicted itself and is computed on the way; None: both are tried
+    most_swaps: int | None = None  # over a link; 0: recomputation alone; None: tried, see above
 
     name: ClassVar[str] = "capuchin"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -63,202 +95,72 @@ class Capuchin:
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             attempts.fits(range(len(problem.ops)), "0 recomputed")
-            for collective in (True, False) if self.collective is None else (self.collective,):
-                _choose_until_it_fits(problem, budget_bytes, attempts, collective)
+            candidates = candidates_of(problem, budget_bytes)
+            trials: list[int | None] = [0]
+            if problem.link is not None and self.most_swaps != 0:
+                paged = passive(problem, budget_bytes)
+                if paged is not None:
+                    attempts.judge(paged.plan, "passive")
+                trials = [self.most_swaps]
+            collectives = (True, False) if self.collective is None else (self.collective,)
+            while trials and not attempts.expired and not attempts.slower(range(len(problem.ops))):
+                most_swaps = trials.pop()
+                swapped = [_evict_until_it_fits(attempts, candidates, c, most_swaps) for c in collectives]
+                if self.most_swaps is None and (most_swaps is None or most_swaps > 0):
+                    trials.append(max(swapped) // 2)
         return attempts.outcome()
 
 
-@dataclass
-class Candidate:
-    """A tensor that may be evicted after one access and recomputed before the next."""
-
-    value: int
-    size_bytes: int
-    evicted_access: int  # op
-    back_access: int  # op
-    sources: set[int]  # values in memory at the back-access from which it is computed
-    time_ns: int  # of computing it from the sources
-    ext_ns: int = 0  # of computing it for others
-
-    @property
-    def msps(self) -> float:
-        """Bytes saved per ns of recomputation."""
-        return self.size_bytes / max(1, self.time_ns + self.ext_ns)
+def passive(problem: Problem, budget_bytes: int) -> Paged | None:
+    """Measured execution; None: an op does not fit."""
+    traffic = Traffic(problem, range(len(problem.ops)))
+    paged = Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "list").run()
+    return paged if isinstance(paged, Paged) else None
 
 
-def _choose_until_it_fits(problem: Problem, budget_bytes: int, attempts: Attempts, collective: bool) -> None:
+def _evict_until_it_fits(
+    attempts: Attempts, candidates: list[Candidate], collective: bool, most_swaps: int | None
+) -> int:
+    """More and more candidates until the plan fits; how many of them are swapped."""
+    problem, budget_bytes = attempts.problem, attempts.budget_bytes
+    swap = problem.link is not None and most_swaps != 0
+    fresh = [replace(c, sources=set(c.sources)) for c in candidates if swap or c.recomputable]
+    choice = Choice(fresh, Lanes(problem) if swap else None, most_swaps)
     unmodified = simulate(problem, store_all(problem)).peak_bytes
-    choice = Choice(candidates_of(problem, budget_bytes))
     asked = unmodified - budget_bytes
     saved = 0
+    most_ns = MOST_TIMES * sum(op.time_ns for op in problem.ops)
     while choice.open and not attempts.expired:
-        while saved < asked and choice.open:
-            saved += choice.take().size_bytes
-        sequence = _Guided(problem, choice.taken, collective, attempts.watch).run()
+        while saved < asked and (target := choice.take()) is not None:
+            saved += target.size_bytes
+        sequence = Guided(problem, choice.taken, collective, most_ns, attempts.watch).run()
         if sequence is None:
             if attempts.watch.expired:
                 attempts.stopped = Stopped.TIME
-            return
-        if attempts.fits(sequence, f"{len(choice.taken)} recomputed"):
-            return
-        peak_bytes = simulate(problem, plan_from_sequence(problem, sequence)).peak_bytes
-        asked = saved + max(1, peak_bytes - budget_bytes)
+            break
+        form = f"{len(choice.swapped)} swapped, {len(choice.taken)} recomputed"
+        if choice.swapped:
+            excess = _guide(Swaps(problem, sequence, choice.swapped, budget_bytes), attempts, form)
+        else:
+            excess = attempts.replay(sequence, form).peak_bytes - budget_bytes
+        if excess <= 0:
+            break
+        asked = saved + excess
+    return len(choice.swapped)
 
 
-class Choice:
-    """Algorithm 2: the candidates, those taken so far, and what each means for the others."""
-
-    def __init__(self, candidates: list[Candidate]) -> None:
-        self.open = {c.value: c for c in candidates}
-        self.taken: dict[int, Candidate] = {}
-        self.dependents: dict[int, set[int]] = {}  # source -> candidates and taken ones that have it
-        for candidate in candidates:
-            for source in candidate.sources:
-                self.dependents.setdefault(source, set()).add(candidate.value)
-        self._heap = [(-c.msps, c.value) for c in candidates]
-        heapq.heapify(self._heap)
-
-    def take(self) -> Candidate:
-        """Take the open candidate of the largest MSPS, the first in the order of values where several have it."""
-        while True:
-            negative, value = heapq.heappop(self._heap)
-            if value in self.open and -negative == self.open[value].msps:
-                break
-        target = self.open.pop(value)
-        dependents = self.dependents.pop(value, set())
-        needed_again = 0
-        for name in dependents & self.taken.keys():
-            self._through(self.taken[name], target)
-            needed_again += 1
-        self.taken[value] = target
-        for name in dependents & self.open.keys():
-            candidate = self.open[name]
-            self._through(candidate, target)
-            times = len(self.dependents.get(name, set()) & self.taken.keys())
-            self._change(candidate, candidate.time_ns * times)
-        for name in target.sources & self.open.keys():
-            candidate = self.open[name]
-            self._change(candidate, candidate.time_ns * (1 + needed_again))
-        return target
-
-    def _through(self, candidate: Candidate, target: Candidate) -> None:
-        """`candidate` is computed through `target`, which is no longer in memory."""
-        candidate.sources.discard(target.value)
-        candidate.sources |= target.sources
-        candidate.time_ns += target.time_ns
-        for source in target.sources:
-            self.dependents.setdefault(source, set()).add(candidate.value)
-
-    def _change(self, candidate: Candidate, ext_ns: int) -> None:
-        candidate.ext_ns = ext_ns
-        heapq.heappush(self._heap, (-candidate.msps, candidate.value))
-
-
-def candidates_of(problem: Problem, budget_bytes: int) -> list[Candidate]:
-    """The tensors that can be evicted in the peak period of the unmodified step."""
-    above = _above(problem, budget_bytes)
-    if not above:
-        return []
-    crowded = list(accumulate((op in above for op in range(len(problem.ops))), initial=0))
-    starts = list(accumulate((max(1, op.time_ns) for op in problem.ops), initial=0))
-    last = [max(readers, default=-1) for readers in problem.consumers]
-    found: list[Candidate] = []
-    for value, tensor in enumerate(problem.values):
-        producer = problem.producer[value]
-        if producer < 0 or not tensor.bytes or value in problem.results or not problem.ops[producer].recomputable:
-            continue
-        accesses = (producer, *problem.consumers[value])
-        gaps = [(a, b) for a, b in pairwise(accesses) if crowded[b] > crowded[a + 1]]
-        if gaps:
-            evicted, back = max(gaps, key=lambda gap: starts[gap[1]] - starts[gap[0]])
-            sources, time_ns = _lineage(problem, value, back, last)
-            if sources is not None:
-                found.append(Candidate(value, tensor.bytes, evicted, back, sources, time_ns))
-    return found
-
-
-def _above(problem: Problem, budget_bytes: int) -> set[int]:
-    """The ops during which the unmodified step is above the budget."""
-    ends: list[list[int]] = [[] for _ in problem.ops]
-    kept = set(problem.results)
-    for value, readers in enumerate(problem.consumers):
-        if problem.producer[value] >= 0 and value not in kept:
-            ends[max((problem.producer[value], *readers))].append(value)
-    held = problem.constant_bytes + problem.reserve_bytes
-    above: set[int] = set()
-    for index, op in enumerate(problem.ops):
-        held += sum(problem.values[v].bytes for v in op.outputs)
-        if held + op.workspace_bytes > budget_bytes:
-            above.add(index)
-        held -= sum(problem.values[v].bytes for v in ends[index])
-    return above
-
-
-def _lineage(problem: Problem, value: int, back: int, last: list[int]) -> tuple[set[int] | None, int]:
-    """What is in memory at op `back` from which `value` is computed, and the time; None: it cannot be computed."""
-    results = set(problem.results)
-    sources: set[int] = set()
-    ops = {problem.producer[value]}
-    stack = list(ops)
-    while stack:
-        op = stack.pop()
-        if not problem.ops[op].recomputable:
-            return None, 0
-        for read in problem.ops[op].inputs:
-            producer = problem.producer[read]
-            if producer < 0:
-                continue
-            if last[read] >= back or read in results:
-                sources.add(read)
-            elif producer not in ops:
-                ops.add(producer)
-                stack.append(producer)
-    return sources, max(1, sum(problem.ops[op].time_ns for op in ops))
-
-
-class _Guided:
-    """One guided execution: the problem's order, with the taken ones recomputed at their back-access."""
-
-    def __init__(self, problem: Problem, taken: dict[int, Candidate], collective: bool, watch: Stopwatch) -> None:
-        self.problem = problem
-        self.taken = taken
-        self.collective = collective
-        self.watch = watch
-        self.here: set[int] = set()
-        self.sequence: list[int] = []
-        self.spent_ns = 0
-
-    def run(self) -> list[int] | None:
-        """The ops in execution order; None: it takes too long."""
-        problem, here = self.problem, self.here
-        most_ns = MOST_TIMES * sum(op.time_ns for op in problem.ops)
-        leaves: list[list[int]] = [[] for _ in problem.ops]
-        results = set(problem.results)
-        for value, readers in enumerate(problem.consumers):
-            producer = problem.producer[value]
-            if value not in results and producer >= 0 and problem.ops[producer].recomputable:
-                leaves[max((producer, *readers))].append(value)
-            if value in self.taken:
-                leaves[self.taken[value].evicted_access].append(value)
-        for index, op in enumerate(problem.ops):
-            self._restore([v for v in op.inputs if v not in here and problem.producer[v] >= 0])
-            if self.spent_ns > most_ns or self.watch.expired:
-                return None
-            self.sequence.append(index)
-            here.update(op.outputs)
-            here.difference_update(leaves[index])
-        return self.sequence
-
-    def _restore(self, missing: list[int]) -> None:
-        problem, here = self.problem, self.here
-        stack, needed = list(missing), set[int]()
-        while stack:
-            op = problem.producer[stack.pop()]
-            if op not in needed:
-                needed.add(op)
-                stack.extend(v for v in problem.ops[op].inputs if v not in here and problem.producer[v] >= 0)
-        self.sequence += sorted(needed)
-        self.spent_ns += sum(problem.ops[op].time_ns for op in needed)
-        here.update(missing)
-        if self.collective:
-            here.update(v for op in needed for v in problem.ops[op].outputs if v in self.taken)
+def _guide(swaps: Swaps, attempts: Attempts, form: str) -> int:
+    """Guided iterations with feedback; the bytes that are too many, 0 where it fits."""
+    if swaps.excess_bytes > 0:
+        return swaps.excess_bytes
+    best_ns, since = None, 0
+    for plan in islice(swaps.iterations(), ROUNDS):
+        if isinstance(plan, Overflow):
+            return plan.excess_bytes if best_ns is None else 0
+        time_ns = attempts.judge(plan, form).time_ns
+        if best_ns is None or time_ns < best_ns:
+            best_ns, since = time_ns, 0
+        since += 1
+        if since > PATIENCE or attempts.expired:
+            break
+    return 0
