@@ -138,6 +138,8 @@ def _evict_until_it_fits(
             if attempts.watch.expired:
                 attempts.stopped = Stopped.TIME
             break
+        if attempts.slower(sequence):
+            break  # and more candidates make it slower still
         form = f"{len(choice.swapped)} swapped, {len(choice.taken)} recomputed"
         if choice.swapped:
             excess = _guide(Swaps(problem, sequence, choice.swapped, budget_bytes), attempts, form)

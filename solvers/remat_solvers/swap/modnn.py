@@ -1,0 +1,82 @@
+"""Chen, Chen, Hu: moDNN: Memory Optimal DNN Training on GPUs. DATE 2018.
+
+moDNN schedules offload and prefetch together with the choice of convolution algorithms, and where even that is not
+enough splits the batch, so that it reaches any budget down to a theoretical lower bound. This method is in the manner
+of it: only the abstract was at hand, the rules below are from memory.
+
+- The step is scheduled op by op. Where memory is short the data whose next use is farthest away is offloaded, until the
+  op fits (`paging`). So whatever an op does not work on can be away, and the lower bound is the largest working set of
+  a single op (`lower_bound_bytes`), which is reached exactly if the host has room.
+- Offload starts as soon as the last use before is over, and compute waits for it only where an op would not fit
+  otherwise. Prefetch starts as soon as there is room for the data from then on up to its use (`traffic`), in the order
+  of use.
+- Every op has one implementation in a problem. Where there are several, with their times and workspaces,
+  `workspaces.choose_workspaces` takes per op the fastest that fits the memory then free; solve the problem it returns.
+- Sub-batches change the model's call, not its plan: `remat.SubBatches`.
+
+The same schedule without any copy ahead of need is tried too; the faster plan is the answer. Nothing is recomputed, and
+without a link there is nothing to schedule. There is no bound on the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.schedule import tangents_first
+from remat_solvers.swap.paging import Paging, least_bytes, movable_values
+from remat_solvers.swap.traffic import Overflow, Traffic
+
+__all__ = ["ModNN", "lower_bound_bytes"]
+
+
+@dataclass(frozen=True)
+class ModNN:
+    """Offload what is needed last, prefetch as soon as there is room."""
+
+    name: ClassVar[str] = "modnn"
+    version: ClassVar[str] = "1"
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The schedule within the budget, with and without copies ahead of need. See `registry.Solver`."""
+        if problem.link is None:
+            return Outcome(Status.NOT_APPLICABLE, reason="modnn offloads to the host; there is no link")
+        traffic = Traffic(problem, range(len(problem.ops)))
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            paged = Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "farthest").run()
+            if isinstance(paged, Overflow):
+                return self._does_not_fit(problem, traffic, paged)
+            attempts.judge(paged.plan, "on demand")
+            ahead = traffic.plan(paged.absences, budget_bytes, {a: a.last + 1 for a in paged.absences})
+            if not isinstance(ahead, Overflow):
+                attempts.judge(ahead, "ahead of need")
+        return attempts.outcome()
+
+    def _does_not_fit(self, problem: Problem, traffic: Traffic, overflow: Overflow) -> Outcome:
+        assert problem.link is not None
+        unlimited = problem.link.host_bytes is None
+        where = "the results at the end"
+        if overflow.position < len(traffic.sequence):
+            where = problem.ops[traffic.sequence[overflow.position]].name
+        room = "" if unlimited else ", or the host has no room for what is beside it"
+        return Outcome(
+            Status.NOT_FOUND,
+            reason=f"{where} needs {overflow.excess_bytes} bytes more than the budget{room}",
+            smallest_peak_bytes=lower_bound_bytes(problem) if unlimited else None,
+        )
+
+
+def lower_bound_bytes(problem: Problem) -> int:
+    """The largest working set of a single op, constants and reserve included: it suffices if the host has room.
+
+    A working set is what the op reads and makes and its workspace; from the last forward op on the forward results too,
+    which belong to the caller then. At the end it is the results.
+    """
+    sequence = tangents_first(problem, range(len(problem.ops)))
+    return least_bytes(problem, sequence, movable_values(problem, sequence))
