@@ -113,7 +113,8 @@ ENTRIES: tuple[Entry, ...] = (
         name="checkmate",
         path="remat_solvers.recompute.checkmate:Checkmate",
         family="recompute",
-        summary="Jain et al. 2020: an integer program over stages; coarsened for large graphs.",
+        summary="Jain et al. 2020: an integer program over stages; coarsened for large graphs; with a link, moves too.",
+        supports_link=True,
         exact=True,
         in_portfolio=False,
     ),
@@ -207,6 +208,13 @@ ENTRIES: tuple[Entry, ...] = (
         summary="The fastest plan found that moves values to the host and recomputes nothing.",
         supports_link=True,
         slow=True,
+    ),
+    Entry(
+        name="modnn",
+        path="remat_solvers.swap.modnn:ModNN",
+        family="swap",
+        summary="Chen et al. 2018, in the manner of: offload what is needed last, prefetch as soon as there is room.",
+        supports_link=True,
     ),
     Entry(
         name="capuchin",

@@ -28,18 +28,28 @@ What is open in the paper, and what is done here:
   consecutive ops (coarse.py), expanded to the problem's ops and polished (polish.py: repeats that liveness shows
   useless, or that memory has room to avoid, are dropped). The coarse program counts every merged op at its highest,
   so its budget is searched: the largest one whose expanded plan fits. Nothing is proven there, and the reason says so.
-- With a link, plans may offload, which these variables do not know: the plan is one without offload and no bound is
-  claimed, unless nothing runs twice.
+
+With a link (`swap`; POET, Patil et al., ICML 2022, has the variables) values also move to the host. Checkmate's program
+with host copies on top is solved over a few moments in place of a stage per op (swap/fluid.py), and what it chooses is
+made a plan that is exact in every event and improved by small steps (swap/joint.py). `swap_time` says how the program
+counts copies:
+
+- `overlapped`: per stage and direction, copies beyond the time of its compute make it wait, and waits are added
+- `additive`: the time of every copy is added, as POET does; its plan is taken as it comes, without small steps
+
+Both are accounts of what the replay counts exactly, and memory is looked at in the moments only, so nothing is proven:
+with a link there is no bound, unless nothing runs twice and nobody waits. Plans without moves are tried too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import InputError
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.checkmate_program import Solved, solve_exactly, solve_rounded
 from remat_solvers.recompute.coarse import contract
@@ -51,7 +61,10 @@ from remat_solvers.simulate import simulate
 
 __all__ = ["Checkmate"]
 
+SwapTime: TypeAlias = Literal["overlapped", "additive"]
 EXACT_SHARE = 0.6  # of the time limit, where there is one; the rest is for the coarse form
+EXACT_SHARE_BESIDE_SWAP = 0.2  # the same where values may move, too
+JOINT_SHARE = 0.7  # of the time that is left, for what moves
 ROUND_SHARE = 0.4  # of the time that is left, for one program of the coarse form
 COARSE_ROUNDS = 6  # of the search for the coarse budget
 COARSE_PART = 4  # it goes up by this part of what is left: the best is nearer to the budget than to store-all
@@ -74,28 +87,38 @@ class Checkmate:
     lazy: bool = True  # memory rows inside a stage only where they are needed
     exact_ops: int = 200  # larger problems are coarsened
     coarse_ops: int = 64  # ops of a coarsened problem
+    swap: bool | None = None  # move values to the host as well; None: where the problem has a link
+    swap_time: SwapTime = "overlapped"  # how the program counts the time of copies
+    swap_tries: int = 4000  # small steps after each program
 
     name: ClassVar[str] = "checkmate"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
         check_backend(self.name, self.backend)
         if not 0 <= self.epsilon < 1:
             raise InputError(f"checkmate: epsilon must be from 0 to less than 1, not {self.epsilon!r}")
-        for option in ("exact_ops", "coarse_ops"):
+        for option in ("exact_ops", "coarse_ops", "swap_tries"):
             number = getattr(self, option)
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise InputError(f"checkmate: {option} must be an integer of at least 1, not {number!r}")
+        if self.swap_time not in get_args(SwapTime):
+            raise InputError(f"checkmate: swap_time must be overlapped or additive, not {self.swap_time!r}")
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of Checkmate's schedules within the budget. See `registry.Solver`."""
+        swap = problem.link is not None if self.swap is None else self.swap
+        if swap and problem.link is None:
+            return Outcome(status=Status.NOT_APPLICABLE, reason="checkmate with swap needs a link; there is none")
         search = _Search(self, problem, budget_bytes, Stopwatch(limits), on_progress)
         try:
             if len(problem.ops) <= self.exact_ops:
-                search.directly()
-            if not search.settled:
+                search.directly(EXACT_SHARE_BESIDE_SWAP if swap else EXACT_SHARE)
+            if swap and not search.unbeatable:
+                search.jointly(seed)
+            if not search.settled and not search.unbeatable:
                 search.coarsened()
         except KeyboardInterrupt:
             search.stopped = Stopped.INTERRUPT
@@ -113,16 +136,22 @@ class _Search:
         self.budget_bytes = budget_bytes
         self.watch = watch
         self.report = report
-        self.best: tuple[int, int, list[int]] | None = None  # time, peak, sequence
+        self.best: tuple[int, int, Plan] | None = None  # time, peak
+        self.sequence: list[int] | None = None  # of the best plan without moves
         self.smallest: int | None = None
         self.bound_ns: int | None = None
         self.settled = False  # the direct form leaves nothing to be tried
         self.stopped = Stopped.COMPLETE
         self.reason = ""
 
-    def directly(self) -> None:
-        """The program over the ops themselves."""
-        solved = self._solve(self.problem, self.budget_bytes, EXACT_SHARE)
+    @property
+    def unbeatable(self) -> bool:
+        """Whether nothing runs twice and nobody waits."""
+        return self.best is not None and self.best[0] == time_bound_ns(self.problem)
+
+    def directly(self, share: float) -> None:
+        """The program over the ops themselves, within a share of the time."""
+        solved = self._solve(self.problem, self.budget_bytes, share)
         self.bound_ns = solved.bound_ns
         how = ROUNDED if self.options.rounding else OWN_BEST if solved.ended is Ended.OPTIMAL else INCUMBENT
         for sequence in solved.sequences:
@@ -138,6 +167,24 @@ class _Search:
         if solved.interrupted:
             raise KeyboardInterrupt
 
+    def jointly(self, seed: int) -> None:
+        """The program over moments, with what moves."""
+        from remat_solvers.swap.joint import jointly
+
+        options, remaining = self.options, self.watch.remaining
+        jointly(
+            self.problem,
+            self.budget_bytes,
+            backend=options.backend,
+            swap_time=options.swap_time,
+            tries=options.swap_tries if options.swap_time == "overlapped" else 0,
+            watch=Stopwatch(Limits(None if remaining is None else JOINT_SHARE * remaining)),
+            seed=seed,
+            offer=self._offer_plan,
+        )
+        if remaining is not None and self.watch.remaining is not None:
+            self.stopped = Stopped.TIME if self.watch.remaining <= (1 - JOINT_SHARE) * remaining else self.stopped
+
     def coarsened(self) -> None:
         """The program over runs of ops, within the largest coarse budget whose plan, expanded, fits."""
         coarse = contract(self.problem, min(self.options.coarse_ops, len(self.problem.ops)))
@@ -145,8 +192,8 @@ class _Search:
         how = (
             f"{len(self.problem.ops)} ops merged into {len(coarse.groups)}, so nothing is proven" if merged else ROUNDED
         )
-        if self.best is not None:  # of the direct form, within its limit
-            self._offer_polished(self.best[2], self.reason)
+        if self.sequence is not None:  # of the direct form, within its limit
+            self._offer_polished(self.sequence, self.reason)
         low, high = self.budget_bytes, simulate(coarse.problem, store_all(coarse.problem)).peak_bytes
         budget_bytes = low
         for _ in range(COARSE_ROUNDS):
@@ -180,7 +227,7 @@ class _Search:
                 smallest_peak_bytes=self.smallest,
                 stopped=self.stopped,
             )
-        time_ns, _, sequence = self.best
+        time_ns, _, plan = self.best
         bound_ns, order = self.bound_ns, Order.GIVEN
         if time_ns == time_bound_ns(self.problem):
             bound_ns, order = time_ns, Order.FREE
@@ -189,7 +236,7 @@ class _Search:
         optimal = bound_ns is not None and bound_ns >= time_ns
         return Outcome(
             status=Status.OPTIMAL if optimal else Status.FEASIBLE,
-            plan=plan_from_sequence(self.problem, sequence),
+            plan=plan,
             reason="" if optimal else self.reason,
             bound_ns=bound_ns,
             order=order,
@@ -217,11 +264,19 @@ class _Search:
 
     def _offer(self, sequence: list[int], how: str) -> int:
         """Consider a sequence of the problem's ops; its peak."""
-        timeline = simulate(self.problem, plan_from_sequence(self.problem, sequence))
+        before = self.best
+        peak_bytes = self._offer_plan(plan_from_sequence(self.problem, sequence), how)
+        if self.best is not before:
+            self.sequence = sequence
+        return peak_bytes
+
+    def _offer_plan(self, plan: Plan, how: str) -> int:
+        """Consider a plan; its peak."""
+        timeline = simulate(self.problem, plan)
         time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
         self.smallest = peak_bytes if self.smallest is None else min(self.smallest, peak_bytes)
         if peak_bytes <= self.budget_bytes and (self.best is None or (time_ns, peak_bytes) < self.best[:2]):
-            self.best = time_ns, peak_bytes, sequence
+            self.best = time_ns, peak_bytes, plan
             self.reason = how
             if self.report is not None:
                 self.report(Progress(self.watch.seconds, time_ns, peak_bytes, self.bound_ns, how))

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 __all__ = ["Apart", "child", "solve_apart"]
 
-CHILD = "import sys; from remat_solvers.recompute.highs_apart import child; child(sys.argv[1], float(sys.argv[2]))"
+CHILD = (
+    "import sys; from remat_solvers.recompute.highs_apart import child; child(sys.argv[1], *map(float, sys.argv[2:]))"
+)
 GRACE_S = 1.0  # after the limit, to write down the end
 POLL_S = 0.05
 FOREVER = float("inf")
@@ -39,13 +41,16 @@ class Apart:
     interrupted: bool = False
 
 
-def solve_apart(model: Any, seconds: float | None) -> Apart:
-    """Solve the program of a `highspy.Highs` in another process, killed a little after its limit."""
+def solve_apart(model: Any, seconds: float | None, gap: float) -> Apart:
+    """Solve the program of a `highspy.Highs` in another process, killed a little after its limit.
+
+    gap: the absolute one, at which a point counts as optimal.
+    """
     with tempfile.TemporaryDirectory(prefix="remat-highs-") as folder:
         model.writeModel(os.path.join(folder, "model.mps"))
         limit = FOREVER if seconds is None else seconds
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD, folder, repr(limit)],
+            [sys.executable, "-P", "-c", CHILD, folder, repr(limit), repr(gap)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -66,13 +71,14 @@ def solve_apart(model: Any, seconds: float | None) -> Apart:
         return _read(Path(folder), interrupted)
 
 
-def child(folder: str, limit: float) -> None:
+def child(folder: str, limit: float, gap: float) -> None:
     """What the other process does."""
     import highspy
 
     place = Path(folder)
     model = highspy.Highs()  # type: ignore[no-untyped-call]
-    for option, value in (("output_flag", False), ("threads", 1), ("mip_rel_gap", 0.0), ("time_limit", limit)):
+    gaps = (("mip_rel_gap", 0.0), ("mip_abs_gap", gap))
+    for option, value in (("output_flag", False), ("threads", 1), ("time_limit", limit), *gaps):
         model.setOptionValue(option, value)
     model.readModel(str(place / "model.mps"))
 

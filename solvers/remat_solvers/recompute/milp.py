@@ -31,6 +31,7 @@ BACKENDS: tuple[Backend, ...] = ("highs", "cbc")
 THREADS = 1
 APART_VARIABLES = 2_000  # larger programs of HiGHS run in a process of their own
 APART_START_S = 0.5  # of its time, for that process to start
+HIGHS_LEAST_GAP = 1e-6  # mip_abs_gap as it comes
 HIGHS_FEASIBLE = 2  # info.primal_solution_status
 INTERRUPT_POLL_S = 0.05
 
@@ -73,28 +74,31 @@ def check_backend(solver: str, backend: str) -> None:
         raise InputError(f"{solver}: backend must be {' or '.join(BACKENDS)}, not {backend!r}")
 
 
-def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool = False) -> Answer:
-    """Minimise a `pulp.LpProblem`; `relaxed` takes every variable as continuous."""
+def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool = False, within: float = 0.0) -> Answer:
+    """Minimise a `pulp.LpProblem`; `relaxed` takes every variable as continuous.
+
+    A point counts as optimal when no other is better by more than `within`, in units of the objective.
+    """
     import pulp
 
     if backend == "highs":
-        return _run_highs(pulp, program, seconds, relaxed)
-    gaps = {} if relaxed else {"gapRel": 0.0, "gapAbs": 0.0}
+        return _run_highs(pulp, program, seconds, relaxed, within)
+    gaps = {} if relaxed else {"gapRel": 0.0, "gapAbs": within}
     bundled = getattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", None)
     solver = pulp.COIN_CMD(path=bundled, msg=False, mip=not relaxed, timeLimit=seconds, threads=THREADS, **gaps)
     if not solver.available():
         raise InputError("backend cbc is not installed; use backend highs, or install cbc")
     program.solve(solver)
     ended = _ended(program, relaxed)
-    return Answer(ended, pulp.value(program.objective) if ended is Ended.OPTIMAL else None, relaxed)
+    return Answer(ended, pulp.value(program.objective) - within if ended is Ended.OPTIMAL else None, relaxed)
 
 
-def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool) -> Answer:
+def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool, within: float) -> Answer:
     deadline = None if seconds is None else time.perf_counter() + seconds
-    solver = pulp.HiGHS(msg=False, mip=not relaxed, threads=THREADS, gapRel=0.0)
+    solver = pulp.HiGHS(msg=False, mip=not relaxed, threads=THREADS, gapRel=0.0, gapAbs=max(within, HIGHS_LEAST_GAP))
     with _banner_on_stderr():
         if program.numVariables() > APART_VARIABLES:
-            return _highs_apart(solver, program, deadline, relaxed)
+            return _highs_apart(solver, program, deadline, relaxed, within)
         interrupted = threading.Event()
         solver.callSolver = _interruptible(interrupted, deadline)
         program.solve(solver)
@@ -108,14 +112,14 @@ def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool) ->
     return Answer(ended, bound if known else None, relaxed, interrupted.is_set())
 
 
-def _highs_apart(solver: Any, program: Any, deadline: float | None, relaxed: bool) -> Answer:
+def _highs_apart(solver: Any, program: Any, deadline: float | None, relaxed: bool, within: float) -> Answer:
     """The program as PuLP hands it over, solved in a process that can be killed."""
     solver.createAndConfigureSolver(program)
     solver.buildSolverModel(program)
     seconds = None if deadline is None else deadline - time.perf_counter() - APART_START_S
     if seconds is not None and seconds <= 0:
         return Answer(Ended.UNKNOWN, None, relaxed)
-    apart = solve_apart(program.solverModel, seconds)
+    apart = solve_apart(program.solverModel, seconds, max(within, HIGHS_LEAST_GAP))
     ended = HIGHS_STATUS_MAP.get(apart.status, Ended.UNKNOWN)
     if apart.values is None:
         ended = ended if ended is Ended.INFEASIBLE else Ended.UNKNOWN

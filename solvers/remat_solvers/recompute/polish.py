@@ -13,11 +13,16 @@ from remat_solvers.problem import Problem
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
 
-__all__ = ["drop_useless", "keep_where_it_fits"]
+__all__ = ["drop_useless", "keep_where_it_fits", "useful"]
 
 
 def drop_useless(problem: Problem, sequence: Sequence[int]) -> list[int]:
     """`sequence` without the repeats whose outputs nobody reads before they are made again; never a higher peak."""
+    return [sequence[position] for position in useful(problem, sequence)]
+
+
+def useful(problem: Problem, sequence: Sequence[int]) -> list[int]:
+    """The positions of `sequence` that `drop_useless` keeps."""
     ops = problem.ops
     forward_left = sum(op.phase == "forward" for op in ops)
     first: list[bool] = []
@@ -38,7 +43,7 @@ def drop_useless(problem: Problem, sequence: Sequence[int]) -> list[int]:
             continue
         needed -= made
         needed.update(ops[op].inputs)
-        stays.append(op)
+        stays.append(position)
     return stays[::-1]
 
 
