@@ -202,6 +202,15 @@ ENTRIES: tuple[Entry, ...] = (
         supports_link=True,
     ),
     Entry(
+        name="pofo",
+        path="remat_solvers.swap.pofo:POFO",
+        family="swap",
+        summary="Beaumont et al. 2021: keep, move or recompute the stages of a chain, by one dynamic program.",
+        needs_backward=True,
+        supports_link=True,
+        slow=True,
+    ),
+    Entry(
         name="swap-only",
         path="remat_solvers.swap.swap_only:SwapOnly",
         family="swap",

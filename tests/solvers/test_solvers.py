@@ -63,6 +63,7 @@ SOLVERS = (
     ("tflms", {"lb": 2}),
     ("tflms", {"lb": 1, "strategy": "direct_order", "fuse_swapins": False}),
     ("layrub", {}),
+    ("pofo", {"slots": 60, "cells": 8, "stages": 6}),
     ("swap-only", {"tries": 20}),
     ("auto", {}),
 )

@@ -147,10 +147,11 @@ def _options(chain: Slots, cost: Table, i: int, j: int, m: int) -> list[tuple[fl
     return options
 
 
-def schedule(chain: Slots, cost: Table, memory: int) -> list[Step]:
-    """The steps of the cheapest schedule with `memory` slots beside x_0; its cost must be finite."""
+def schedule(chain: Slots, cost: Table, memory: int, first: int = 0, last: int | None = None) -> list[Step]:
+    """The steps of the cheapest schedule of stages first..last with `memory` slots beside x_first; it must exist."""
     steps: list[Step] = []
-    todo: list[tuple[int, int, int] | Step] = [(0, chain.saved.shape[1] - 1, memory)]
+    end = chain.saved.shape[1] - 1 if last is None else last
+    todo: list[tuple[int, int, int] | Step] = [(first, end, memory)]
     while todo:
         item = todo.pop()
         if not isinstance(item, tuple):
