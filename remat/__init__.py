@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from remat.api import apply, load, solve
     from remat.capture.exported import export
+    from remat.sub_batches import SubBatches
     from remat.verification import verify
     from remat_solvers.errors import (
         ApplyError,
@@ -45,6 +46,7 @@ __all__ = [
     "RematError",
     "Result",
     "Status",
+    "SubBatches",
     "apply",
     "export",
     "load",
@@ -54,6 +56,7 @@ __all__ = [
 
 _HOMES = {
     "remat.api": ("apply", "export", "load", "solve"),
+    "remat.sub_batches": ("SubBatches",),
     "remat.verification": ("verify",),
     "remat_solvers.problem": ("Link",),
     "remat_solvers.result": ("Limits", "Result", "Status"),

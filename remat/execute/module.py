@@ -24,7 +24,7 @@ from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Result
 
-__all__ = ["OnChange", "Planned", "RematModule", "Replan"]
+__all__ = ["SHARED", "OnChange", "Planned", "RematModule", "Replan"]
 
 OnChange: TypeAlias = Literal["error", "replan", "original"]
 
@@ -45,7 +45,7 @@ Replan: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Pla
 """Plans a call of a model; given what was planned before unpickling, captures anew and applies the same plan."""
 
 
-_SHARED = (
+SHARED = (
     "_parameters",
     "_buffers",
     "_modules",
@@ -73,11 +73,11 @@ class RematModule(nn.Module):
     def _restore(self, own: Mapping[str, Any]) -> None:
         """Take attributes of its own; the registries are the original's: registered on one, registered on both."""
         self.__dict__.update(own)
-        for registry in _SHARED:
+        for registry in SHARED:
             self.__dict__[registry] = self.original.__dict__[registry]
 
     def _own(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _SHARED}
+        return {name: value for name, value in self.__dict__.items() if name not in SHARED}
 
     # --- running
 

@@ -314,7 +314,7 @@ def test_verification_under_no_grad_is_of_a_training_step() -> None:
 def test_public_surface() -> None:
     assert sorted(remat.__all__) == [
         "ApplyError", "BudgetError", "ChangedError", "ExportError", "FormatError", "InfeasibleError", "InputError",
-        "Limits", "Link", "PlanError", "ProblemError", "RematError", "Result", "Status",
+        "Limits", "Link", "PlanError", "ProblemError", "RematError", "Result", "Status", "SubBatches",
         "apply", "export", "load", "solve", "verify",
     ]  # fmt: skip
     assert all(getattr(remat, name).__module__.startswith(("remat.", "remat_solvers.")) for name in remat.__all__)
