@@ -68,8 +68,8 @@ def test_it_succeeds_exactly_down_to_the_largest_working_set(n: int, seed: int, 
 
 def test_the_farthest_next_use_leaves_and_comes_back_as_soon_as_there_is_room() -> None:
     """4 bytes each of 0, 1 and 2, read by ops 8, 5 and 4. Op 3 makes 8, where 16 are 4 too few: 0 leaves, which is
-    needed last. Its copy starts when it is made and takes 4 ns of the next op's 10, so nobody waits. After op 4 values 2 and 3
-    go, and from then on there is room for 0: it is fetched before op 5, three ops before its use."""
+    needed last. Its copy starts when it is made and takes 4 ns of the next op's 10, so nobody waits. After op 4 values
+    2 and 3 go, and from then on there is room for 0: it is fetched before op 5, three ops before its use."""
     problem = trace((), (), (), (), (2, 3), (1,), (), (), (0,), sizes=(4, 4, 4, 8, 0, 0, 4, 0, 0))
     outcome = ask(problem, 16)
     assert outcome.plan is not None
