@@ -158,6 +158,9 @@ def test_in_triggers_by_hand() -> None:
     assert swaps.in_peak[:9] == [False] * 3 + [True] * 3 + [False] * 3
     by_value = {a.value: at for a, at in swaps.triggers().items()}
     assert by_value == {0: 6, 1: 6}  # 1's walks back to 5, which is in the peak period: the end of it
+    late = swaps_of(problem, 59, (0, 1))
+    late.lead_ns = {a: a.value for a in late.absences}  # 1 was late, by feedback it starts 1 ns earlier, at 39
+    assert {a.value: at for a, at in late.triggers().items()} == {0: 6, 1: 3}
     calm = swaps_of(problem, 59, (0, 1))
     calm.in_peak = [False] * 10
     assert {a.value: at for a, at in calm.triggers().items()} == {0: 6, 1: 5}

@@ -44,8 +44,9 @@ Where the paper leaves more open, and what is done here:
 - A swap is free where, with all swaps chosen so far on the lanes, none is exposed. Of the others the next is the one
   that saves the most per ns of its smaller overhead: by MSPS where that is recomputation.
 - A source that is swapped out counts as in memory: it comes back for the recomputation, and may leave again.
-- Latency is no part of SwapTime; feedback makes up for it. It ends when no tensor is late, after ROUNDS, or when
-  PATIENCE of them brought nothing; the fastest iteration is the answer.
+- Latency is no part of SwapTime; feedback makes up for it. A tensor that was late once may come in during the peak
+  period as well. Feedback ends when no tensor is late, after ROUNDS, or when PATIENCE of them brought nothing; the
+  fastest iteration is the answer.
 - A swap-in for which there is no room up to the back-access waits until there is.
 - Results are not evicted in guided execution, outputs of ops that are not recomputable are swapped only. An op of 0 ns
   counts 1 ns where pairs are compared.

@@ -84,7 +84,7 @@ class Swaps:
         self.swap_in_ns = {v: copy_ns(c.size_bytes, rate, 0) for v, c in swapped.items()}
         self.absences = self._absences(swapped)
         self.in_peak = self._in_peak()
-        self.lead_ns = dict.fromkeys(self.absences, 0)  # by feedback
+        self.lead_ns = dict.fromkeys(self.absences, 0)  # by feedback, and whether it was ever late
 
     def _absences(self, swapped: Mapping[int, Candidate]) -> list[Absence]:
         """Where the swapped ones are away: from evicted-access to back-access, recomputations that read them between.
@@ -140,7 +140,7 @@ class Swaps:
         for absence in reversed(self.absences):
             lane_ns = min(lane_ns, clock.starts[absence.back]) - self.swap_in_ns[absence.value] - self.lead_ns[absence]
             at = min(absence.back, clock.last_starting_at(lane_ns))
-            if not self.in_peak[absence.back]:
+            if not self.in_peak[absence.back] and not self.lead_ns[absence]:
                 while at >= 0 and self.in_peak[at]:
                     at += 1
             found[absence] = at
