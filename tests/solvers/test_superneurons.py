@@ -12,7 +12,7 @@ from remat_solvers.errors import InputError
 from remat_solvers.generate import training_graph
 from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Link, Op, Problem, Value
-from remat_solvers.result import Status
+from remat_solvers.result import Limits, Status
 from remat_solvers.schedule import tangents_first
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
@@ -64,7 +64,8 @@ def test_the_pool_reaches_the_rungs_in_the_replay(cache: bool, rate: int) -> Non
     problem = net("crrcrrrc", rate=rate)
     for strategy, rung in (("keep", 28), ("cost-aware", 16)):
         solver = SuperNeurons(strategy, offload="conv", cache=cache)  # type: ignore[arg-type]
-        assert solve(problem, rung - 1, solver=solver).plan is None
+        below = solver.solve(problem, rung - 1, limits=Limits(), on_progress=None, seed=0)
+        assert (below.plan, below.smallest_peak_bytes) == (None, rung)
         result = solve(problem, rung, solver=solver)
         assert (result.status, result.peak_bytes) == (Status.FEASIBLE, rung)
 

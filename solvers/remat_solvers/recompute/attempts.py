@@ -63,12 +63,16 @@ class Attempts:
         """Replay `plan`, and remember it where it is better than those before."""
         timeline = simulate(self.problem, plan)
         time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
-        self.smallest = peak_bytes if self.smallest is None else min(self.smallest, peak_bytes)
+        self.reaches(peak_bytes)
         if peak_bytes <= self.budget_bytes and (self.best is None or (time_ns, peak_bytes) < self.best[:2]):
             self.best = time_ns, peak_bytes, plan
             if self.on_progress is not None:
                 self.on_progress(Progress(self.watch.seconds, time_ns, peak_bytes, None, form))
         return timeline
+
+    def reaches(self, peak_bytes: int) -> None:
+        """A plan of this peak exists, also where it was not made."""
+        self.smallest = peak_bytes if self.smallest is None else min(self.smallest, peak_bytes)
 
     def search(self, parameters: Sequence[T], sequence_of: Callable[[T], Sequence[int]], form: str) -> None:
         """Try the largest of the ascending `parameters` that fits, and the smallest of all where none does.

@@ -65,11 +65,11 @@ from typing import ClassVar
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import store_all, tangents_first
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.capuchin_choice import Candidate, Choice, Lanes, candidates_of
 from remat_solvers.swap.capuchin_guided import Guided, Swaps
-from remat_solvers.swap.paging import Paged, Paging, movable_values
+from remat_solvers.swap.paging import Paged, Paging, least_bytes, movable_values
 from remat_solvers.swap.traffic import Overflow, Traffic
 
 __all__ = ["Capuchin"]
@@ -99,8 +99,11 @@ class Capuchin:
             candidates = candidates_of(problem, budget_bytes)
             trials: list[int | None] = [0]
             if problem.link is not None and self.most_swaps != 0:
+                if problem.link.host_bytes is None:
+                    order = tangents_first(problem, range(len(problem.ops)))
+                    attempts.reaches(least_bytes(problem, order, movable_values(problem, order)))
                 paged = passive(problem, budget_bytes)
-                if paged is not None:
+                if isinstance(paged, Paged):
                     attempts.judge(paged.plan, "passive")
                 trials = [self.most_swaps]
             collectives = (True, False) if self.collective is None else (self.collective,)
@@ -112,11 +115,10 @@ class Capuchin:
         return attempts.outcome()
 
 
-def passive(problem: Problem, budget_bytes: int) -> Paged | None:
-    """Measured execution; None: an op does not fit."""
+def passive(problem: Problem, budget_bytes: int) -> Paged | Overflow:
+    """Measured execution, or the first op that does not fit."""
     traffic = Traffic(problem, range(len(problem.ops)))
-    paged = Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "list").run()
-    return paged if isinstance(paged, Paged) else None
+    return Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "list").run()
 
 
 def _evict_until_it_fits(

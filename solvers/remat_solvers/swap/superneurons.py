@@ -62,6 +62,7 @@ from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
 from remat_solvers.recompute.selective import kind_of
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.swap.paging import least_bytes
 from remat_solvers.swap.tensor_pool import pooled
 from remat_solvers.swap.traffic import Traffic
 
@@ -115,9 +116,12 @@ class SuperNeurons:
         return attempts.outcome()
 
     def _move(self, sequence: list[int], attempts: Attempts, form: str) -> None:
-        traffic = Traffic(attempts.problem, sequence)
+        problem = attempts.problem
+        traffic = Traffic(problem, sequence)
         for offload in OFFLOADS if self.offload is None else (self.offload,):
-            movable = self.movable(attempts.problem, offload)
+            movable = self.movable(problem, offload)
+            if problem.link is not None and problem.link.host_bytes is None:
+                attempts.reaches(least_bytes(problem, traffic.sequence, movable))
             for cache in (True, False) if self.cache is None else (self.cache,):
                 if attempts.expired or attempts.slower(sequence):
                     return
