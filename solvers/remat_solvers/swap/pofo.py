@@ -46,7 +46,7 @@ from remat_solvers.swap.trips import Absence, absences
 __all__ = ["POFO", "moved_values", "steps_of"]
 
 CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
-SHARES = (0.6, 0.75, 0.85, 0.93, 1.0, 1.1, 1.25, 1.5)  # of what the budget leaves, tried as the program's memory
+SHARES = tuple(1.05**k for k in range(-7, 9))  # of what the budget leaves, tried as the program's memory
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class POFO:
     def _try(self, chain: Chain, attempts: Attempts) -> None:
         problem = chain.problem
         left = max(1, attempts.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
+        if attempts.best is None:  # what the chain can do with the least memory
+            attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
         program = Program.of(chain, int(left * SHARES[-1]), self.slots)
         low, high = -1, len(SHARES)
         while high - low > 1 and not attempts.expired:
@@ -99,14 +101,12 @@ class POFO:
                 low = middle
             else:
                 high = middle
-        if attempts.best is None and not attempts.expired:  # what the chain can do with the least memory
-            attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
 
     def _fits(self, program: Program, memory_bytes: int, attempts: Attempts) -> bool:
         """Whether the plan for this memory is within the budget; a memory without a schedule asks for a larger one."""
         chain, link = program.chain, program.chain.problem.link
         assert link is not None
-        found = solve_chain(program, link, memory_bytes, self.cells)
+        found = solve_chain(program, link, memory_bytes, self.cells, attempts.watch)
         if found is None:
             return True
         traffic = Traffic(chain.problem, sequence_of(chain, steps_of(program, found.choices)))

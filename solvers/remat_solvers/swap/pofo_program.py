@@ -30,6 +30,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from remat_solvers.clock import Stopwatch
 from remat_solvers.problem import Link
 from remat_solvers.recompute.chain import Chain
 from remat_solvers.recompute.chain_costs import ChainCosts, chain_costs
@@ -120,13 +121,15 @@ class Schedule:
     choices: tuple[Choice, ...]
 
 
-def solve_chain(program: Program, link: Link, memory_bytes: int, cells: int) -> Schedule | None:
-    """The fastest schedule in `memory_bytes`; None: there is none.
+def solve_chain(
+    program: Program, link: Link, memory_bytes: int, cells: int, watch: Stopwatch | None = None
+) -> Schedule | None:
+    """The fastest schedule in `memory_bytes`, or the best so far when the watch has expired; None: there is none.
 
     cells: per stage one label stays per cell of a grid of (A, df, db), of so many cells in each direction; it keeps its
     exact bytes. A label that another of its stage is no worse than in every cell and in time goes.
     """
-    return _Run(program, link, memory_bytes, cells).run()
+    return _Run(program, link, memory_bytes, cells).run(watch)
 
 
 class _Run:
@@ -145,11 +148,13 @@ class _Run:
         self.labels: dict[tuple[int, int], _Labels] = {}
         self.best: tuple[float, tuple[int, int, int], bool, int] | None = None  # time, label, run_on, slots
 
-    def run(self) -> Schedule | None:
+    def run(self, watch: Stopwatch | None) -> Schedule | None:
         none = np.zeros((1, 6), dtype=np.int64)
         zero = np.zeros(1)
         self.coming[0, 0] = [_Labels(zero, zero, zero, zero, none)]
         for stage in range(self.count):
+            if watch is not None and watch.expired:
+                break
             for bar in (0, 1):
                 if parts := self.coming.pop((stage, bar), None):
                     self.labels[stage, bar] = self._undominated(stage, _joined(parts))

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.result import Stopped
 from remat_solvers.swap.traffic import Traffic
 from remat_solvers.swap.trips import Absence
 
-__all__ = ["Rewriting", "Swap", "fastest_choice", "smallest_peak"]
+__all__ = ["Rewriting", "Swap", "fastest_choice", "out_of_time", "smallest_peak"]
 
 SPREAD = 24  # choices that are tried beside those of the bisection
 HALVINGS = 12  # of the range of budgets in which the smallest peak is looked for
@@ -156,6 +157,13 @@ class _Execution:
         self.held += self.traffic.size[value]
 
 
+def out_of_time(attempts: Attempts) -> bool:
+    """Whether the limit is reached, with or without a plan."""
+    if attempts.watch.expired:
+        attempts.stopped = Stopped.TIME
+    return attempts.watch.expired
+
+
 def fastest_choice(
     rewriting: Rewriting, attempts: Attempts, choice: Callable[[int], Sequence[Swap]], count: int, form: str
 ) -> None:
@@ -171,14 +179,14 @@ def fastest_choice(
         return plan is not None
 
     low, high = 0, count + 1
-    while high - low > 1 and not attempts.expired:
+    while high - low > 1 and not out_of_time(attempts):
         middle = (low + high) // 2
         if fits(middle):
             high = middle
         else:
             low = middle
     for number in sorted({high + (count - high) * step // SPREAD for step in range(1, SPREAD + 1)} - {high}):
-        if not attempts.expired:
+        if not out_of_time(attempts):
             fits(number)
 
 
@@ -186,7 +194,7 @@ def smallest_peak(rewriting: Rewriting, attempts: Attempts, swaps: Sequence[Swap
     """Where nothing fits: the least budget within which all the `swaps` do, by bisection."""
     low, high = attempts.budget_bytes, int(rewriting.traffic.profile.max(initial=attempts.budget_bytes))
     for _ in range(HALVINGS):
-        if attempts.expired or high - low <= 1:
+        if high - low <= 1 or out_of_time(attempts):
             return
         middle = (low + high) // 2
         plan = rewriting.plan(swaps, middle)

@@ -36,7 +36,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.swap.layers import feature_maps
-from remat_solvers.swap.rewriting import Rewriting, Swap, fastest_choice, smallest_peak
+from remat_solvers.swap.rewriting import Rewriting, Swap, fastest_choice, out_of_time, smallest_peak
 from remat_solvers.swap.trips import Absence, absences
 
 __all__ = ["TFLMS", "Graph"]
@@ -83,7 +83,7 @@ class TFLMS:
         with attempts:
             for lb in DISTANCES if self.lb is None else (self.lb,):
                 for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
-                    if not attempts.expired:
+                    if not out_of_time(attempts):
                         self._try(rewriting, graph, attempts, lb, strategy)
         return attempts.outcome()
 
