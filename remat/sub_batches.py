@@ -9,7 +9,8 @@ In batch norm they do: its statistics are those of the part. So such models are 
     part = remat.solve(model, "2GiB", args=(x[:8], y[:8]), on_change="replan")
     net = remat.SubBatches(part, 8)                       # and each part by a plan
 
-Memory: the activations of one part, and the gradients of all parameters, which are held from the forward on.
+Memory: the activations of one part, and the gradients of all parameters: their sums from the forward on, and those of
+the part at hand.
 """
 
 from __future__ import annotations
@@ -188,9 +189,13 @@ class _InParts(torch.autograd.Function):
                 loss = loss_of(part)
             value = loss.detach() * weight
             total = value if total is None else total + value
+            gradients: tuple[Tensor | None, ...] = ()
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, parameters, torch.full_like(value, weight), allow_unused=True)
-                sums = [s if g is None else g if s is None else s + g for s, g in zip(sums, gradients, strict=True)]
+            for i, of_part in enumerate(gradients):
+                so_far = sums[i]
+                sums[i] = of_part if so_far is None else so_far if of_part is None else so_far + of_part
+            del loss, gradients  # before the next part runs
         ctx.sums = sums
         assert total is not None
         return total
@@ -201,4 +206,8 @@ class _InParts(torch.autograd.Function):
         sums, ctx.sums = ctx.sums, None
         if sums is None:
             raise RuntimeError("the gradients of these sub-batches were handed on already: call the module again")
-        return (None, None, None, *(None if s is None else s * gradient for s in sums))
+        handed: list[Tensor | None] = []
+        while sums:  # so that never all are there twice
+            of_all = sums.pop(0)
+            handed.append(None if of_all is None else of_all * gradient)
+        return (None, None, None, *handed)
