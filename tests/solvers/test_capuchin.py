@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 from hypothesis import given, settings
@@ -188,10 +189,14 @@ def test_feedback_converges() -> None:
 
 
 def test_feedback_ends_where_nothing_helps() -> None:
-    """A link on which the copy takes longer than the step: always late, and the answer comes all the same."""
-    problem = mirror([100] * 4, [10] * 4, Link(10**9, 10**8))
-    result = solve(problem, 300, solver=Capuchin(most_swaps=2))
+    """A copy takes 1000 ns, the step 80: what is swapped is late in every iteration; there is an answer."""
+    problem = mirror([100] * 4, [10] * 4, Link(10**8, 10**8))
+    iterations = list(islice(swaps_of(problem, 300, (0,)).iterations(), 50))
+    assert len(iterations) == 50
+    assert all(late_fetches(problem, plan) == {(0, 8)} for plan in iterations if not isinstance(plan, Overflow))
+    result = solve(problem, 300, solver=Capuchin(most_swaps=1))
     assert result.plan is not None
+    assert result.seconds < 5
 
 
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6), share=st.floats(0, 1))
