@@ -15,7 +15,8 @@ from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.layers import backward_layers
-from remat_solvers.swap.vdnn import VDNN, managed, offloading_plan
+from remat_solvers.swap.vdnn import VDNN, dynamic_step, managed, offloading_plan
+from remat_solvers.validate import validate
 
 TARGETS = {"C": "convolution", "A": "relu", "P": "max_pool2d_with_indices", "F": "addmm", "L": "_log_softmax"}
 SIZE = 10  # of every value; each op takes 10 ns, and so does a copy
@@ -162,6 +163,42 @@ def test_dynamic_takes_the_first_step_of_the_ladder_that_fits() -> None:
         assert dynamic(need) == plan
         assert dynamic(need + 1) == plan
     assert dynamic(needs[2] - 1) is None
+
+
+def test_the_steps_of_the_ladder() -> None:
+    """CONV in the forward take 10 ns without workspace, or 4 with 70 bytes; the least budget of each step.
+
+    (p): f8, the last CONV, runs beside 100 bytes with everything kept, 70 where only X of CONV leave, 30 where all do.
+    Greedy fits wherever (m) does: the plans alone, whose peaks are in backward, need 90 and 60.
+    """
+    problem = network("CPCPCPCPCP")
+    least: dict[str, int] = {}
+    for budget_bytes in range(200, 40, -1):
+        step = dynamic_step(problem, budget_bytes, {"convolution": ((10, 0), (4, 70))})
+        least["none" if step is None else step.name] = budget_bytes
+        if step is not None:
+            assert validate(step.problem, step.plan, budget_bytes) == []
+    steps = {
+        "no offload (p)": 170,
+        "conv (p)": 140,
+        "all (p)": 100,
+        "conv (greedy)": 90,
+        "all (greedy)": 60,
+        "none": 41,
+    }
+    assert list(least.items()) == list(steps.items())
+
+
+def test_greedy_takes_the_fastest_that_does_not_overflow() -> None:
+    """Under conv, the CONV of the forward run beside 20, 40, 50, 60 and 70 bytes."""
+    problem = network("CPCPCPCPCP")
+    workspaces = {"convolution": ((10, 0), (7, 30), (5, 45), (4, 1000))}
+    for budget_bytes, times in ((90, [5, 5, 7, 7, 10]), (105, [5, 5, 5, 5, 7])):
+        step = dynamic_step(problem, budget_bytes, workspaces)
+        assert step is not None
+        assert step.name == "conv (greedy)"
+        assert [op.time_ns for op in step.problem.ops if op.target == "convolution"] == times
+        assert simulate(step.problem, step.plan).peak_bytes <= budget_bytes
 
 
 def test_what_all_cannot_train_is_untrainable() -> None:

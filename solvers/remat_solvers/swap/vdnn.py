@@ -16,8 +16,9 @@ it that is no ACTV, which backward reads at once. Policies:
     conv     X of CONV alone, whose long kernels hide the copies
     dynamic  in the paper: 1) `all` with memory-optimal (m) algorithms must fit, or the network is untrainable; then the
              first that fits of 2) no offload, 3) conv, 4) all, each with performance-optimal (p) algorithms; 5) conv
-             and all with algorithms chosen greedily layer by layer; 6) all (m). Ops of a problem have one
-             implementation, so (m), (p) and greedy are the same: `all` must fit, then no offload, conv, all.
+             and all with algorithms chosen greedily layer by layer, the fastest that does not overflow; 6) all (m).
+             An op of a problem has one implementation, so (m), (p) and greedy are the same: `all` must fit, then no
+             offload, conv, all. `dynamic_step` is the whole ladder, for implementations that the caller states.
 
 From the paper's networks to a graph of ops, chosen here:
 
@@ -35,15 +36,17 @@ Percentages in the paper's abstract are of average, not of peak usage. There is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.errors import InputError
-from remat_solvers.plan import Plan
+from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
 from remat_solvers.swap.layers import (
     LayerType,
     backward_layers,
@@ -53,8 +56,9 @@ from remat_solvers.swap.layers import (
     within_host,
 )
 from remat_solvers.swap.trips import Absence, Trip, plan_with_trips
+from remat_solvers.swap.workspaces import Implementation, Workspaces, alternatives_of, fastest_within
 
-__all__ = ["VDNN", "managed", "offloading_plan"]
+__all__ = ["VDNN", "Step", "dynamic_step", "managed", "offloading_plan"]
 
 Policy: TypeAlias = Literal["dynamic", "all", "conv"]
 Static: TypeAlias = Literal["all", "conv"]
@@ -102,6 +106,59 @@ def _dynamic(problem: Problem, attempts: Attempts) -> Outcome:
         if attempts.judge(plan, form).peak_bytes <= attempts.budget_bytes:
             break
     return attempts.outcome()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of the ladder: the problem with the implementations chosen, and the plan for it."""
+
+    name: str
+    problem: Problem
+    plan: Plan
+
+
+def dynamic_step(problem: Problem, budget_bytes: int, workspaces: Workspaces) -> Step | None:
+    """The step of the ladder that dynamic vDNN ends on; None: untrainable.
+
+    workspaces: the implementations of ops, see `workspaces`. Plans do not depend on them, so greedy chooses beside the
+    memory of a plan. It fits wherever (m) does, so the last step never remains to be taken.
+    """
+    alternatives = alternatives_of(problem, workspaces)
+
+    def chosen(choose: Callable[[int, Sequence[Implementation]], Implementation]) -> Problem:
+        ops = list(problem.ops)
+        for op, implementations in alternatives.items():
+            time_ns, workspace_bytes = choose(op, implementations)
+            ops[op] = replace(ops[op], time_ns=time_ns, workspace_bytes=workspace_bytes)
+        return replace(problem, ops=tuple(ops))
+
+    optimal_memory = chosen(lambda _, all_of_it: fastest_within(all_of_it, -1))
+    optimal_time = chosen(lambda _, all_of_it: min(all_of_it))
+    plans = {
+        "no offload": store_all(problem),
+        "conv": offloading_plan(problem, "conv"),
+        "all": offloading_plan(problem, "all"),
+    }
+    if simulate(optimal_memory, plans["all"]).peak_bytes > budget_bytes:
+        return None
+    for name, plan in plans.items():
+        if simulate(optimal_time, plan).peak_bytes <= budget_bytes:
+            return Step(f"{name} (p)", optimal_time, plan)
+    policy = "conv" if simulate(optimal_memory, plans["conv"]).peak_bytes <= budget_bytes else "all"
+    free = {op: budget_bytes - used for op, used in _without_workspace(problem, plans[policy]).items()}
+    greedy = chosen(lambda op, all_of_it: fastest_within(all_of_it, free[op]))
+    return Step(f"{policy} (greedy)", greedy, plans[policy])
+
+
+def _without_workspace(problem: Problem, plan: Plan) -> dict[int, int]:
+    """Op -> bytes on the device while it runs, its workspace left out."""
+    held = problem.constant_bytes + problem.reserve_bytes
+    used: dict[int, int] = {}
+    for action, after in zip(plan, simulate(problem, plan).memory_bytes, strict=True):
+        if isinstance(action, Compute):
+            used[action.op] = held + sum(problem.values[v].bytes for v in problem.ops[action.op].outputs)
+        held = int(after)
+    return used
 
 
 def managed(problem: Problem, policy: Static) -> list[Absence]:

@@ -25,7 +25,7 @@ from remat_solvers.problem import Link, Problem
 from remat_solvers.swap.paging import Paging, movable_values
 from remat_solvers.swap.traffic import Traffic
 
-__all__ = ["Workspaces", "choose_workspaces", "fastest_within"]
+__all__ = ["Implementation", "Workspaces", "alternatives_of", "choose_workspaces", "fastest_within"]
 
 Implementation: TypeAlias = tuple[int, int]  # time_ns, workspace_bytes
 Workspaces: TypeAlias = Mapping[str | int, Sequence[Implementation]]
@@ -46,7 +46,7 @@ def choose_workspaces(problem: Problem, budget_bytes: int, workspaces: Workspace
     An index goes before the target of its op. Ops after one that does not fit at all get their smallest workspace.
     Raises InputError for an op or a target that the problem does not have, and for no or impossible alternatives.
     """
-    alternatives = _by_op(problem, workspaces)
+    alternatives = alternatives_of(problem, workspaces)
     linked = problem if problem.link is not None else replace(problem, link=Link(1, 1))
     movable = movable_values(problem, range(len(problem.ops))) if problem.link is not None else ()
     run = _Choosing(Traffic(linked, range(len(problem.ops))), movable, budget_bytes, alternatives)
@@ -92,7 +92,8 @@ class _Choosing(Paging):
         return sum(self.size[v] for v in self.traffic.problem.ops[op].outputs)
 
 
-def _by_op(problem: Problem, workspaces: Workspaces) -> dict[int, Sequence[Implementation]]:
+def alternatives_of(problem: Problem, workspaces: Workspaces) -> dict[int, Sequence[Implementation]]:
+    """Op -> its implementations. An index goes before the target of its op; InputError as for `choose_workspaces`."""
     found: dict[int, Sequence[Implementation]] = {}
     for key, implementations in sorted(workspaces.items(), key=lambda item: isinstance(item[0], int)):
         if not implementations or any(min(i) < 0 for i in implementations):
