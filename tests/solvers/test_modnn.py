@@ -67,25 +67,25 @@ def test_it_succeeds_exactly_down_to_the_largest_working_set(n: int, seed: int, 
 
 
 def test_the_farthest_next_use_leaves_and_comes_back_as_soon_as_there_is_room() -> None:
-    """4 bytes each of 0, 1 and 2, read by ops 8, 5 and 4. Op 3 makes 8, where 16 are 4 too few: 0 leaves, which is
+    """4 bytes each of 0, 1 and 2, read by ops 5, 8 and 4. Op 3 makes 8, where 16 are 4 too few: 1 leaves, which is
     needed last. Its copy starts when it is made and takes 4 ns of the next op's 10, so nobody waits. After op 4 values
-    2 and 3 go, and from then on there is room for 0: it is fetched before op 5, three ops before its use."""
-    problem = trace((), (), (), (), (2, 3), (1,), (), (), (0,), sizes=(4, 4, 4, 8, 0, 0, 4, 0, 0))
+    2 and 3 go, and from then on there is room for 1: it is fetched before op 5, three ops before its use."""
+    problem = trace((), (), (), (), (2, 3), (0,), (), (), (1,), sizes=(4, 4, 4, 8, 0, 0, 4, 0, 0))
     outcome = ask(problem, 16)
     assert outcome.plan is not None
-    assert [a.value for a in outcome.plan if isinstance(a, Offload)] == [0]
-    assert outcome.plan[outcome.plan.index(Offload(0)) - 1] == Compute(0)
-    assert outcome.plan[outcome.plan.index(Free(0)) - 1] == Compute(1)
-    assert outcome.plan[outcome.plan.index(Fetch(0)) + 1] == Compute(5)
+    assert [a.value for a in outcome.plan if isinstance(a, Offload)] == [1]
+    assert outcome.plan[outcome.plan.index(Offload(1)) - 1] == Compute(1)
+    assert outcome.plan[outcome.plan.index(Free(1)) - 1] == Compute(2)
+    assert outcome.plan[outcome.plan.index(Fetch(1)) + 1] == Compute(5)
     assert simulate(problem, outcome.plan).wait_ns == 0
 
 
 def test_a_prefetch_that_would_not_fit_up_to_its_use_waits() -> None:
-    """As above, but op 6 makes 14 bytes, which op 7 reads: 0 has room up to its use from op 8 on only."""
-    problem = trace((), (), (), (), (2, 3), (1,), (), (6,), (0,), sizes=(4, 4, 4, 8, 0, 0, 14, 0, 0))
+    """As above, but op 6 makes 14 bytes, which op 7 reads: 1 has room up to its use from op 8 on only."""
+    problem = trace((), (), (), (), (2, 3), (0,), (), (6,), (1,), sizes=(4, 4, 4, 8, 0, 0, 14, 0, 0))
     outcome = ask(problem, 16)
     assert outcome.plan is not None
-    assert outcome.plan[outcome.plan.index(Fetch(0)) + 1] == Compute(8)
+    assert outcome.plan[outcome.plan.index(Fetch(1)) + 1] == Compute(8)
 
 
 def test_without_a_link_it_does_not_apply() -> None:
