@@ -3,7 +3,8 @@
     net = remat.solve(model, "8GiB", args=(x, y))
     net(x, y).backward()
 
-Same call, same state_dict, same gradients; what does not fit is recomputed, as little as a solver finds possible.
+Same call, same state_dict, same gradients; what does not fit is recomputed or moved, as little as a solver finds
+possible.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from remat.api import apply, load, solve
     from remat.capture.exported import export
+    from remat.execute.offload.tiers import DiskTier, HostTier
     from remat.sub_batches import SubBatches
     from remat.verification import verify
     from remat_solvers.errors import (
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         FormatError,
         InfeasibleError,
         InputError,
+        OffloadError,
         PlanError,
         ProblemError,
         RematError,
@@ -35,12 +38,15 @@ __all__ = [
     "ApplyError",
     "BudgetError",
     "ChangedError",
+    "DiskTier",
     "ExportError",
     "FormatError",
+    "HostTier",
     "InfeasibleError",
     "InputError",
     "Limits",
     "Link",
+    "OffloadError",
     "PlanError",
     "ProblemError",
     "RematError",
@@ -56,6 +62,7 @@ __all__ = [
 
 _HOMES = {
     "remat.api": ("apply", "export", "load", "solve"),
+    "remat.execute.offload.tiers": ("DiskTier", "HostTier"),
     "remat.sub_batches": ("SubBatches",),
     "remat.verification": ("verify",),
     "remat_solvers.problem": ("Link",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from remat_solvers.plan import Compute
+from remat_solvers.plan import Compute, Offload
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.units import format_bytes, format_ns
@@ -30,6 +30,10 @@ def _describe(planned: Planned) -> str:
         f"  peak  {format_bytes(timeline.peak_bytes)}, store-all {format_bytes(unmodified.peak_bytes)}",
         f"  time  {format_ns(timeline.time_ns)}, store-all {format_ns(unmodified.time_ns)}",
     ]
+    if timeline.host_bytes:
+        times = sum(isinstance(action, Offload) for action in plan)
+        waits = f"{format_ns(timeline.wait_ns)} of waits"
+        lines.append(f"  away  {format_bytes(timeline.host_bytes)} in {times} copies, {waits}")
     if result is not None:
         lines.insert(1, f"  budget {format_bytes(result.budget_bytes)}, {result.solver}: {result.status.sentence}")
         if result.gap is not None:

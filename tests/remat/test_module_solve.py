@@ -313,9 +313,9 @@ def test_verification_under_no_grad_is_of_a_training_step() -> None:
 
 def test_public_surface() -> None:
     assert sorted(remat.__all__) == [
-        "ApplyError", "BudgetError", "ChangedError", "ExportError", "FormatError", "InfeasibleError", "InputError",
-        "Limits", "Link", "PlanError", "ProblemError", "RematError", "Result", "Status", "SubBatches",
-        "apply", "export", "load", "solve", "verify",
+        "ApplyError", "BudgetError", "ChangedError", "DiskTier", "ExportError", "FormatError", "HostTier",
+        "InfeasibleError", "InputError", "Limits", "Link", "OffloadError", "PlanError", "ProblemError", "RematError",
+        "Result", "Status", "SubBatches", "apply", "export", "load", "solve", "verify",
     ]  # fmt: skip
     assert all(getattr(remat, name).__module__.startswith(("remat.", "remat_solvers.")) for name in remat.__all__)
     assert all(callable(getattr(remat, name)) for name in ("apply", "export", "load", "solve", "verify"))
