@@ -77,7 +77,9 @@ def test_what_it_found_before_it_was_killed_is_kept(apart: None, monkeypatch: py
     assert [v.varValue for v in variables] == [1.0, 1.0, 0.0]
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], apart: None) -> None:
+@pytest.mark.parametrize("most", [0, milp.APART_VARIABLES])
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(milp, "APART_VARIABLES", most)
     run(knapsack(5)[0], "highs", seconds=30)
     run(knapsack(5)[0], "cbc", seconds=30)
-    assert capfd.readouterr().out == ""
+    assert capfd.readouterr() == ("", "")

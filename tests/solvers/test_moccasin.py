@@ -10,7 +10,6 @@ import pytest
 
 from remat_solvers import codec
 from remat_solvers.bounds import peak_bound_bytes
-from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force import BruteForce
@@ -89,7 +88,15 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("runs", [0, True, "2"])
-def test_options_are_checked(runs: object) -> None:
-    with pytest.raises(InputError):
-        Moccasin(runs)  # type: ignore[arg-type]
+def test_an_endless_program_is_given_up_at_the_limit() -> None:
+    result = solve(unit_chain(40), 40, solver=Moccasin(runs=10**30), limits=Limits(1))
+    assert result.stopped is Stopped.TIME
+    assert result.seconds < 5
+
+
+def test_what_fails_inside_the_backend_comes_out() -> None:
+    def fail(progress: Progress) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        solve(chain(8), 6, solver=Moccasin(), on_progress=fail)

@@ -10,18 +10,17 @@ the last of them ended .52 s after it (HiGHS 1.16, on a busy machine).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, TypeAlias
 
 from remat_solvers.errors import InputError
 from remat_solvers.recompute.highs_apart import solve_apart
+from remat_solvers.recompute.interrupts import interruptible
 
 __all__ = ["BACKENDS", "Answer", "Backend", "Ended", "check_backend", "run"]
 
@@ -33,7 +32,6 @@ APART_VARIABLES = 2_000  # larger programs of HiGHS run in a process of their ow
 APART_START_S = 0.5  # of its time, for that process to start
 HIGHS_LEAST_GAP = 1e-6  # mip_abs_gap as it comes
 HIGHS_FEASIBLE = 2  # info.primal_solution_status
-INTERRUPT_POLL_S = 0.05
 
 
 class Ended(Enum):
@@ -96,12 +94,12 @@ def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool 
 def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool, within: float) -> Answer:
     deadline = None if seconds is None else time.perf_counter() + seconds
     solver = pulp.HiGHS(msg=False, mip=not relaxed, threads=THREADS, gapRel=0.0, gapAbs=max(within, HIGHS_LEAST_GAP))
-    with _banner_on_stderr():
-        if program.numVariables() > APART_VARIABLES:
-            return _highs_apart(solver, program, deadline, relaxed, within)
-        interrupted = threading.Event()
-        solver.callSolver = _interruptible(interrupted, deadline)
-        program.solve(solver)
+    solver.createAndConfigureSolver = _quietly(solver.createAndConfigureSolver)
+    if program.numVariables() > APART_VARIABLES:
+        return _highs_apart(solver, program, deadline, relaxed, within)
+    interrupts: list[bool] = []
+    solver.callSolver = _interruptible(interrupts, deadline)
+    program.solve(solver)
     model = program.solverModel
     info = model.getInfo()
     ended = _ended(program, relaxed)
@@ -109,7 +107,7 @@ def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool, wi
         ended = Ended.UNKNOWN
     bound = info.objective_function_value if relaxed else info.mip_dual_bound
     known = ended is Ended.OPTIMAL if relaxed else abs(bound) < model.getInfinity()
-    return Answer(ended, bound if known else None, relaxed, interrupted.is_set())
+    return Answer(ended, bound if known else None, relaxed, any(interrupts))
 
 
 def _highs_apart(solver: Any, program: Any, deadline: float | None, relaxed: bool, within: float) -> Answer:
@@ -133,8 +131,8 @@ def _highs_apart(solver: Any, program: Any, deadline: float | None, relaxed: boo
     return Answer(ended, apart.bound if known else None, relaxed, apart.interrupted)
 
 
-def _interruptible(interrupted: threading.Event, deadline: float | None) -> Callable[[Any], None]:
-    """HiGHS runs in a thread of its own, so that Ctrl-C reaches us at once and ends it with what it has.
+def _interruptible(interrupts: list[bool], deadline: float | None) -> Callable[[Any], None]:
+    """How PuLP is to run HiGHS, so that Ctrl-C ends it with what it has; `interrupts` gets whether that happened.
 
     The limit is set when it starts: by then PuLP has handed the program over, which takes seconds for a large one.
     """
@@ -144,34 +142,31 @@ def _interruptible(interrupted: threading.Event, deadline: float | None) -> Call
         if deadline is not None:
             model.setOptionValue("time_limit", max(0.0, deadline - time.perf_counter()))
         model.HandleUserInterrupt = True
-        thread = threading.Thread(target=model.run, daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(INTERRUPT_POLL_S)
-        except KeyboardInterrupt:
-            interrupted.set()
-            model.cancelSolve()
-            thread.join()
+        interrupts.append(interruptible(model.run, model.cancelSolve)[1])
 
     return call
 
 
-@contextlib.contextmanager
-def _banner_on_stderr() -> Iterator[None]:
-    """HiGHS greets on the process's stdout, whatever its options say; stdout is for answers."""
-    try:
-        sys.stdout.flush()
-        saved = os.dup(1)
-        os.dup2(2, 1)
-    except (OSError, ValueError, AttributeError):  # no such stream: nothing to protect
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+def _quietly(make: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`make`, with the process's stdout shut: HiGHS greets there as it is made, before it can be told not to."""
+
+    def call(program: Any) -> None:
+        try:
+            sys.stdout.flush()
+            saved = os.dup(1)
+        except (OSError, ValueError, AttributeError):  # no such stream: nothing to protect
+            make(program)
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 1)
+            make(program)
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+            os.close(nowhere)
+
+    return call
 
 
 def _ended(program: Any, relaxed: bool) -> Ended:

@@ -33,8 +33,7 @@ What is open in the paper, or where an exported graph has more, and what is done
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, ClassVar
@@ -43,6 +42,7 @@ from remat_solvers.bounds import time_bound_ns
 from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import InputError
 from remat_solvers.problem import Problem
+from remat_solvers.recompute.interrupts import interruptible
 from remat_solvers.recompute.polish import drop_useless
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, tangents_op
@@ -52,7 +52,6 @@ __all__ = ["Moccasin"]
 
 UNITS = 2**30  # of the budget: keeps products of bytes and events within 64 bits
 LARGEST_SEED = 2**31 - 1
-INTERRUPT_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,10 @@ class _Search:
         from ortools.sat.python import cp_model
 
         most = f"with at most {self.options.runs} runs per op"
-        model = _Model(self.problem, self.budget_bytes, self.options.runs)
+        model = _Model(self.problem, self.budget_bytes, self.options.runs, self.watch)
+        if not model.complete:
+            self.reason, self.stopped = f"the time limit came while the program {most} was written", Stopped.TIME
+            return
         model.minimise_excess()
         status = self._phase(model, lambda excess: excess <= 0)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE) or model.excess_found:
@@ -126,31 +128,32 @@ class _Search:
         from ortools.sat.python import cp_model
 
         search = self
+        failures: list[BaseException] = []
 
         class Found(cp_model.CpSolverSolutionCallback):
             def on_solution_callback(self) -> None:
-                model.remember(self.value)
-                search.offer(model.sequence())
-                if enough(self.objective_value):
+                try:
+                    model.remember(self.value)
+                    search.offer(model.sequence())
+                    if enough(self.objective_value):
+                        self.stop_search()
+                except BaseException as failure:  # must not pass through the backend
+                    failures.append(failure)
                     self.stop_search()
 
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = self.seed % LARGEST_SEED
+        solver.parameters.catch_sigint_signal = False
         remaining = self.watch.remaining
         if remaining is not None:
             solver.parameters.max_time_in_seconds = remaining
-        ended: list[Any] = []
-        thread = threading.Thread(target=lambda: ended.append(solver.solve(model.model, Found())), daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(INTERRUPT_POLL_S)
-        except KeyboardInterrupt:
-            solver.stop_search()
-            thread.join()
-            raise
-        return ended[0]
+        status, interrupted = interruptible(lambda: solver.solve(model.model, Found()), solver.stop_search)
+        if failures:
+            raise failures[0]
+        if interrupted:
+            raise KeyboardInterrupt
+        return status
 
     def offer(self, sequence: list[int]) -> None:
         """Consider a sequence."""
@@ -189,7 +192,7 @@ def _event(stage: int, op: int) -> int:
 class _Model:
     """The constraint program of one problem; the objective is set, and set again, by the phases."""
 
-    def __init__(self, problem: Problem, budget_bytes: int, most: int) -> None:
+    def __init__(self, problem: Problem, budget_bytes: int, most: int, watch: Stopwatch) -> None:
         from ortools.sat.python import cp_model
 
         ops, values = problem.ops, problem.values
@@ -219,14 +222,18 @@ class _Model:
         self.ends: dict[tuple[int, int], Any] = {}  # (value, run)
         self.intervals: list[Any] = []
         self.demands: list[int] = []
+        self.complete = False  # until the limit leaves time for all of it
         for op in range(self.count):
-            self._runs(op, most if ops[op].recomputable else 1)
-        for op in range(self.count):
-            for run in range(most):
-                if (op, run) in self.starts:
-                    for value in dict.fromkeys(ops[op].inputs):
-                        if problem.producer[value] >= 0:
-                            self._reads(value, self.starts[op, run], self.active[op, run])
+            for _ in self._runs(op, most if ops[op].recomputable else 1):
+                if watch.expired:
+                    return
+        for (op, run), start in self.starts.items():
+            for value in dict.fromkeys(ops[op].inputs):
+                if problem.producer[value] >= 0:
+                    self._reads(value, start, self.active[op, run])
+            if watch.expired:
+                return
+        self.complete = True
         final = self.end
         for value in sorted(results):
             self._reads(value, self.boundary if value in self.pinned else final, 1)
@@ -275,8 +282,8 @@ class _Model:
     def _units(self, size: int) -> int:
         return -(-size // self.unit)
 
-    def _runs(self, op: int, most: int) -> None:
-        """The runs of an op, and how long each retains what it makes."""
+    def _runs(self, op: int, most: int) -> Iterator[int]:
+        """Write the runs of an op, and how long each retains what it makes; one at a time."""
         from ortools.sat.python import cp_model
 
         model = self.model
@@ -296,6 +303,7 @@ class _Model:
             self._workspace(op, run)
             for value in self.problem.ops[op].outputs:
                 self._retain(value, op, run)
+            yield run
 
     def _canonical(self, start: Any, active: Any, first: int) -> None:
         """A run that does not happen has one place, so that points which mean the same are the same."""

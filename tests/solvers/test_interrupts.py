@@ -1,0 +1,60 @@
+"""Ctrl-C, as a real signal, while a backend works in its thread or its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from remat_solvers.codec import load_plan
+from remat_solvers.recompute.interrupts import interruptible
+
+ROOT = Path(__file__).parents[2]
+CORPUS = ROOT / "tests/corpus"
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "solvers")])}
+
+
+def test_ctrl_c_stops_the_work_and_keeps_what_it_returns() -> None:
+    stopped = threading.Event()
+    calls: list[int] = []
+
+    def work() -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        stopped.wait(60)
+        return "what it has"
+
+    def stop() -> None:
+        """Deaf to the first call, as a backend that has not started is."""
+        calls.append(1)
+        if len(calls) > 1:
+            stopped.set()
+
+    assert interruptible(work, stop) == ("what it has", True)
+    assert interruptible(lambda: 5, stop) == (5, False)
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0, lambda: None)
+
+
+@pytest.mark.parametrize(("solver", "problem", "budget"), [("moccasin", "unet", "90%"), ("checkmate", "gpt", "70%")])
+def test_ctrl_c_ends_a_search_with_its_plan(solver: str, problem: str, budget: str, tmp_path: Path) -> None:
+    """The signal comes when the first progress is told; the process ends by itself, not by a signal of its own."""
+    plan = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "remat", "solve", str(CORPUS / f"{problem}.json"), "--budget", budget]
+    command += ["--solver", solver, "--time-limit", "200", "-o", str(plan)]
+    with subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert "best" in first, first + stderr
+    assert process.returncode == 0, stderr
+    assert "The user interrupted." in stdout
+    assert load_plan(plan).peak_bytes > 0
