@@ -1,8 +1,8 @@
 """The engine for accelerators on devices that reorder all they may: only waits that are asked for hold them back.
 
 `EagerDevice` runs kernels at once, on the CPU, so that whole models run on it; copies run as late as they can, or at
-any moment before. `QueueDevice` also queues kernels, and hands out memory again as soon as nobody on the host holds it, as
-a caching allocator does; kernels and copies know addresses only. On it every wait of the engine is needed.
+any moment before. `QueueDevice` also queues kernels, and hands out memory again as soon as nobody on the host holds it,
+as a caching allocator does; kernels and copies know addresses only. On it every wait of the engine is needed.
 """
 
 from __future__ import annotations
