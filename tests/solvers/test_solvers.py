@@ -41,7 +41,7 @@ SOLVERS = (
     ("rockmate", {"stages": 2, "granularities": 1, "exact_ops": 8, "peaks": 2, "saves": 3}),
     ("checkmate", {"exact_ops": 9, "coarse_ops": 5, "swap_tries": 20}),
     ("moccasin", {}),
-    ("brute-force", {"max_ops": 10}),
+    ("brute-force", {"max_ops": 10, "max_moving_ops": 4}),
     ("dtr", {}),
     ("dtr", {"heuristic": "h", "deallocate": "ignore"}),
     ("belady", {}),

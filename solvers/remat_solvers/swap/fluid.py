@@ -3,10 +3,11 @@
 Checkmate's program has a stage per op, which is too many for real graphs, and even for small ones with swapping on top.
 Here a stage is a run of consecutive ops. Of the paper's variables R and S stay, those inside a stage (U, FREE) go, and
 POET's host copies (Patil et al., ICML 2022: SSd, MIn, MOut) join them, as fractions. With moment k the first run of op
-b_k, b_1 < ... < b_K the last op, and stage k what runs after moment k-1 up to moment k:
+b_k, b_1 < ... < b_K the last op, and stage k what runs after moment k-1 up to moment k; the end of the step is one more
+moment, at which nothing runs:
 
     R[i, k]   op i runs (at least once) in stage k; 1 for the ops that stage k has to run first
-    S[d, k]   value d is on the device at moment k; 1 for what b_k reads and makes, and for results that stay
+    S[d, k]   value d is on the device at moment k; 1 for what b_k reads and makes, and for results in the end
     O[d, k]   part of d that is copied to the host in stage k, of 0..1
     P[d, k]   d is fetched for stage k
     E[d, k]   part of that fetch that runs in stage k-1 already, and has bytes at moment k-1; E <= P
@@ -31,7 +32,7 @@ best plan does, mostly an optimistic one. No bound is read off it; the plan made
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -114,7 +115,7 @@ class _Program:
         assert problem.link is not None
         self._pulp = pulp
         self.problem = problem
-        self.at = list(at)
+        self.at = [*at, len(problem.ops)]
         self.stage_of = [bisect_left(self.at, op) for op in range(len(problem.ops))]
         self.program = pulp.LpProblem("moments", pulp.LpMinimize)
         values, link = problem.values, problem.link
@@ -164,17 +165,19 @@ class _Program:
         problem, count = self.problem, len(self.at)
         for op, stage in enumerate(self.stage_of):
             if problem.ops[op].recomputable:
-                for k in range(stage + 1, count):
+                makes_result = any(v in self.results for v in problem.ops[op].outputs)
+                for k in range(stage + 1, count - 1 + makes_result):
                     self.R[op, k] = self._variable(f"R_{op}_{k}")
         for value in self.made:
             made = self.stage_of[problem.producer[value]]
             for k in range(made, count):
-                op = self.at[k]
-                reads = value in problem.ops[op].inputs or value in problem.ops[op].outputs
-                ends = k == count - 1 and value in self.results
-                pinned = value in self.pinned and op >= len(problem.forward_ops)
-                if reads or ends or pinned:
+                ends = k == count - 1
+                used = not ends and self._used(value, self.at[k])
+                pinned = value in self.pinned and self.at[k] >= len(problem.forward_ops)
+                if used or pinned or (ends and value in self.results):
                     self.S[value, k] = 1
+                elif ends:
+                    continue
                 elif k < self.last_stage[value] or value in self.results or self._wanted_again(value):
                     self.S[value, k] = self._variable(f"S_{value}_{k}")
         for value in self.swappable:
@@ -186,6 +189,10 @@ class _Program:
                 if swap_time == "overlapped":
                     self.E[value, k + 1] = self._variable(f"E_{value}_{k + 1}", whole=False)
         self.W = [self._variable(f"W_{k}", whole=False, most=None) for k in range(count)]
+
+    def _used(self, value: int, op: int) -> bool:
+        known = self.problem.ops[op]
+        return value in known.inputs or value in known.outputs
 
     def _wanted_again(self, value: int) -> bool:
         """Whether an op that reads the value may run again."""
@@ -220,7 +227,8 @@ class _Program:
     def _memory(self, stage: int, room_bytes: int) -> None:
         terms = [(self.S[v, stage], self.size[v]) for v in self.made if (v, stage) in self.S]
         terms += [(self.E[v, stage + 1], self.size[v]) for v in self.swappable if (v, stage + 1) in self.E]
-        self._row(terms, (room_bytes - self.problem.ops[self.at[stage]].workspace_bytes) / self.unit)
+        workspace = sum(op.workspace_bytes for op in self.problem.ops[self.at[stage] : self.at[stage] + 1])
+        self._row(terms, (room_bytes - workspace) / self.unit)
 
     def _copies(self, stage: int) -> None:
         ops = self.problem.ops
@@ -268,32 +276,36 @@ class _Program:
         there: set[int] = {v for v, value in enumerate(problem.values) if value.kind == "constant"}
         constants = frozenset(there)
 
-        def need(value: int, stage: int) -> None:
-            if value in there:
-                return
-            producer = problem.producer[value]
-            if not self._says(self.P, (value, stage)) and problem.ops[producer].recomputable:
-                perform(producer, stage)
-            there.add(value)  # else: it is fetched
+        def missing(values: Iterable[int], stage: int) -> list[int]:
+            """The ops that have to run again for what is not there; the rest of it is fetched."""
+            again = []
+            for value in values:
+                producer = problem.producer[value]
+                if value not in there:
+                    if not self._says(self.P, (value, stage)) and problem.ops[producer].recomputable:
+                        again.append(producer)
+                    else:
+                        there.add(value)
+            return again
 
-        def perform(op: int, stage: int) -> None:
-            for value in problem.ops[op].inputs:
-                need(value, stage)
-            sequence.append(op)
-            there.update(problem.ops[op].outputs)
+        def perform(ops: Sequence[int], stage: int) -> None:
+            waiting = list(ops)[::-1]
+            while waiting:
+                before = missing(problem.ops[waiting[-1]].inputs, stage)
+                waiting += before
+                if not before:
+                    sequence.append(waiting.pop())
+                    there.update(problem.ops[sequence[-1]].outputs)
 
         first = 0
         for stage, last in enumerate(self.at):
-            for op in range(first, last + 1):
-                perform(op, stage)
+            perform(range(first, min(last + 1, len(problem.ops))), stage)
             first = last + 1
             stays = [v for v in self.made if self._says(self.S, (v, stage))]
-            if first < len(problem.ops) and first != len(problem.forward_ops):
+            if first != len(problem.forward_ops) or not problem.backward_ops:
                 for value in stays:
-                    need(value, stage)
+                    perform(missing([value], stage), stage)
             there = {*constants, *stays}
-        for value in sorted(self.results - there):
-            need(value, len(self.at) - 1)
         return list(tangents_first(problem, drop_useless(problem, sequence)))
 
     def away(self, sequence: Sequence[int]) -> list[Absence]:
@@ -301,7 +313,7 @@ class _Program:
         seen: dict[int, int] = {}
         for position, op in enumerate(sequence):
             seen.setdefault(op, position)
-        places = [seen[op] for op in self.at]
+        places = [seen[op] for op in self.at[:-1]]
         return [
             a
             for a in absences(self.problem, sequence)

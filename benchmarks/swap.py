@@ -1,0 +1,173 @@
+"""Recompute, swap, and both: what each method makes of two GPTs under a budget, event-exact.
+
+    scripts/bench swap                                both models and the extreme links; about an hour
+    scripts/bench swap --model gpt48 --share 40 --method checkmate --seconds 60
+
+A GPU of 100 TFLOP/s and 1.5 TB/s by roofline, 25 GB/s to the host and back. `gpt` is the 12-layer GPT of the corpus
+(d=768), `gpt48` one of 48 layers (d=1600, 25 heads), both of batch 8, 1024 tokens, vocabulary 8192, in bf16 with fused
+attention. It is exported once, into the temporary folder. Budgets are shares of the store-all peak beside parameters.
+
+Methods that recompute only get no link. `study` are the figures of an earlier study: recompute-only proven optimal,
+what moves in a fluid model, which is optimistic; `goal` is what the joint plan has to reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import remat
+import remat_solvers
+from remat.capture.exported import Exported
+from remat.capture.roofline import Hardware
+from remat_solvers import codec
+from remat_solvers.problem import Link, Problem
+from remat_solvers.recompute.checkmate import Checkmate
+from remat_solvers.registry import ENTRIES, Solver, create
+from remat_solvers.result import Limits
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+
+MODELS = ("gpt", "gpt48")
+SHARES = (60, 40, 20)
+LINK = Link(25 * 10**9, 25 * 10**9)
+EXTREMES = {"1 B/s": Link(1, 1), "1 EB/s": Link(10**18, 10**18)}
+RECOMPUTING = ("rotor", "dtr", "belady")
+MOVING = [e.name for e in ENTRIES if e.family == "swap" and e.supports_link]
+STUDY = {  # per cent over store-all: recompute only, swap only, joint, and the goal for the joint plan
+    ("gpt", 60): (7.23, 77.5, 1.92, None),
+    ("gpt", 40): (15.67, 166.0, 8.99, 12.0),
+    ("gpt48", 60): (2.24, 7.5, 0.26, None),
+    ("gpt48", 40): (10.02, 27.8, 0.95, 4.0),
+    ("gpt48", 20): (18.18, 62.4, 12.6, None),
+}
+GIB = 2**30
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        qkv = self.qkv(self.norm1(x)).split(width, 2)
+        query, key, value = (y.view(batch, length, self.heads, -1).transpose(1, 2) for y in qkv)
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    """Token ids and targets to the loss."""
+
+    def __init__(self, layers: int, width: int, heads: int, vocabulary: int, length: int) -> None:
+        super().__init__()
+        self.token, self.position = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        x = self.token(ids) + self.position.weight[: ids.shape[1]]
+        logits = self.head(self.norm(self.blocks(x)))
+        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=_names, default=MODELS, help="gpt, gpt48, with commas; default: both")
+    parser.add_argument("--share", type=_names, default=SHARES, help="per cent of the peak, with commas; default: all")
+    parser.add_argument("--method", type=_names, help="names of `remat solvers`, with commas; default: all")
+    parser.add_argument("--seconds", type=float, default=60.0, help="limit of each question")
+    parser.add_argument("--no-extremes", action="store_true", help="leave out the links of 1 B/s and 1 EB/s")
+    asked = parser.parse_args()
+    console = Console(width=130)
+    for name in asked.model:
+        problem = problem_of(name)
+        for share in map(int, asked.share):
+            if share == 20 and name == "gpt":
+                continue  # below its largest working set
+            console.print(table(name, problem, share, asked.method, asked.seconds, not asked.no_extremes))
+
+
+def problem_of(name: str) -> Problem:
+    """The model's step, without a link."""
+    if name == "gpt":
+        return codec.load_problem(Path(__file__).parents[1] / "tests" / "corpus" / "gpt.json")
+    cached = Path(tempfile.gettempdir()) / "remat-bench" / f"{name}.json"
+    if not cached.exists():
+        cached.parent.mkdir(exist_ok=True)
+        codec.save_problem(cached, exported().problem)
+    return codec.load_problem(cached)
+
+
+def exported() -> Exported:
+    """The step of 48 layers; its 3 GB of parameters are never written to."""
+    with torch.device("meta"):
+        model = GPT(layers=48, width=1600, heads=25, vocabulary=8192, length=1024).to(torch.bfloat16)
+    ids = torch.zeros(8, 1024, dtype=torch.long)
+    hardware = Hardware("100 TFLOP/s, 1.5 TB/s", 1.5e12, 100e12)
+    return remat.export(model.to_empty(device="cpu").train(), (ids, ids), costs=hardware)
+
+
+def table(name: str, problem: Problem, share: int, methods: list[str] | None, seconds: float, extremes: bool) -> Table:
+    """A row per method."""
+    unmodified = simulate(problem, store_all(problem))
+    beside = problem.constant_bytes + problem.reserve_bytes
+    budget_bytes = beside + (unmodified.peak_bytes - beside) * share // 100
+    recompute, swap, joint, goal = STUDY.get((name, share), (None,) * 4)
+    made = Table(
+        title=f"{name} at {share} % of {(unmodified.peak_bytes - beside) / GIB:.2f} GiB beside {beside / GIB:.2f} GiB; "
+        f"store-all {unmodified.time_ns / 1e6:.1f} ms, {len(problem.ops)} ops",
+        title_justify="left",
+        box=None,
+    )
+    for column in ("method", "overhead", "of it waits", "moved GiB", "seconds", "study", "goal"):
+        made.add_column(column, justify="left" if column == "method" else "right")
+
+    def row(label: str, solver: Solver, link: Link | None, study: float | None, goal: float | None = None) -> None:
+        if methods is not None and solver.name not in methods:
+            return
+        asked = replace(problem, link=link)
+        result = remat_solvers.solve(asked, budget_bytes, solver=solver, limits=Limits(seconds))
+        cells = [result.status.value, "", ""]
+        if result.plan is not None:
+            line = simulate(asked, result.plan)
+            extra = (line.time_ns - unmodified.time_ns, line.wait_ns)
+            cells = [*(f"{100 * ns / unmodified.time_ns:.2f} %" for ns in extra), f"{line.host_bytes / GIB:.2f}"]
+        told = ["" if n is None else f"{n} %" for n in (study, goal)]
+        made.add_row(label, *cells, f"{result.seconds:.1f}", *told)
+
+    row("checkmate, recompute only", Checkmate(swap=False), None, recompute)
+    for method in RECOMPUTING:
+        row(method, create(method), None, recompute)
+    for method in MOVING:
+        row(method, create(method), LINK, swap if method == "swap-only" else None)
+    row("checkmate, joint", Checkmate(), LINK, joint, goal)
+    if extremes:
+        for speed, link in EXTREMES.items():
+            row(f"checkmate, joint, {speed}", Checkmate(), link, recompute if speed == "1 B/s" else 0.0)
+    return made
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    main()
