@@ -4,7 +4,8 @@ A method that crashes or hangs is a row like the others, with what happened in i
 
 The gap of a row is to the best bound that any method proved: of those for every order, and, for a plan whose first
 computations keep the problem's order, of those for that order too. A bound above the time of a plan that it is about is
-a bug of the method that claims it: the row says so, and the bound is not used.
+a bug of the method that claims it, and so is a proof that no plan fits where another method has one: the row says so,
+and the bound is not used.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from remat_solvers.solving import solve
 __all__ = ["Comparison", "Row", "compare"]
 
 DEFAULT_SECONDS = 30.0
+INTERRUPTED = "interrupted by the user"
+INTERRUPTED_BEFORE = "the user interrupted before its turn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class Row:
     """What one method answered."""
 
     solver: str  # registry name
-    status: str  # a Status; or `failed`
-    stopped: str  # a Stopped; empty where it failed
+    status: str  # a Status; or `failed`; or `not_asked`, after Ctrl-C
+    stopped: str  # a Stopped; empty where it failed or was not asked
     peak_bytes: int | None  # of the plan
     time_ns: int | None  # of the plan
     overhead: float | None  # time over store-all's, less 1
@@ -51,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows: the fastest plans first, then those without a plan, then what does not apply or failed."""
+    """All rows: the fastest plans first, then those without a plan, then what does not apply, failed, was not asked."""
 
     problem: str  # fingerprint
     name: str
@@ -82,40 +85,42 @@ def compare(
     """Ask `solvers` (by default all that are registered), one after the other, each within `limits`.
 
     `here` are more solvers, which run in this process, since they cannot be sent to another. On Ctrl-C the method at
-    work and those after it are rows that say so. `on_row` is called with every row as it comes, its gap still open.
+    work has failed, unless it hands back what it has, and those after it are rows that were not asked. `on_row` is
+    called with every row as it comes, its gap still open.
     """
-    answers: list[tuple[Row, Plan | None]] = []
+    rows: list[Row] = []
     asked = [(s, True) for s in (solver_names() if solvers is None else solvers)] + [(s, False) for s in here]
     interrupted = False
     store_all_ns = simulate(problem, store_all(problem)).time_ns
     for solver, apart in asked:
         watch = Stopwatch(limits)
         name = solver if isinstance(solver, str) else solver.name
-        result: Result | None = None
-        error = "interrupted by the user"
         try:
-            if not interrupted:
+            if interrupted:
+                row = _without_answer(name, "not_asked", 0.0, reason=INTERRUPTED_BEFORE)
+            else:
                 ask = solve_apart if apart else solve
                 result = ask(problem, budget_bytes, solver=solver, limits=limits, seed=seed)
                 interrupted = result.stopped is Stopped.INTERRUPT  # it handed back what it had
+                row = _row(result, store_all_ns)
         except KeyboardInterrupt:
             interrupted = True
+            row = _without_answer(name, "failed", watch.seconds, error=INTERRUPTED)
         except SolverFailedError as failure:
-            error = str(failure)
+            row = _without_answer(name, "failed", watch.seconds, error=str(failure))
         except Exception as failure:  # a method that runs here and crashes
-            error = f"{type(failure).__name__}: {failure}"
-        row = _failed(name, watch.seconds, error) if result is None else _row(result, store_all_ns)
-        answers.append((row, None if result is None else result.plan))
+            row = _without_answer(name, "failed", watch.seconds, error=f"{type(failure).__name__}: {failure}")
+        rows.append(row)
         if on_row is not None:
             on_row(row)
-    return _settle(problem, budget_bytes, limits, [row for row, _ in answers])
+    return _settle(problem, budget_bytes, limits, rows)
 
 
-def _failed(name: str, seconds: float, error: str) -> Row:
+def _without_answer(name: str, status: str, seconds: float, *, reason: str = "", error: str | None = None) -> Row:
     nothing = dict.fromkeys(
         ("peak_bytes", "time_ns", "overhead", "gap", "bound_ns", "order", "keeps_order", "smallest_peak_bytes")
     )
-    return Row(solver=name, status="failed", stopped="", seconds=seconds, reason="", error=error, **nothing)
+    return Row(solver=name, status=status, stopped="", seconds=seconds, reason=reason, error=error, **nothing)
 
 
 def _row(result: Result, store_all_ns: int) -> Row:
@@ -176,18 +181,21 @@ def _settle(problem: Problem, budget_bytes: int, limits: Limits, rows: list[Row]
 
 
 def _contradicted(row: Row, rows: list[Row]) -> Row:
-    """`row`, with an error where its bound is above the time of a plan that it speaks about."""
-    if row.bound_ns is None:
-        return row
+    """`row`, with an error where its bound, or its proof that nothing fits, speaks about another's plan."""
     for other in rows:
+        if other.time_ns is None:
+            continue
+        if row.status == Status.INFEASIBLE.value:
+            error = f"it says that no plan fits, and {other.solver}'s does, with a peak of {other.peak_bytes} bytes"
+            return replace(row, error=error)
         about = row.order == Order.FREE.value or other.keeps_order
-        if about and other.time_ns is not None and other.time_ns < row.bound_ns:
+        if row.bound_ns is not None and about and other.time_ns < row.bound_ns:
             error = f"its bound of {row.bound_ns} ns is above the {other.time_ns} ns of {other.solver}'s plan"
             return replace(row, error=error)
     return row
 
 
 def _rank(row: Row) -> tuple[int, int, int]:
-    last = {Status.NOT_APPLICABLE.value: 1, "failed": 2}.get(row.status, 0)
+    last = {Status.NOT_APPLICABLE.value: 1, "failed": 2, "not_asked": 3}.get(row.status, 0)
     has_plan = row.time_ns is not None
     return last + (not has_plan), row.time_ns or 0, row.peak_bytes or 0

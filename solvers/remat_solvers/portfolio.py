@@ -1,4 +1,7 @@
-"""`auto` for now: every applicable method in turn, each with its share of the time; the fastest plan wins."""
+"""`auto` for now: the methods of the portfolio in turn, each with its share of the time; the fastest plan wins.
+
+Not in it (`Entry.in_portfolio`) are those that may take minutes: programs for a backend, and exhaustive search.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ __all__ = ["Auto"]
 
 @dataclass(frozen=True)
 class Auto:
-    """The fastest plan that any registered method finds."""
+    """The fastest plan that any method of the portfolio finds."""
 
     name: ClassVar[str] = "auto"
     version: ClassVar[str] = "1"

@@ -54,6 +54,22 @@ def test_known_values_and_their_schedules(strategy: Strategy, size: int, length:
     assert forward_steps_of(schedule(table, slots, strategy, size)) == steps
 
 
+@pytest.mark.parametrize("strategy", ["hidden", "internal", "mixed"])
+@pytest.mark.parametrize("length", range(1, 7))
+def test_what_cannot_matter_is_left_out(strategy: Strategy, length: int) -> None:
+    """The same values from the whole table, of every size near those at which something ends to matter."""
+    for size in range(1, 2 * length + 3):
+        table = reference_steps(length, 2 * length * size + 2, strategy, size)
+        for slots in range(1, table.shape[1]):
+            assert forward_steps(length, slots, strategy, size) == table[length, slots]
+
+
+def test_sizes_beyond_all_memory_are_answered() -> None:
+    assert forward_steps(5, 10**9, "mixed", 10**9) == forward_steps(5, 7, "mixed", 7)
+    assert forward_steps(5, 10**30, "mixed", 10**12) == forward_steps(5, 10**30, "internal") == 5
+    assert forward_steps(5, 10**30, "hidden", 10**30) == 9
+
+
 def test_hidden_states_cost_what_the_binomial_closed_form_says() -> None:
     table = steps_table(200, 20, "hidden")
     for t in range(1, 201):

@@ -43,12 +43,16 @@ def test_what_the_work_raises_is_raised() -> None:
         interruptible(lambda: 1 // 0, lambda: None)
 
 
-@pytest.mark.parametrize(("solver", "problem", "budget"), [("moccasin", "unet", "90%"), ("checkmate", "gpt", "70%")])
-def test_ctrl_c_ends_a_search_with_its_plan(solver: str, problem: str, budget: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("solver", "problem", "budget", "seconds"), [("moccasin", "unet", "90%", 200), ("checkmate", "gpt", "70%", 30)]
+)
+def test_ctrl_c_ends_a_search_with_its_plan(
+    solver: str, problem: str, budget: str, seconds: int, tmp_path: Path
+) -> None:
     """The signal comes when the first progress is told; the process ends by itself, not by a signal of its own."""
     plan = tmp_path / "plan.json"
     command = [sys.executable, "-m", "remat", "solve", str(CORPUS / f"{problem}.json"), "--budget", budget]
-    command += ["--solver", solver, "--time-limit", "200", "-o", str(plan)]
+    command += ["--solver", solver, "--time-limit", str(seconds), "-o", str(plan)]
     with subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         first = process.stderr.readline()

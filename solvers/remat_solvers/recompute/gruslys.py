@@ -66,8 +66,20 @@ def forward_steps(length: int, slots: int, strategy: Strategy = "hidden", intern
             raise InputError(f"gruslys: {option} must be an integer of at least {least}, not {number!r}")
     if strategy not in STRATEGIES:
         raise InputError(f"gruslys: strategy must be {', '.join(STRATEGIES)}, not {strategy!r}")
-    slots = min(slots, _useful_slots(length, strategy, internal_size))
+    slots, internal_size = _clamped(length, slots, strategy, internal_size)
     return int(steps_table(length, slots, strategy, internal_size)[length, slots])
+
+
+def _clamped(length: int, slots: int, strategy: Strategy, internal_size: int) -> tuple[int, int]:
+    """Slots and internal size of the same cost that are no larger than what can matter.
+
+    No more hidden states than steps are held at once, so an internal state as large as all of them may be taken for one
+    of as many slots as steps, if the slots that it leaves over are taken for that many, too.
+    """
+    if strategy == "mixed" and internal_size > length > 0:
+        whole, over = divmod(slots, internal_size)
+        slots, internal_size = whole * length + min(over, length - 1), length
+    return max(1, min(slots, _useful_slots(length, strategy, internal_size))), internal_size
 
 
 def _useful_slots(length: int, strategy: Strategy, internal_size: int) -> int:
