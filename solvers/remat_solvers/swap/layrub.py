@@ -1,4 +1,6 @@
-"""Liu, Jiang, Jin, Shi, Ma: Layrub: Layer-Centric GPU Memory Reuse and Data Migration. PPoPP 2018; ACM TACO 15(3).
+"""Liu, Jiang, Jin, Shi, Ma: Layrub: Layer-centric GPU memory reuse and data migration in extreme-scale deep learning.
+
+PPoPP 2018 (poster); ACM TACO 15(3), 2018.
 
 Layrub reuses memory in two ways. Inside a layer the gradient of its data takes the space of the data; here every op
 needs its inputs beside its outputs (docs/memory-model.md), so that is none of a plan's business. Between layers, data
