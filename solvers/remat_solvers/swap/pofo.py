@@ -14,8 +14,8 @@ Not all of it was at hand in the paper's own words. Read from the formulas of a 
 - Peaks are asked of the stages that are run, up to j; the port asks them to the end of the chain.
 - The last stages may be one segment of rotor's: in memory that what is on its way leaves to it, copies beside it; or in
   all of it, copies exposed. So without a usable link the program's optimum is rotor's.
-- Sizes are not rounded: a short stage moves less than a slot, and rounding up would take all of that away. Labels keep
-  exact bytes, and one stays per cell of a grid (`cells`). With a byte per cell that is the exact recurrence.
+- Labels keep exact bytes: a short stage moves less than a slot, and rounding up would take all of that away. One stays
+  per cell of a grid (`cells`); with a byte per cell that is the exact recurrence. Rotor's table rounds up as it does.
 - Ties: the fewest bytes held and moved; otherwise the first found, F_all before running on, moved before kept.
 
 From the chain to a training step: states are sets of values. One that is in the next state too is counted with that,
