@@ -51,6 +51,7 @@ Term: TypeAlias = Any  # a variable of PuLP, or 0 or 1 where it is fixed
 HALF = 0.5
 LARGEST = 10_000.0  # of the program's bytes and times: large against the backends' tolerances, small enough for them
 NEAR = 8  # moments that are nearer to each other than this part of a stage are one
+LONGEST = 10.0  # steps that a copy is counted at most; longer ones are as useless
 WITHIN = 5e-4  # of the step's time: a better point is not searched for
 PRICE = 1e-3  # of a copy, as a part of its time
 SMALLEST_PART = 2_000  # values below this part of the room are not swapped by the program
@@ -63,7 +64,7 @@ class Choice:
     sequence: list[int]
     away: list[Absence]
     time_ns: float  # of the program's account
-    ended: Ended
+    interrupted: bool  # by the user: no better point was searched for
 
 
 def moments(problem: Problem, profile: Sequence[int], count: int) -> list[int]:
@@ -100,12 +101,12 @@ def choose(
     """
     program = _Program(problem, room_bytes, at, swap_time)
     answer = run(program.program, backend, seconds=seconds, within=WITHIN * LARGEST)
-    if answer.interrupted:
-        raise KeyboardInterrupt
     if answer.ended in (Ended.INFEASIBLE, Ended.UNKNOWN):
+        if answer.interrupted:
+            raise KeyboardInterrupt
         return None
     sequence = program.expanded()
-    return Choice(sequence, program.away(sequence), program.time_ns(), answer.ended)
+    return Choice(sequence, program.away(sequence), program.time_ns(), answer.interrupted)
 
 
 class _Program:
@@ -122,8 +123,11 @@ class _Program:
         self.unit = max(1.0, room_bytes / LARGEST)
         self.ns = max(1.0, sum(op.time_ns for op in problem.ops) / LARGEST)
         self.size = [v.bytes / self.unit for v in values]
-        self.out_ns = [copy_ns(v.bytes, link.to_host_bytes_per_s, link.latency_ns) / self.ns for v in values]
-        self.back_ns = [copy_ns(v.bytes, link.to_device_bytes_per_s, link.latency_ns) / self.ns for v in values]
+        rates = link.to_host_bytes_per_s, link.to_device_bytes_per_s
+        self.out_ns, self.back_ns = (
+            [min(copy_ns(v.bytes, rate, link.latency_ns) / self.ns, LONGEST * LARGEST) for v in values]
+            for rate in rates
+        )
         self.starts = Clock(problem, range(len(problem.ops))).starts
         self.made = [v for v, producer in enumerate(problem.producer) if producer >= 0]
         self.last_stage = [max((self.stage_of[r] for r in readers), default=-1) for readers in problem.consumers]

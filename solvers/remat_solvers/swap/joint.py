@@ -4,7 +4,8 @@ The program over a few moments (fluid.py) says which ops run again and which val
 copies instant, would be above the budget between two moments, the op of the highest excess becomes a moment too, and
 the program is solved again. `Traffic` makes the plan of the choice, exact in every event, and the replay says its time.
 What does not fit even so is mended: the absences around the op that does not fit leave too, those of most free time
-first. Then the choice changes at random, and what is faster stays, of what is as fast what moves fewer bytes:
+first; where there are none, the search starts from the problem's order with nothing away. Then the choice changes at
+random, and what is faster stays, of what is as fast what moves fewer bytes:
 
 - an absence enters the choice, leaves it, or takes another's place
 - a value is made again before a use, instead of being kept or moved until then; where it is made from what is gone,
@@ -70,9 +71,11 @@ def jointly(
         search = Joint(problem, budget_bytes, watch, seed)
         form = f"recompute and swap, {len(at)} moments"
         try:
-            started = search.start(choice.sequence, choice.away)
+            started = search.start(choice.sequence, choice.away) or search.start(range(len(problem.ops)), ())
             if started is not None:
                 offer(started, form)
+            if choice.interrupted:
+                raise KeyboardInterrupt
             search.improve(tries)
         finally:
             if search.best is not None:
@@ -92,11 +95,10 @@ def _exceeded(
     for absence in away:
         profile[absence.last + 1 : absence.back] -= problem.values[absence.value].bytes
     worst: dict[int, tuple[int, int]] = {}  # per stage: excess, op
-    seen: set[int] = set()
+    first = 0  # what ran for the first time last
     for position, op in enumerate(traffic.sequence):
-        seen.add(op)
+        first = max(first, op)
         excess = int(profile[position]) - budget_bytes
-        first = max(seen)  # what runs for the first time at this position, or did last
         stage = bisect_left(at, first)
         if excess > 0 and first not in at and (stage not in worst or excess > worst[stage][0]):
             worst[stage] = excess, first
