@@ -52,7 +52,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="auto",
         path="remat_solvers.portfolio:Auto",
         family="optimal",
-        summary="The fastest plan of all methods but exhaustive search and those that solve integer or constraint programs.",
+        summary="The fastest plan of all methods but those with integer or constraint programs and exhaustive search.",
         supports_link=True,
         in_portfolio=False,
     ),

@@ -29,7 +29,7 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.eviction import NEVER, Deallocate, Evictor, Memory, Way, try_ways
 from remat_solvers.recompute.neighbourhood import Graph, Neighbourhoods
@@ -56,10 +56,7 @@ class Belady:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.weight not in (None, *WEIGHTS):
-            raise InputError(f"belady: weight must be one of {', '.join(WEIGHTS)}, not {self.weight!r}")
-        if self.deallocate not in (None, "eager", "ignore"):
-            raise InputError(f"belady: deallocate must be eager or ignore, not {self.deallocate!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.clock import Stopwatch
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force_moves import best_moving_plan
 from remat_solvers.recompute.brute_force_search import OrderOption, OutOfReachError, Search
@@ -34,8 +34,7 @@ class BruteForce:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.order not in ("given", "free"):
-            raise InputError(f"brute-force: order must be given or free, not {self.order!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

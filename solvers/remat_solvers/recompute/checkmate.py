@@ -44,16 +44,16 @@ with a link there is no bound, unless nothing runs twice and nobody waits. Plans
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.clock import Stopwatch
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.checkmate_program import Solved, solve_exactly, solve_rounded
 from remat_solvers.recompute.coarse import contract
-from remat_solvers.recompute.milp import Backend, Ended, check_backend
+from remat_solvers.recompute.milp import Backend, Ended
 from remat_solvers.recompute.polish import drop_useless, keep_where_it_fits
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
@@ -69,6 +69,7 @@ ROUND_SHARE = 0.4  # of the time that is left, for one program of the coarse for
 COARSE_ROUNDS = 6  # of the search for the coarse budget
 COARSE_PART = 4  # it goes up by this part of what is left: the best is nearer to the budget than to store-all
 COARSE_STEPS = 64  # it ends at this fraction of the budget
+MOST_EPSILON = 0.99  # something is left for the relaxation
 FULL_RELAXATION_OPS = 100  # rounding: larger problems are relaxed with one memory row per stage
 
 OWN_BEST = "the best of Checkmate's schedules; the bound holds for every plan in the given order"
@@ -95,15 +96,7 @@ class Checkmate:
     version: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
-        check_backend(self.name, self.backend)
-        if not 0 <= self.epsilon < 1:
-            raise InputError(f"checkmate: epsilon must be from 0 to less than 1, not {self.epsilon!r}")
-        for option in ("exact_ops", "coarse_ops", "swap_tries"):
-            number = getattr(self, option)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InputError(f"checkmate: {option} must be an integer of at least 1, not {number!r}")
-        if self.swap_time not in get_args(SwapTime):
-            raise InputError(f"checkmate: swap_time must be overlapped or additive, not {self.swap_time!r}")
+        check_options(self, epsilon=(0, MOST_EPSILON))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -44,11 +44,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import inf, isqrt
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.clock import Stopwatch
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.segmentation import Segment, flat, recompute_sequence, recursive
@@ -86,14 +86,7 @@ class Chen:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("auto", *STRATEGIES):
-            raise InputError(f"chen: strategy must be auto, {', '.join(STRATEGIES)}, not {self.strategy!r}")
-        if self.candidates not in ("auto", *CANDIDATES):
-            raise InputError(f"chen: candidates must be auto, {', '.join(CANDIDATES)}, not {self.candidates!r}")
-        for option, least in (("segments", 1), ("k", 1), ("threshold_bytes", 0)):
-            number = getattr(self, option)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
-                raise InputError(f"chen: {option} must be an integer of at least {least}, not {number!r}")
+        check_options(self, threshold_bytes=(0, inf))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -177,6 +170,7 @@ def sqrt_cuts(candidates: Sequence[int], segments: int | None) -> tuple[int, ...
     if segments is None:
         step = max(1, isqrt(count))
         return tuple(candidates[step - 1 :: step])
+    segments = max(1, min(segments, count))  # more have all candidates for ends
     return tuple(
         candidates[mark - 1] for mark in sorted({round(j * count / segments) for j in range(1, segments + 1)} - {0})
     )

@@ -37,7 +37,7 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.eviction import Deallocate, Evictor, Memory, Way, try_ways
 from remat_solvers.recompute.neighbourhood import Components, Graph, Neighbourhoods
@@ -61,10 +61,7 @@ class DTR:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.heuristic not in (None, *HEURISTICS):
-            raise InputError(f"dtr: heuristic must be one of {', '.join(HEURISTICS)}, not {self.heuristic!r}")
-        if self.deallocate not in (None, "eager", "ignore"):
-            raise InputError(f"dtr: deallocate must be eager or ignore, not {self.deallocate!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

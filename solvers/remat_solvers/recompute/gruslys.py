@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import Chain, chain_view
@@ -184,14 +185,7 @@ class Gruslys:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("auto", *STRATEGIES):
-            raise InputError(f"gruslys: strategy must be auto, {', '.join(STRATEGIES)}, not {self.strategy!r}")
-        for option in ("slots", "steps"):
-            number = getattr(self, option)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise InputError(f"gruslys: {option} must be a positive integer, not {number!r}")
-        if self.steps > MOST_STEPS:
-            raise InputError(f"gruslys: steps must be at most {MOST_STEPS}, not {self.steps!r}")
+        check_options(self, steps=(1, MOST_STEPS))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

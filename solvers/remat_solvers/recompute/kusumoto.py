@@ -49,7 +49,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import droppable
@@ -68,6 +68,8 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Status
 __all__ = ["Kusumoto", "canonical_sequence"]
 
 GRID = 64  # budgets B between the least and the most useful one
+MOST_SETS = 10_000  # their pairs are a table
+MOST_BINS = 10_000  # a table with the sets
 SCAN = 4  # every so many of them are tried where bisection finds no plan
 
 
@@ -137,12 +139,7 @@ class Kusumoto:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("auto", *STRATEGIES):
-            raise InputError(f"kusumoto: strategy must be auto, {', '.join(STRATEGIES)}, not {self.strategy!r}")
-        for option, least in (("most_sets", 2), ("bins", 1)):
-            number = getattr(self, option)
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise InputError(f"kusumoto: {option} must be an integer of at least {least}, not {number!r}")
+        check_options(self, most_sets=(2, MOST_SETS), bins=(1, MOST_BINS))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -40,7 +40,7 @@ from typing import Any, ClassVar
 
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.clock import Stopwatch
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.interrupts import interruptible
 from remat_solvers.recompute.polish import drop_useless
@@ -64,8 +64,7 @@ class Moccasin:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if isinstance(self.runs, bool) or not isinstance(self.runs, int) or self.runs < 1:
-            raise InputError(f"moccasin: runs must be an integer of at least 1, not {self.runs!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -28,6 +28,7 @@ from math import comb
 from typing import ClassVar
 
 from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import Chain, chain_view
@@ -106,10 +107,7 @@ class Revolve:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        for option in ("snapshots", "steps"):
-            number = getattr(self, option)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise InputError(f"revolve: {option} must be a positive integer, not {number!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -52,6 +52,7 @@ def recursive(size: int, candidates: Sequence[int], k: int) -> Segment:
 def _recursive(first: int, end: int, candidates: list[int], k: int) -> Segment:
     """`candidates` are those inside; the last of them is the segment's own end, kept outside."""
     count = len(candidates)
+    k = min(k, max(1, count))  # more have every candidate for a cut
     marks = sorted({round(j * count / (k + 1)) for j in range(1, k + 1)} - {0, count})
     if not marks:
         return Segment(first, end)

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chen import articulation_positions
@@ -48,10 +48,7 @@ class Segments:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.level not in ("outer", "inner"):
-            raise InputError(f"segments: level must be outer or inner, not {self.level!r}")
-        if self.every is not None and (isinstance(self.every, bool) or self.every < 1):
-            raise InputError(f"segments: every must be an integer of at least 1, not {self.every!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Op, Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
@@ -49,11 +49,7 @@ class Selective:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        for kind in self.keep:
-            if kind not in KINDS:
-                raise InputError(f"selective: keep is out of {', '.join(KINDS)}, not {kind!r}")
-        if self.every is not None and (isinstance(self.every, bool) or self.every < 1):
-            raise InputError(f"selective: every must be an integer of at least 1, not {self.every!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -60,8 +60,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import inf
 from typing import ClassVar
 
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
@@ -88,6 +90,9 @@ class Capuchin:
 
     name: ClassVar[str] = "capuchin"
     version: ClassVar[str] = "2"
+
+    def __post_init__(self) -> None:
+        check_options(self, most_swaps=(0, inf))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -27,9 +27,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from typing import ClassVar
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
@@ -50,9 +51,7 @@ class Meng:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        threshold = self.threshold_bytes
-        if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int) or threshold < 0):
-            raise InputError(f"meng: threshold_bytes must be a number of bytes, not {threshold!r}")
+        check_options(self, threshold_bytes=(0, inf))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -56,7 +56,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
@@ -91,12 +91,7 @@ class SuperNeurons:
     version: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
-        if self.strategy not in (None, *STRATEGIES):
-            raise InputError(f"superneurons: strategy must be one of {', '.join(STRATEGIES)}, not {self.strategy!r}")
-        if self.threshold not in ("paper", "code"):
-            raise InputError(f"superneurons: threshold must be paper or code, not {self.threshold!r}")
-        if self.offload not in (None, *OFFLOADS):
-            raise InputError(f"superneurons: offload must be conv or checkpoints, not {self.offload!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 from remat_solvers.clock import Stopwatch
+from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
@@ -37,6 +39,9 @@ class SwapOnly:
 
     name: ClassVar[str] = "swap-only"
     version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        check_options(self, tries=(0, inf))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

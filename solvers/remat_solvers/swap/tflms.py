@@ -31,7 +31,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
@@ -62,12 +62,7 @@ class TFLMS:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        for option in ("n_tensors", "lb", "ub"):
-            number = getattr(self, option)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise InputError(f"tflms: {option} must be a positive integer, not {number!r}")
-        if self.strategy not in (None, *STRATEGIES):
-            raise InputError(f"tflms: strategy must be {' or '.join(STRATEGIES)}, not {self.strategy!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

@@ -40,7 +40,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
@@ -74,8 +74,7 @@ class VDNN:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if self.policy not in ("dynamic", "all", "conv"):
-            raise InputError(f"vdnn: policy must be dynamic, all or conv, not {self.policy!r}")
+        check_options(self)
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
