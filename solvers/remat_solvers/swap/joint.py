@@ -38,7 +38,7 @@ EVERY_OP = 16  # problems of at most so many ops have a moment per op
 MOMENTS = 5  # of larger ones, at first
 ADDED = 3  # moments per round, where the budget is exceeded
 ROUNDS = 4  # programs
-PROGRAM_SHARE = 0.4  # of the time that is left, for one program
+PROGRAM_SHARE = 0.65  # of the time that is left, for one program
 
 SMALL_PART = 2_000  # values below this part of the budget are left where they are
 TWICE = 0.3  # of the changes are two at once
