@@ -39,8 +39,10 @@ from numpy.typing import NDArray
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import tangents_op
 
-__all__ = ["Chain", "Cuts", "Stage", "chain_view", "droppable", "live_gradients"]
+__all__ = ["MOST_SLOTS", "MOST_STAGES", "Chain", "Cuts", "Stage", "chain_view", "droppable", "live_gradients"]
 
+MOST_SLOTS = 10_000  # parts of memory, in tables by slots over all pairs of stages
+MOST_STAGES = 1_000  # of such a table
 Cuts: TypeAlias = Literal["minima", "renewed", "every"]
 
 CARRIED_SHARE = 8  # a value that crosses more than this part of the forward ops is carried along

@@ -22,7 +22,7 @@ from remat_solvers.errors import InputError
 from remat_solvers.recompute.highs_apart import solve_apart
 from remat_solvers.recompute.interrupts import interruptible
 
-__all__ = ["BACKENDS", "Answer", "Backend", "Ended", "check_backend", "run"]
+__all__ = ["BACKENDS", "Answer", "Backend", "Ended", "run"]
 
 Backend: TypeAlias = Literal["highs", "cbc"]
 BACKENDS: tuple[Backend, ...] = ("highs", "cbc")
@@ -64,12 +64,6 @@ class Answer:
     bound: float | None  # proven lower bound on the objective; None: none known
     relaxed: bool = False  # every variable was taken as continuous
     interrupted: bool = False  # the user pressed Ctrl-C; a point found before is still there
-
-
-def check_backend(solver: str, backend: str) -> None:
-    """Raise InputError where there is no such backend."""
-    if backend not in BACKENDS:
-        raise InputError(f"{solver}: backend must be {' or '.join(BACKENDS)}, not {backend!r}")
 
 
 def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool = False, within: float = 0.0) -> Answer:

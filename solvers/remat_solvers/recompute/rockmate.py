@@ -33,28 +33,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from math import inf
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.chain import Chain, Cuts, chain_view
+from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, chain_view
 from remat_solvers.recompute.chain_costs import chain_costs
-from remat_solvers.recompute.chain_schedule import Way, least_memory, plain_ways, sequence_of
-from remat_solvers.recompute.milp import Backend, check_backend
+from remat_solvers.recompute.chain_schedule import Way, plain_ways
+from remat_solvers.recompute.milp import Backend
 from remat_solvers.recompute.rockmate_blocks import Block, BlockSearch, block_of, way_in
-from remat_solvers.recompute.rotor import search
+from remat_solvers.recompute.rotor import keep_nothing, search
 from remat_solvers.result import Limits, OnProgress, Outcome, Status, Stopped
 
 __all__ = ["Rockmate"]
 
-CUTS: tuple[Cuts, ...] = ("renewed", "minima")
+BlockCuts: TypeAlias = Literal["renewed", "minima"]
+
+CUTS: tuple[BlockCuts, ...] = ("renewed", "minima")
 COARSER = (1, 4, 8)  # parts of `stages`
 BLOCK_SHARE = 0.8  # of a chain's time; the rest is for the search over the chain
-POSITIVE = ("slots", "stages", "peaks", "saves", "exact_ops")
+MOST_BUDGETS = 100  # of either kind, per block
+LEAST_PROGRAM_S = 0.001  # for an integer program
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Rockmate:
 
     slots: int = 500  # parts into which memory is divided
     stages: int = 100  # most blocks
-    cuts: Cuts | None = None  # where the step is cut, see `chain`; None: both ways
+    cuts: BlockCuts | None = None  # where the step is cut, see `chain`; None: both ways
     granularities: int = 3  # chains of `stages` blocks at most, of a fourth, of an eighth as many: the first so many
     peaks: int = 3  # peak budgets per block
     saves: int = 10  # saved budgets for each of them
@@ -75,26 +79,28 @@ class Rockmate:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        check_backend(self.name, self.backend)
-        for option in POSITIVE:
-            number = getattr(self, option)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InputError(f"rockmate: {option} must be a positive integer, not {number!r}")
-        if not 1 <= self.granularities <= len(COARSER):
-            raise InputError(f"rockmate: granularities must be from 1 to {len(COARSER)}, not {self.granularities!r}")
-        if not self.program_seconds > 0:
-            raise InputError(f"rockmate: program_seconds must be positive, not {self.program_seconds!r}")
-        if self.cuts not in (None, "minima", "renewed"):
-            raise InputError(f"rockmate: cuts must be minima or renewed, not {self.cuts!r}")
+        check_options(
+            self,
+            slots=(1, MOST_SLOTS),
+            stages=(1, MOST_STAGES),
+            granularities=(1, len(COARSER)),
+            peaks=(1, MOST_BUDGETS),
+            saves=(1, MOST_BUDGETS),
+            program_seconds=(LEAST_PROGRAM_S, inf),
+        )
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest schedule of the tables whose replayed peak is within the budget. See `registry.Solver`."""
+        """The fastest schedule of the tables whose replayed peak is within the budget. See `registry.Solver`.
+
+        Where none is, the plan that keeps nothing, if that fits, and the reason says so.
+        """
         if not problem.backward_ops:
             return Outcome(Status.NOT_APPLICABLE, reason="rockmate recomputes for a backward pass; there is none")
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         blocks = Blocks(self, attempts)
+        told = ""
         with attempts:
             chains = self._chains(problem)
             for chain in chains:
@@ -103,11 +109,11 @@ class Rockmate:
             for left, chain in zip(range(len(chains), 0, -1), chains, strict=True):
                 if not attempts.expired:
                     blocks.solve(chain, left)
+                    known = attempts.best
                     search(chain, self.slots, attempts, blocks.ways(chain))
-                    if attempts.best is None and not attempts.expired:  # what the chain can do with the least memory
-                        steps = least_memory(0, len(chain.stages))
-                        attempts.fits(sequence_of(chain, steps, blocks.frugal_ways(chain)), "nothing kept")
-        return replace(attempts.outcome(), reason=blocks.account())
+                    told = told if attempts.best is known else ""
+                    told = keep_nothing(chain, attempts, blocks.frugal_ways(chain)) or told
+        return replace(attempts.outcome(), reason=", ".join([blocks.account(), *([told] if told else [])]))
 
     def _chains(self, problem: Problem) -> list[Chain]:
         """Different chains, those of small blocks first."""
@@ -205,7 +211,7 @@ def undominated(chain: Chain, ways: Sequence[Sequence[Way]]) -> list[list[Way]]:
             costs.leaf_ns,
             costs.again_ns,
             costs.backward_ns,
-            costs.saved,
+            costs.saved - costs.released,
             costs.save_peak,
             costs.save_again_peak,
             costs.leaf_peak,

@@ -32,10 +32,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.chain import Chain, Cuts, chain_view
+from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, least_memory, sequence_of
 from remat_solvers.recompute.rotor import schedule
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
@@ -46,6 +46,7 @@ from remat_solvers.swap.trips import Absence, absences
 __all__ = ["POFO", "moved_values", "steps_of"]
 
 CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
+MOST_CELLS = 1_000  # in each of three directions
 SHARES = tuple(1.05**k for k in range(-7, 9))  # of what the budget leaves, tried as the program's memory
 
 
@@ -62,12 +63,7 @@ class POFO:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        for option in ("slots", "cells", "stages"):
-            number = getattr(self, option)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InputError(f"pofo: {option} must be a positive integer, not {number!r}")
-        if self.cuts not in (None, *CUTS):
-            raise InputError(f"pofo: cuts must be one of {', '.join(CUTS)}, not {self.cuts!r}")
+        check_options(self, slots=(1, MOST_SLOTS), cells=(1, MOST_CELLS), stages=(1, MOST_STAGES))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
