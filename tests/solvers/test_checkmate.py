@@ -14,7 +14,7 @@ from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force import BruteForce, best_sequence
-from remat_solvers.recompute.checkmate import Checkmate
+from remat_solvers.recompute.checkmate import STRUCK, Checkmate
 from remat_solvers.recompute.checkmate_model import Amounts, Model
 from remat_solvers.recompute.checkmate_program import repair
 from remat_solvers.recompute.coarse import contract
@@ -201,10 +201,26 @@ def test_larger_graphs_are_merged_and_nothing_is_claimed() -> None:
     assert 5.77 <= overhead < 30
 
 
-def test_a_time_limit_is_said() -> None:
-    result, _ = corpus("unet", 0.4, Checkmate(), 3)
+def test_a_share_of_the_time_limit_that_struck_is_not_the_limit() -> None:
+    """Of 4 seconds, the program over the ops gets 2.4, and the coarse ones what is left over, in parts."""
+    result, _ = corpus("unet", 0.4, Checkmate(), 4)
     assert result.status is not Status.OPTIMAL
+    assert (result.stopped is Stopped.TIME) == (result.seconds >= 4)
+    assert (STRUCK in result.reason) == (result.stopped is Stopped.COMPLETE)
+
+
+def test_the_time_limit_is_said() -> None:
+    result, _ = corpus("unet", 0.4, Checkmate(), 1e-6)
     assert result.stopped is Stopped.TIME
+
+
+def test_why_there_is_no_plan_is_said() -> None:
+    """Ops that are merged run together: within the coarse form there is none for the smallest budget of all."""
+    problem = codec.load_problem(CORPUS / "r50.json")
+    budget_bytes = peak_bound_bytes(problem) + 1
+    result = solve(problem, budget_bytes, solver=Checkmate(coarse_ops=8), limits=Limits(5))
+    assert result.status is Status.NOT_FOUND
+    assert "408 ops merged into 8, so nothing is proven: none of the schedules found fits" in result.reason
 
 
 def test_with_a_link_no_bound_is_claimed() -> None:

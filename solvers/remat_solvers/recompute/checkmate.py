@@ -38,7 +38,7 @@ counts copies:
 - `additive`: the time of every copy is added, as POET does; its plan is taken as it comes, without small steps
 
 Both are accounts of what the replay counts exactly, and memory is looked at in the moments only, so nothing is proven:
-with a link there is no bound, unless nothing runs twice and nobody waits. Plans without moves are tried too.
+with a link there is no bound, unless nothing runs twice and nobody waits.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ __all__ = ["Checkmate"]
 SwapTime: TypeAlias = Literal["overlapped", "additive"]
 EXACT_SHARE = 0.6  # of the time limit, where there is one; the rest is for the coarse form
 EXACT_SHARE_BESIDE_SWAP = 0.2  # the same where values may move, too
-JOINT_SHARE = 0.7  # of the time that is left, for what moves
+JOINT_SHARE = 0.9  # of the time that is left, for what moves
 ROUND_SHARE = 0.4  # of the time that is left, for one program of the coarse form
 COARSE_ROUNDS = 6  # of the search for the coarse budget
 COARSE_PART = 4  # it goes up by this part of what is left: the best is nearer to the budget than to store-all
@@ -73,9 +73,11 @@ MOST_EPSILON = 0.99  # something is left for the relaxation
 FULL_RELAXATION_OPS = 100  # rounding: larger problems are relaxed with one memory row per stage
 
 OWN_BEST = "the best of Checkmate's schedules; the bound holds for every plan in the given order"
+NONE_FOUND = "none of the schedules found fits"
+STRUCK = "a program was ended at its share of the time limit"
 NO_SCHEDULE = "none of Checkmate's schedules fits: the program is infeasible"
 ROUNDED = "two-phase rounding of the linear relaxation"
-INCUMBENT = "the best found by the time limit"
+INCUMBENT = "the best found in the time that the program had"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Checkmate:
                 search.directly(EXACT_SHARE_BESIDE_SWAP if swap else EXACT_SHARE)
             if swap and not search.unbeatable:
                 search.jointly(seed)
-            if not search.settled and not search.unbeatable:
+            if not search.settled and not (swap and search.best is not None):
                 search.coarsened()
         except KeyboardInterrupt:
             search.stopped = Stopped.INTERRUPT
@@ -135,6 +137,7 @@ class _Search:
         self.bound_ns: int | None = None
         self.settled = False  # the direct form leaves nothing to be tried
         self.stopped = Stopped.COMPLETE
+        self.struck = False  # a part of the time limit has ended a program
         self.reason = ""
 
     @property
@@ -156,7 +159,7 @@ class _Search:
             if solved.ended is Ended.INFEASIBLE:
                 self.reason = NO_SCHEDULE
             elif not self.settled:
-                self.stopped = Stopped.TIME
+                self.struck = not solved.interrupted
         if solved.interrupted:
             raise KeyboardInterrupt
 
@@ -176,7 +179,7 @@ class _Search:
             offer=self._offer_plan,
         )
         if remaining is not None and self.watch.remaining is not None:
-            self.stopped = Stopped.TIME if self.watch.remaining <= (1 - JOINT_SHARE) * remaining else self.stopped
+            self.struck |= self.watch.remaining <= (1 - JOINT_SHARE) * remaining
 
     def coarsened(self) -> None:
         """The program over runs of ops, within the largest coarse budget whose plan, expanded, fits."""
@@ -191,14 +194,13 @@ class _Search:
         budget_bytes = low
         for _ in range(COARSE_ROUNDS):
             if self.watch.expired:
-                self.stopped = Stopped.TIME
                 break
             solved = self._solve(coarse.problem, budget_bytes, ROUND_SHARE)
             peaks = [self._offer_polished(coarse.expand(s), how) for s in solved.sequences]
             if solved.interrupted:
                 raise KeyboardInterrupt
             if solved.ended is Ended.UNKNOWN or (solved.ended is Ended.FEASIBLE and not self.options.rounding):
-                self.stopped = Stopped.TIME
+                self.struck = True
             if peaks and min(peaks) > self.budget_bytes:
                 high = budget_bytes
             else:
@@ -206,20 +208,18 @@ class _Search:
             if high - low <= self.budget_bytes // COARSE_STEPS:
                 break
             budget_bytes = low + max(1, (high - low) // COARSE_PART)
-        if self.watch.expired:
-            self.stopped = Stopped.TIME
         if self.best is None and not self.reason:
-            self.reason = how
+            self.reason = f"{how}: none of the schedules found fits" if merged else NONE_FOUND
 
     def outcome(self) -> Outcome:
         """What is known by now."""
+        stopped, reason = self.stopped, self.reason
+        if stopped is Stopped.COMPLETE and self.watch.expired:
+            stopped = Stopped.TIME
+        elif stopped is Stopped.COMPLETE and self.struck:
+            reason = "; ".join(filter(None, [reason, STRUCK]))
         if self.best is None:
-            return Outcome(
-                status=Status.NOT_FOUND,
-                reason=self.reason,
-                smallest_peak_bytes=self.smallest,
-                stopped=self.stopped,
-            )
+            return Outcome(Status.NOT_FOUND, reason=reason, smallest_peak_bytes=self.smallest, stopped=stopped)
         time_ns, _, plan = self.best
         bound_ns, order = self.bound_ns, Order.GIVEN
         if time_ns == time_bound_ns(self.problem):
@@ -230,11 +230,11 @@ class _Search:
         return Outcome(
             status=Status.OPTIMAL if optimal else Status.FEASIBLE,
             plan=plan,
-            reason="" if optimal else self.reason,
+            reason="" if optimal else reason,
             bound_ns=bound_ns,
             order=order,
             smallest_peak_bytes=self.smallest,
-            stopped=Stopped.COMPLETE if optimal else self.stopped,
+            stopped=Stopped.COMPLETE if optimal else stopped,
         )
 
     def _solve(self, problem: Problem, budget_bytes: int, share: float) -> Solved:

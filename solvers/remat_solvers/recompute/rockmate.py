@@ -48,7 +48,7 @@ from remat_solvers.recompute.chain_schedule import Way, plain_ways
 from remat_solvers.recompute.milp import Backend
 from remat_solvers.recompute.rockmate_blocks import Block, BlockSearch, block_of, way_in
 from remat_solvers.recompute.rotor import keep_nothing, search
-from remat_solvers.result import Limits, OnProgress, Outcome, Status, Stopped
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
 
 __all__ = ["Rockmate"]
 
@@ -137,6 +137,7 @@ class Blocks:
         self.chains = 0
         self.stages = 0  # of all chains
         self.options = 0  # of all stages
+        self.cut_short = 0  # blocks for which their chain's share of the time limit did not last
 
     def solve(self, chain: Chain, chains_left: int) -> None:
         """Find the schedules of those blocks of `chain` that are new."""
@@ -187,7 +188,8 @@ class Blocks:
         ]
         stopped = sum(found.unproven for found in searches)
         contracted = sum(found.contracted for found in searches)
-        parts += [f"{stopped} of them stopped by their time limit"] if stopped else []
+        parts += [f"{stopped} of them stopped by a limit of their own"] if stopped else []
+        parts += [f"{self.cut_short} blocks cut short by a share of the time limit"] if self.cut_short else []
         parts += [f"{contracted} blocks contracted, so not solved exactly"] if contracted else []
         return ", ".join(parts)
 
@@ -195,7 +197,7 @@ class Blocks:
         for peak, saved in block.pairs(room_bytes, self.method.peaks, self.method.saves):
             left = float("inf") if until is None else until - self.attempts.watch.seconds
             if left <= 0:
-                self.attempts.stopped = Stopped.TIME
+                self.cut_short += 1
                 break
             block.solve(peak, saved, min(left, self.method.program_seconds))
             if block.interrupted:
