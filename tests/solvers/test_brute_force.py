@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, random_plan, training_graph
+from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force import BruteForce, OrderOption, best_sequence, smallest_peak_bytes
 from remat_solvers.registry import ENTRIES
@@ -16,6 +17,7 @@ from remat_solvers.result import Limits, Order, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+from remat_solvers.validate import validate
 
 ORDERS: tuple[OrderOption, ...] = ("given", "free")
 
@@ -147,3 +149,43 @@ def test_infeasible_is_proven_beyond_the_general_floor() -> None:
             given_order = solve(problem, smallest - 1, solver="brute-force")
             assert given_order.status is Status.NOT_FOUND
     assert proven > 3
+
+
+@pytest.mark.parametrize("order", ["given", "free"])
+def test_what_only_fits_before_the_tangents_is_not_proven_away(order: OrderOption) -> None:
+    """A valid plan computes op 0 again between the forward and the tangents, where nothing is searched."""
+    values = [Value(f"v{i}", size, "gradient" if i > 2 else "activation") for i, size in enumerate((1, 1, 11, 5, 1))]
+    ops = (
+        Op("r", "forward", (), (0,), 1, workspace_bytes=10, effects=("random",)),
+        Op("e", "forward", (), (1,), 100, effects=("random",)),
+        Op("c", "forward", (), (2,), 1, effects=("random",)),
+        Op("tangents", "backward", (), (3,), 0, recomputable=False),
+        Op("b", "backward", (0, 1, 3), (4,), 1),
+    )
+    problem = Problem("before-the-tangents", ops, tuple(values), (4,))
+    by_hand = Plan(
+        [Compute(0), Free(0), Compute(1), Compute(2), Free(2), Compute(0), Compute(3), Compute(4), Free(0), Free(1)]
+    )
+    assert validate(problem, by_hand, 12) == []
+    result = solve(problem, 12, solver=BruteForce(order=order))
+    assert result.status is Status.FEASIBLE
+    assert result.bound_ns is not None
+    assert result.bound_ns <= simulate(problem, by_hand).time_ns < (result.time_ns or 0)
+    assert solve(problem, 17, solver=BruteForce(order=order)).status is Status.OPTIMAL
+
+
+def test_infeasible_covers_what_runs_before_the_tangents() -> None:
+    values = [Value(f"v{i}", size, "gradient" if i > 1 else "activation") for i, size in enumerate((1, 6, 5, 1))]
+    ops = (
+        Op("r", "forward", (), (0,), 1, workspace_bytes=10),
+        Op("c", "forward", (), (1,), 1, effects=("random",), workspace_bytes=5),
+        Op("tangents", "backward", (), (2,), 0, recomputable=False),
+        Op("b", "backward", (0, 2), (3,), 1),
+    )
+    problem = Problem("before-the-tangents", ops, tuple(values), (3,))
+    by_hand = Plan([Compute(0), Free(0), Compute(1), Free(1), Compute(0), Compute(2), Compute(3)])
+    budget_bytes = simulate(problem, by_hand).peak_bytes
+    assert validate(problem, by_hand, budget_bytes) == []
+    assert smallest_peak_bytes(problem, order="free") > budget_bytes  # with the tangents first
+    searched = BruteForce(order="free").solve(problem, budget_bytes, limits=Limits(), on_progress=None, seed=0)
+    assert searched.status is not Status.INFEASIBLE

@@ -12,6 +12,7 @@ from typing import ClassVar
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.clock import Stopwatch
 from remat_solvers.options import check_options
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force_moves import best_moving_plan
 from remat_solvers.recompute.brute_force_search import OrderOption, OutOfReachError, Search
@@ -44,43 +45,52 @@ class BruteForce:
             reason = f"exhaustive search treats up to {self.max_ops} ops, this problem has {len(problem.ops)}"
             return Outcome(status=Status.NOT_APPLICABLE, reason=reason)
         watch = Stopwatch(limits)
+        moving = problem.link is not None and len(problem.ops) <= self.max_moving_ops
         try:
-            if problem.link is not None and len(problem.ops) <= self.max_moving_ops:
-                return self._with_moves(problem, budget_bytes, watch)
-            sequence = best_sequence(problem, budget_bytes, order=self.order, watch=watch)
-            if sequence is None:
-                return self._without_plan(problem, budget_bytes, watch)
+            # What proves something may run ops before the tangents; no executor does, so the plan may need more.
+            best = self._fastest(problem, budget_bytes, moving, watch, tangents_first=False)
+            fits = best is not None and simulate(problem, best).peak_bytes <= budget_bytes
+            plan = best if fits or best is None else self._fastest(problem, budget_bytes, moving, watch)
+            if plan is None:
+                return self._without_plan(problem, budget_bytes, watch, moving=moving, proven=best is None)
         except OutOfReachError:
             stopped = Stopped.TIME if watch.expired else Stopped.COMPLETE
             return Outcome(status=Status.NOT_FOUND, reason="there are too many states", stopped=stopped)
         except KeyboardInterrupt:
             return Outcome(status=Status.NOT_FOUND, stopped=Stopped.INTERRUPT)
-        plan = plan_from_sequence(problem, sequence)
-        if problem.link is not None:  # an offload may be faster than anything that was searched
+        if problem.link is not None and not moving:  # an offload may be faster than anything that was searched
             return Outcome(status=Status.FEASIBLE, plan=plan)
-        bound_ns = sum(problem.ops[op].time_ns for op in sequence)
+        assert best is not None
+        bound_ns = simulate(problem, best).time_ns
         return Outcome(
-            status=Status.OPTIMAL,
+            status=Status.OPTIMAL if simulate(problem, plan).time_ns == bound_ns else Status.FEASIBLE,
             plan=plan,
             bound_ns=bound_ns,
             order=Order.GIVEN if self.order == "given" else Order.FREE,
         )
 
-    def _with_moves(self, problem: Problem, budget_bytes: int, watch: Stopwatch) -> Outcome:
-        plan = best_moving_plan(problem, budget_bytes, order=self.order, watch=watch)
-        if plan is not None:
-            time_ns = simulate(problem, plan).time_ns
-            order = Order.GIVEN if self.order == "given" else Order.FREE
-            return Outcome(status=Status.OPTIMAL, plan=plan, bound_ns=time_ns, order=order)
-        if self.order == "free":
-            return Outcome(Status.INFEASIBLE, reason="every plan was tried", peak_bound_bytes=budget_bytes + 1)
-        return Outcome(Status.NOT_FOUND, reason="every plan with first computations in the problem's order was tried")
+    def _fastest(
+        self, problem: Problem, budget_bytes: int, moving: bool, watch: Stopwatch, *, tangents_first: bool = True
+    ) -> Plan | None:
+        if moving:
+            return best_moving_plan(problem, budget_bytes, order=self.order, watch=watch, tangents_first=tangents_first)
+        search = Search(problem, budget_bytes, self.order, watch, tangents_first=tangents_first)
+        sequence = search.shortest(cheapest=True)
+        return None if sequence is None else plan_from_sequence(problem, sequence)
 
-    def _without_plan(self, problem: Problem, budget_bytes: int, watch: Stopwatch) -> Outcome:
-        if problem.link is None and self.order == "free":
+    def _without_plan(
+        self, problem: Problem, budget_bytes: int, watch: Stopwatch, *, moving: bool, proven: bool
+    ) -> Outcome:
+        every = problem.link is None or moving
+        if proven and every and self.order == "free":
             reason = "every plan was tried"
             return Outcome(status=Status.INFEASIBLE, reason=reason, peak_bound_bytes=budget_bytes + 1)
-        orders = "with first computations in the problem's order" if self.order == "given" else "without offload"
+        kinds = ["with first computations in the problem's order"] if self.order == "given" else []
+        kinds += [] if every else ["without offload"]
+        kinds += [] if proven else ["in which nothing runs between the forward and the tangents"]
+        reason = f"every plan {' and '.join(kinds)} was tried"
+        if moving:
+            return Outcome(Status.NOT_FOUND, reason=reason)
         smallest: int | None = None
         stopped = Stopped.COMPLETE
         try:
@@ -89,7 +99,6 @@ class BruteForce:
             stopped = Stopped.TIME if watch.expired else Stopped.COMPLETE
         except KeyboardInterrupt:
             stopped = Stopped.INTERRUPT
-        reason = f"every plan {orders} was tried"
         return Outcome(status=Status.NOT_FOUND, reason=reason, smallest_peak_bytes=smallest, stopped=stopped)
 
 

@@ -55,17 +55,30 @@ Step: TypeAlias = tuple[State, int, tuple[Action, ...]]  # what comes after, wha
 
 
 def best_moving_plan(
-    problem: Problem, budget_bytes: int, *, order: OrderOption = "given", watch: Stopwatch | None = None
+    problem: Problem,
+    budget_bytes: int,
+    *,
+    order: OrderOption = "given",
+    watch: Stopwatch | None = None,
+    tangents_first: bool = True,
 ) -> Plan | None:
     """A fastest plan of all; None: none fits. The problem needs a link. May raise OutOfReachError."""
-    return _Moving(problem, budget_bytes, order, watch).fastest()
+    return _Moving(problem, budget_bytes, order, watch, tangents_first=tangents_first).fastest()
 
 
 class _Moving(Search):
     most_states = MOST_STATES
 
-    def __init__(self, problem: Problem, budget_bytes: int, order: OrderOption, watch: Stopwatch | None) -> None:
-        super().__init__(problem, budget_bytes, order, watch)
+    def __init__(
+        self,
+        problem: Problem,
+        budget_bytes: int,
+        order: OrderOption,
+        watch: Stopwatch | None,
+        *,
+        tangents_first: bool = True,
+    ) -> None:
+        super().__init__(problem, budget_bytes, order, watch, tangents_first=tangents_first)
         link = problem.link
         assert link is not None
         self.out_ns = [copy_ns(size, link.to_host_bytes_per_s, link.latency_ns) for size in self.size]

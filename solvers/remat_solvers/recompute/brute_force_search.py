@@ -15,12 +15,13 @@ values may be freed; while it runs, what is still there, all of its outputs and 
 where S is what was there and R what is retained; afterwards R + outputs(o) are there. Since a value may be freed at
 any later moment at no cost, only the largest R under inclusion need be tried, and values that no op can read any more
 are dropped from the state. From the last first computation of a forward op on, the forward's results are in every R;
-the tangents, which are handed to backward, come right after it, as in every plan built from a sequence.
+the tangents, which are handed to backward, come right after it, as in every plan built from a sequence, unless
+`tangents_first` is False.
 
 Everything that a plan without offload can do is such a path, so the shortest one is the optimum (for the order asked
-for) and no path means that there is no plan. The one exception is recomputing between the forward and the tangents; it
-could be done after them too, unless they are what does not fit. The number of states is exponential: `max_ops` and
-MOST_STATES end it.
+for) and no path means that there is no plan. With the tangents first, recomputing between the forward and the tangents
+is left out: what proves something must do without. The number of states is exponential: `max_ops` and MOST_STATES end
+it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,15 @@ class Search:
 
     most_states = MOST_STATES
 
-    def __init__(self, problem: Problem, budget_bytes: int, order: OrderOption, watch: Stopwatch | None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        budget_bytes: int,
+        order: OrderOption,
+        watch: Stopwatch | None,
+        *,
+        tangents_first: bool = True,
+    ) -> None:
         ops, values = problem.ops, problem.values
         self.problem = problem
         self.order = order
@@ -87,7 +96,7 @@ class Search:
         self.forward_results = self.results & forward_made
         self.recomputable = bits(i for i, op in enumerate(ops) if op.recomputable)
         self.effects = bits(i for i, op in enumerate(ops) if op.effects)
-        self.tangents = tangents_op(problem)
+        self.tangents = tangents_op(problem) if tangents_first else None
         self.alive = lru_cache(maxsize=None)(self._alive)
 
     def shortest(self, *, cheapest: bool) -> list[int] | None:
