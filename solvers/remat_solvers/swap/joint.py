@@ -4,8 +4,9 @@ The program over a few moments (fluid.py) says which ops run again and which val
 copies instant, would be above the budget between two moments, the op of the highest excess becomes a moment too, and
 the program is solved again. `Traffic` makes the plan of the choice, exact in every event, and the replay says its time.
 What does not fit even so is mended: the absences around the op that does not fit leave too, those of most free time
-first; where there are none, the search starts from the problem's order with nothing away. Then the choice changes at
-random, and what is faster stays, of what is as fast what moves fewer bytes:
+first; where there are none, the search starts from the problem's order with nothing away. In case the program had too
+little time, a plan that recomputes only, by Belady's rule, is a second start, and the faster one goes on: the choice
+changes at random, and what is faster stays, of what is as fast what moves fewer bytes:
 
 - an absence enters the choice, leaves it, or takes another's place
 - a value is made again before a use, instead of being kept or moved until then; where it is made from what is gone,
@@ -22,11 +23,13 @@ from dataclasses import dataclass
 
 from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import PlanError
-from remat_solvers.plan import Plan
+from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
+from remat_solvers.recompute.belady import Belady
 from remat_solvers.recompute.checkmate import SwapTime
 from remat_solvers.recompute.milp import Backend
 from remat_solvers.recompute.polish import useful
+from remat_solvers.result import Limits, Stopped
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.fluid import choose, moments
 from remat_solvers.swap.traffic import Overflow, Traffic
@@ -38,6 +41,7 @@ EVERY_OP = 16  # problems of at most so many ops have a moment per op
 MOMENTS = 5  # of larger ones, at first
 ADDED = 3  # moments per round, where the budget is exceeded
 ROUNDS = 4  # programs
+ALONE_SHARE = 0.15  # of the time, for a plan that recomputes only
 PROGRAM_SHARE = 0.65  # of the time that is left, for one program
 
 SMALL_PART = 2_000  # values below this part of the budget are left where they are
@@ -61,6 +65,7 @@ def jointly(
     given = Traffic(problem, range(len(problem.ops)))
     every_op = len(problem.ops) <= EVERY_OP
     at = list(range(len(problem.ops))) if every_op else moments(problem, given.profile.tolist(), MOMENTS)
+    alone = _recomputing_alone(problem, budget_bytes, watch) if tries else None
     for _ in range(ROUNDS):
         if watch.expired:
             return
@@ -71,9 +76,12 @@ def jointly(
         search = Joint(problem, budget_bytes, watch, seed)
         form = f"recompute and swap, {len(at)} moments"
         try:
-            started = search.start(choice.sequence, choice.away) or search.start(range(len(problem.ops)), ())
-            if started is not None:
-                offer(started, form)
+            if search.start(choice.sequence, choice.away) is None:
+                search.start(range(len(problem.ops)), ())
+            if alone is not None:
+                search.start(alone, ())
+            if search.best is not None:
+                offer(search.best[1], form)
             if choice.interrupted:
                 raise KeyboardInterrupt
             search.improve(tries)
@@ -84,6 +92,15 @@ def jointly(
         if not more:
             return
         at = sorted({*at, *more})
+
+
+def _recomputing_alone(problem: Problem, budget_bytes: int, watch: Stopwatch) -> list[int] | None:
+    """The ops of a plan of Belady's rule, where it finds one."""
+    seconds = None if watch.remaining is None else ALONE_SHARE * watch.remaining
+    found = Belady().solve(problem, budget_bytes, limits=Limits(seconds), on_progress=None, seed=0)
+    if found.stopped is Stopped.INTERRUPT:
+        raise KeyboardInterrupt
+    return None if found.plan is None else [action.op for action in found.plan if isinstance(action, Compute)]
 
 
 def _exceeded(
