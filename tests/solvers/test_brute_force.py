@@ -177,7 +177,7 @@ def test_what_only_fits_before_the_tangents_is_not_proven_away(order: OrderOptio
 def test_infeasible_covers_what_runs_before_the_tangents() -> None:
     values = [Value(f"v{i}", size, "gradient" if i > 1 else "activation") for i, size in enumerate((1, 6, 5, 1))]
     ops = (
-        Op("r", "forward", (), (0,), 1, workspace_bytes=10),
+        Op("r", "forward", (), (0,), 1, effects=("random",), workspace_bytes=10),
         Op("c", "forward", (), (1,), 1, effects=("random",), workspace_bytes=5),
         Op("tangents", "backward", (), (2,), 0, recomputable=False),
         Op("b", "backward", (0, 2), (3,), 1),
