@@ -108,6 +108,7 @@ def uniform_chain(count: int, slots: int) -> rotor.Slots:
         leaf_need=np.full((1, count), 3),
         save_need=np.full((1, count, count), 3),
         sweep_need=np.full((count, count, count + 1), 2),
+        entry=np.tile(np.arange(count), (count, 1)),
     )
 
 

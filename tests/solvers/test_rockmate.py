@@ -27,7 +27,7 @@ from remat_solvers.recompute.chain_schedule import Ways, needed_ops, plain_ways,
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.rockmate import Blocks, Rockmate
 from remat_solvers.recompute.rockmate_blocks import BlockSearch, block_of
-from remat_solvers.recompute.rotor import Rotor, in_slots, reference_table, schedule, table
+from remat_solvers.recompute.rotor import Rotor, advanced, in_slots, reference_table, schedule, table
 from remat_solvers.result import Limits, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
@@ -104,7 +104,7 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
     view = chain_view(problem, most=most)
     ways = random_ways(view, seed)
     memory_bytes = 1200
-    sizes = in_slots(chain_costs(view, ways), memory_bytes, memory_bytes)
+    sizes = in_slots(chain_costs(view, ways), memory_bytes, memory_bytes, advanced(view, ways))
     costs = table(sizes)
     whole = costs[0, -1]
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)

@@ -16,7 +16,7 @@ from remat_solvers.recompute.chain import chain_view
 from remat_solvers.recompute.chain_costs import chain_costs
 from remat_solvers.recompute.chain_schedule import sequence_of
 from remat_solvers.recompute.gruslys import steps_table
-from remat_solvers.recompute.rotor import Rotor, Slots, in_slots, reference_table, schedule, table
+from remat_solvers.recompute.rotor import Rotor, Slots, advanced, in_slots, reference_table, schedule, table
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
@@ -57,6 +57,7 @@ def paper_chain(
         leaf_need=(x[1:] + bar)[None],
         save_need=np.full((1, count, count), NEVER) if leaves_only else save[None],
         sweep_need=need,
+        entry=np.tile(np.arange(count), (count, 1)),
     )
 
 
@@ -166,7 +167,7 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
     view = chain_view(problem)
     base = problem.constant_bytes + problem.reserve_bytes
     memory_bytes = 1200
-    slots = in_slots(chain_costs(view), memory_bytes, memory_bytes)
+    slots = in_slots(chain_costs(view), memory_bytes, memory_bytes, advanced(view))
     costs = table(slots)
     whole = costs[0, -1]
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)

@@ -20,21 +20,28 @@ From the paper's chain to a training step (`chain`, `chain_costs`):
 
 - A state is a set of values; one that is in x_i already takes no more memory in x_k, so x_k counts without x_i. On a
   plain chain, where states are disjoint, that is the paper's recurrence.
+- The last thing that happens to x_i is the backward of stage i. What nobody below keeps of it goes with its last reader
+  there, also in F_all before segment i+1..j. Two cases, each with rows in the table: stage k was run to from a stage
+  whose state shares nothing with x_k (then all of it goes), or not (then what stage k-1 made and its backward does
+  not read). A sweep lets go in the same way what x_i does not have.
 - The first forward runs every op anyway, so only what runs again costs time; segments that end with the last stage are
   those of the first forward. Running again to keep x̄ alone may need fewer ops than running to the next state.
 - The sweep's memory is asked of the stages that are run, i..k-1; the paper asks it of i..j-1.
 - Run again, a stage needs memory for the ops that run then: its x̄ may be in its state already.
 - In place of the gradient of x_(j+1): all gradients, results and fixed values alive at that moment.
 
-Memory is counted in `slots` (500 as in the paper) of what the budget leaves, sizes rounded up. Ties: F_all, then the
-smallest k. One table answers all memories up to the largest, and the replay decides: of the costs in the table's last
+Memory is counted in `slots` parts (500 as in the paper) of half as much again as the budget leaves, sizes rounded up.
+Ties: F_all, then the smallest k. One table answers all memories up to the largest, and the replay decides: of the costs in the table's last
 cell, the one of the largest memory whose replayed peak is within the budget is taken, also where it is above what
-the discretisation says the budget allows. The method is optimal for its chain only, so it reports no bound.
+the discretisation says the budget allows. A second table has the first case everywhere, which may count too little;
+its schedules are tried too. Where no schedule of any table fits, each stage is run again from the start, nothing kept,
+and the reason says so. The method is optimal for its chain only, so it reports no bound.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -48,10 +55,23 @@ from remat_solvers.recompute.chain_costs import ChainCosts, chain_costs
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 
-__all__ = ["Rotor", "Slots", "Table", "in_slots", "reference_table", "schedule", "search", "table"]
+__all__ = [
+    "Advanced",
+    "Rotor",
+    "Slots",
+    "Table",
+    "advanced",
+    "in_slots",
+    "keep_nothing",
+    "reference_table",
+    "schedule",
+    "search",
+    "table",
+]
 
 CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
 BEYOND_BUDGET = 1.5  # memories in the table go up to this many times what the budget leaves
+PATIENCE = 6  # memories beyond the fastest that fits, in a row, whose replays do not
 
 Table = NDArray[np.float64]  # [i, j, m]: cost of segment i..j with m slots beside its input
 
@@ -61,6 +81,7 @@ class Slots:
     """A chain of L stages in whole slots of memory. [i, k] has rows 0..L-1, columns 0..L; [i, j] columns 0..L-1.
 
     [w, ...]: per way w to save and run back a stage; a way that stage i does not have needs more than `slots`.
+    [r]: stage r % L; from L on, where nobody else keeps any of the state before it (see `entry`).
     """
 
     slots: int  # the largest memory
@@ -69,106 +90,121 @@ class Slots:
     leaf_time: NDArray[np.float64]  # [w, i, j]: F_all of i with its backward next, and that backward
     save_time: NDArray[np.float64]  # [w, i, j]: F_all of i in segment i..j, and its backward
     state: NDArray[np.int64]  # [i, k]: slots of x_k beside x_i
-    saved: NDArray[np.int64]  # [w, i]: slots of x̄_(i+1) and x_(i+1) beside x_i
-    leaf_need: NDArray[np.int64]  # [w, i]: least m of F_all and backward of i
-    save_need: NDArray[np.int64]  # [w, i, j]: least m of F_all of i in segment i..j
+    saved: NDArray[np.int64]  # [w, r]: slots of x̄_(i+1) and x_(i+1) beside x_i
+    leaf_need: NDArray[np.int64]  # [w, r]: least m of F_all and backward of i
+    save_need: NDArray[np.int64]  # [w, r, j]: least m of F_all of i in segment i..j
     sweep_need: NDArray[np.int64]  # [j, i, k]: least m of running i..k-1 in segment i..j
+    entry: NDArray[np.int64]  # [i, k]: the row of stage k where it is run to from i; where i = k - 1 is saved it is k
 
 
 def table(chain: Slots) -> Table:
     """The costs of all segments, memory by memory as arrays. O(L^2 (L + ways) slots) time, O(L^2 slots) space."""
-    (ways, count), width = chain.saved.shape, chain.slots + 1
+    (ways, rows), width = chain.saved.shape, chain.slots + 1
+    count = len(chain.state)
     pad = width  # to the left of every row, infinite: the memory that is not there
-    cost = np.full((count, count, pad + width), np.inf)
-    least = np.full((count, count), width)  # [i, j]: the smallest memory of finite cost
+    cost = np.full((rows, count, pad + width), np.inf)
+    least = np.full((rows, count), width)  # [r, j]: the smallest memory of finite cost
     flat = cost.reshape(-1)
     memory = np.arange(width)
-    starts = np.arange(count) * count * (pad + width)
+    starts = np.arange(rows) * count * (pad + width)
     state = np.minimum(chain.state, pad)
     saved = np.minimum(chain.saved, pad)
     places = np.empty((count, width), dtype=np.intp)
-    rights = np.empty((count, width))
+    rights, both = np.empty((count, width)), np.empty((count, width))
     for j in range(count):
         advance = chain.last_advance if j == count - 1 else chain.advance
         for i in range(j, -1, -1):
-            row = cost[i, j, pad:]
-            if i == j:
-                for w in range(ways):
-                    fits = row[min(chain.leaf_need[w, i], width) :]
-                    np.minimum(fits, chain.leaf_time[w, i, i], out=fits)
-            else:
-                ks = slice(i + 1, j + 1)
-                begin = starts[ks] + (j * (pad + width) + pad) - state[i, ks]
+            ks = slice(i + 1, j + 1)
+            entry = chain.entry[i, ks]
+            if i < j:
+                begin = starts[entry] + (j * (pad + width) + pad) - state[i, ks]
                 index = np.add(begin[:, None], memory, out=places[: j - i])
                 sums = np.take(flat, index, out=rights[: j - i], mode="clip")
-                sums += cost[i, i:j, pad:]
                 sums += advance[i, ks, None]
                 need = np.minimum(chain.sweep_need[j, i, ks], width)
-                finite = np.maximum(state[i, ks] + least[ks, j], least[i, i:j])
-                for k in np.flatnonzero(need > finite):
+                for k in np.flatnonzero(need > state[i, ks] + least[entry, j]):
                     sums[k, : need[k]] = np.inf
-                np.min(sums, axis=0, out=row)
+            for r in range(i, rows, count):
+                row = cost[r, j, pad:]
+                if i < j:
+                    np.min(np.add(sums, cost[r, i:j, pad:], out=both[: j - i]), axis=0, out=row)
                 for w in range(ways):
-                    need_all = max(int(chain.leaf_need[w, i]), int(chain.save_need[w, i, j]))
+                    need_all = int(chain.leaf_need[w, r])
+                    if i < j:
+                        need_all = max(need_all, int(chain.save_need[w, r, j]))
                     if need_all < width:
-                        onward = cost[i + 1, j, pad + need_all - saved[w, i] : pad + width - saved[w, i]]
-                        np.minimum(row[need_all:], onward + chain.save_time[w, i, j], out=row[need_all:])
-            least[i, j] = width - np.count_nonzero(np.isfinite(row))  # costs fall with memory
+                        price, back = (
+                            (chain.save_time[w, i, j], saved[w, r]) if i < j else (chain.leaf_time[w, i, i], 0)
+                        )
+                        onward = cost[i + 1, j, pad + need_all - back : pad + width - back] if i < j else 0.0
+                        np.minimum(row[need_all:], onward + price, out=row[need_all:])
+                least[r, j] = width - np.count_nonzero(np.isfinite(row))  # costs fall with memory
     return cost[:, :, pad:]
 
 
 def reference_table(chain: Slots) -> Table:
     """The same, cell by cell: what `table` is tested against."""
-    count = chain.saved.shape[1]
-    cost = np.full((count, count, chain.slots + 1), np.inf)
+    rows, count = chain.saved.shape[1], len(chain.state)
+    cost = np.full((rows, count, chain.slots + 1), np.inf)
     for j in range(count):
         for i in range(j, -1, -1):
-            for m in range(chain.slots + 1):
-                cost[i, j, m] = min((option[0] for option in _options(chain, cost, i, j, m)), default=np.inf)
+            for r in range(i, rows, count):
+                for m in range(chain.slots + 1):
+                    cost[r, j, m] = min((option[0] for option in _options(chain, cost, r, j, m)), default=np.inf)
     return cost
 
 
-def _options(chain: Slots, cost: Table, i: int, j: int, m: int) -> list[tuple[float, int, int]]:
-    """(cost, k, w) of all ways to begin segment i..j with m slots; k = i stands for F_all, in way w."""
+def _options(chain: Slots, cost: Table, r: int, j: int, m: int) -> list[tuple[float, int, int]]:
+    """(cost, k, w) of all ways to begin segment i..j, i of row r, with m slots; k = i stands for F_all, in way w."""
     if m < 0:
         return []
-    ways, count = chain.saved.shape
+    ways, count = chain.saved.shape[0], len(chain.state)
+    i = r % count
     if i == j:
-        return [(float(chain.leaf_time[w, i, i]), i, w) for w in range(ways) if m >= chain.leaf_need[w, i]]
+        return [(float(chain.leaf_time[w, i, i]), i, w) for w in range(ways) if m >= chain.leaf_need[w, r]]
     options: list[tuple[float, int, int]] = []
     for w in range(ways):
-        if m >= max(chain.leaf_need[w, i], chain.save_need[w, i, j], chain.saved[w, i]):
-            options.append((float(chain.save_time[w, i, j] + cost[i + 1, j, m - chain.saved[w, i]]), i, w))
+        if m >= max(chain.leaf_need[w, r], chain.save_need[w, r, j], chain.saved[w, r]):
+            options.append((float(chain.save_time[w, i, j] + cost[i + 1, j, m - chain.saved[w, r]]), i, w))
     advance = chain.last_advance if j == count - 1 else chain.advance
     for k in range(i + 1, j + 1):
         if m >= max(chain.sweep_need[j, i, k], chain.state[i, k]):
-            right = cost[k, j, m - chain.state[i, k]]
-            options.append((float(advance[i, k] + right + cost[i, k - 1, m]), k, 0))
+            right = cost[chain.entry[i, k], j, m - chain.state[i, k]]
+            options.append((float(advance[i, k] + right + cost[r, k - 1, m]), k, 0))
     return options
 
 
 def schedule(chain: Slots, cost: Table, memory: int, first: int = 0, last: int | None = None) -> list[Step]:
     """The steps of the cheapest schedule of stages first..last with `memory` slots beside x_first; it must exist."""
     steps: list[Step] = []
-    end = chain.saved.shape[1] - 1 if last is None else last
-    todo: list[tuple[int, int, int] | Step] = [(first, end, memory)]
+    count = len(chain.state)
+    todo: list[tuple[int, int, int] | Step] = [(first, count - 1 if last is None else last, memory)]
     while todo:
         item = todo.pop()
         if not isinstance(item, tuple):
             steps.append(item)
             continue
-        i, j, m = item
-        _, k, w = min(_options(chain, cost, i, j, m))
+        r, j, m = item
+        i = r % count
+        _, k, w = min(_options(chain, cost, r, j, m))
         if i == j:
             todo += [Back(i, w), Save(i, way=w)]
         elif k == i:
-            todo += [Back(i, w), (i + 1, j, m - int(chain.saved[w, i])), Save(i, onward=True, way=w)]
+            todo += [Back(i, w), (i + 1, j, m - int(chain.saved[w, r])), Save(i, onward=True, way=w)]
         else:
-            todo += [(i, k - 1, m), (k, j, m - int(chain.state[i, k])), Advance(i, k)]
+            todo += [(r, k - 1, m), (int(chain.entry[i, k]), j, m - int(chain.state[i, k])), Advance(i, k)]
     return steps
 
 
-def in_slots(costs: ChainCosts, memory_bytes: int, slots: int) -> Slots:
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """Where nobody else keeps any of the state before a stage: it is run to from stage below[k] or an earlier one."""
+
+    below: Sequence[int]
+    costs: ChainCosts
+
+
+def in_slots(costs: ChainCosts, memory_bytes: int, slots: int, case: Advanced | None = None) -> Slots:
     """The chain with memory in `slots` parts of `memory_bytes`; every size and need is rounded up."""
     unit = max(1, -(-memory_bytes // slots))
     count = costs.saved.shape[1]
@@ -181,10 +217,13 @@ def in_slots(costs: ChainCosts, memory_bytes: int, slots: int) -> Slots:
     backward = costs.backward_ns.astype(np.float64)[..., None]
     again = costs.again_ns[..., None]
     last = np.arange(count) == count - 1  # segments of the first forward: every op runs anyway
-    first_save = (costs.save_peak + costs.first_around)[..., None]
-    save_again = costs.save_again_peak[..., None] + costs.around
-    leaf_peak = np.where(last, costs.save_peak, costs.leaf_peak)
     sweep = np.where(last[:, None, None], costs.first_sweep[None], costs.sweep[None] + costs.around[:, None, None])
+    rows = [costs] if case is None else [costs, case.costs]
+    first_save = [row.save_peak + row.first_around for row in rows]
+    leaf_peak = [np.where(last, first, row.leaf_peak + row.around) for row, first in zip(rows, first_save, strict=True)]
+    entry = np.tile(np.arange(count), (count, 1))
+    for k, below in enumerate([] if case is None else case.below):
+        entry[: below + 1, k] += count
     return Slots(
         slots=slots,
         advance=advance,
@@ -192,23 +231,69 @@ def in_slots(costs: ChainCosts, memory_bytes: int, slots: int) -> Slots:
         leaf_time=np.where(last, again, costs.leaf_ns[..., None]) + backward,
         save_time=np.where(last, again, costs.save_ns[..., None]) + backward,
         state=up(costs.state),
-        saved=up(costs.saved),
-        leaf_need=up(np.maximum(costs.back_peak, leaf_peak + costs.around)),
-        save_need=up(np.where(last, first_save, save_again)),
+        saved=up(np.concatenate([np.maximum(0, row.saved - row.released) for row in rows], axis=1)),
+        leaf_need=up(np.concatenate(list(map(np.maximum, leaf_peak, [row.back_peak for row in rows])), axis=1)),
+        save_need=up(
+            np.concatenate(
+                [
+                    np.where(last, first[..., None], row.save_again_peak[..., None] + row.around)
+                    for row, first in zip(rows, first_save, strict=True)
+                ],
+                axis=1,
+            )
+        ),
         sweep_need=up(sweep),
+        entry=entry,
     )
 
 
+def advanced(chain: Chain, ways: Ways | None = None) -> Advanced:
+    """Stages run to from one whose state shares nothing with theirs: nobody else keeps any of it."""
+    states = [set(stage.state) for stage in chain.stages]
+    below = [max((h for h in range(k) if states[h].isdisjoint(states[k])), default=0) for k in range(len(states))]
+    return Advanced(below, chain_costs(chain, ways, alone=True))
+
+
 def search(chain: Chain, slots: int, attempts: Attempts, ways: Ways | None = None) -> None:
-    """Of the schedules in the table's last cell, one per cost, try the fastest whose replayed peak fits."""
+    """Of the schedules in the last cells of both tables, one per cost, try the fastest whose replayed peak fits."""
     problem = chain.problem
     left = max(1, attempts.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
-    sizes = in_slots(chain_costs(chain, ways), int(left * BEYOND_BUDGET), slots)
+    most_bytes = int(left * BEYOND_BUDGET)
+    case = advanced(chain, ways)
+    for sizes in (
+        in_slots(chain_costs(chain, ways), most_bytes, slots, case),
+        in_slots(case.costs, most_bytes, slots),
+    ):
+        if not attempts.expired:
+            _search_table(chain, sizes, attempts, ways)
+
+
+def _search_table(chain: Chain, sizes: Slots, attempts: Attempts, ways: Ways | None) -> None:
     cost = table(sizes)
     whole = cost[0, -1]
     memories = [m for m in range(len(whole)) if np.isfinite(whole[m]) and (m == 0 or whole[m] < whole[m - 1])]
-    if memories:
-        attempts.search(memories, lambda m: sequence_of(chain, schedule(sizes, cost, m), ways), "memory of")
+    if not memories:
+        return
+
+    def sequence(memory: int) -> list[int]:
+        return sequence_of(chain, schedule(sizes, cost, memory), ways)
+
+    attempts.search(memories, sequence, "memory of")
+    forward_ns = sum(chain.problem.ops[op].time_ns for op in chain.problem.forward_ops)
+    missed = 0
+    for memory in memories:
+        if attempts.best is None or missed == PATIENCE or attempts.expired:
+            break
+        if whole[memory] + forward_ns < attempts.best[0]:
+            missed = 0 if attempts.fits(sequence(memory), f"memory of {memory}") else missed + 1
+
+
+def keep_nothing(chain: Chain, attempts: Attempts, ways: Ways | None = None) -> str:
+    """Where no plan fits yet: run every stage from the start again. What to tell where that is a plan, else nothing."""
+    if attempts.best is not None or attempts.expired:
+        return ""
+    found = attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages)), ways), "nothing kept")
+    return "no schedule of the tables fits; nothing is kept, every stage runs again from the start" if found else ""
 
 
 @dataclass(frozen=True)
@@ -233,17 +318,21 @@ class Rotor:
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest schedule of the table whose replayed peak is within the budget. See `registry.Solver`."""
+        """The fastest schedule of the tables whose replayed peak is within the budget. See `registry.Solver`.
+
+        Where none is, the plan that keeps nothing, if that fits, and the reason says so.
+        """
         if not problem.backward_ops:
             return Outcome(Status.NOT_APPLICABLE, reason="rotor recomputes for a backward pass; there is none")
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        reason = ""
         with attempts:
             chains: list[Chain] = []
             for cuts in (self.cuts,) if self.cuts else CUTS:
                 chain = chain_view(problem, cuts=cuts, most=self.stages)
                 if chain not in chains and not attempts.expired:
                     chains.append(chain)
+                    known = attempts.best
                     search(chain, self.slots, attempts)
-                    if attempts.best is None and not attempts.expired:  # what the chain can do with the least memory
-                        attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
-        return attempts.outcome()
+                    reason = keep_nothing(chain, attempts) or (reason if attempts.best is known else "")
+        return replace(attempts.outcome(), reason=reason)
