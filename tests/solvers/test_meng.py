@@ -165,6 +165,14 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert solve(problem, 40, solver=create("meng", threshold_bytes=10)).plan is not None
 
 
+@pytest.mark.parametrize("method", ["meng", "tflms"])
+def test_a_host_without_room_leaves_the_unmodified_peak(method: str) -> None:
+    problem = replace(chain(6), link=Link(10**9, 10**9, 0, host_bytes=0))
+    result = solve(problem, 4, solver=method)
+    assert result.status is Status.NOT_FOUND
+    assert result.reason == f"smallest peak found: {simulate(problem, store_all(problem)).peak_bytes} B"
+
+
 def test_what_meng_does_not_treat() -> None:
     assert solve(chain(6), 4, solver="meng").status is Status.NOT_APPLICABLE
     with pytest.raises(InputError, match="threshold_bytes"):

@@ -191,14 +191,15 @@ def fastest_choice(
 
 
 def smallest_peak(rewriting: Rewriting, attempts: Attempts, swaps: Sequence[Swap]) -> None:
-    """Where nothing fits: the least budget within which all the `swaps` do, by bisection."""
+    """Where nothing fits: the least budget within which all the `swaps` do, by bisection from that of no swap."""
     low, high = attempts.budget_bytes, int(rewriting.traffic.profile.max(initial=attempts.budget_bytes))
-    for _ in range(HALVINGS):
-        if high - low <= 1 or out_of_time(attempts):
-            return
-        middle = (low + high) // 2
+    middle = high
+    for _ in range(1 + HALVINGS):
         plan = rewriting.plan(swaps, middle)
         if plan is None:
             low = middle
         else:
             high = attempts.judge(plan, "").peak_bytes
+        if high - low <= 1 or out_of_time(attempts):
+            return
+        middle = (low + high) // 2
