@@ -47,10 +47,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.errors import InputError
+from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.chain import Chain, Cuts, chain_view
+from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.recompute.chain_costs import ChainCosts, chain_costs
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
@@ -308,12 +308,7 @@ class Rotor:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        for option in ("slots", "stages"):
-            number = getattr(self, option)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InputError(f"rotor: {option} must be a positive integer, not {number!r}")
-        if self.cuts not in (None, *CUTS):
-            raise InputError(f"rotor: cuts must be one of {', '.join(CUTS)}, not {self.cuts!r}")
+        check_options(self, slots=(1, MOST_SLOTS), stages=(1, MOST_STAGES))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
