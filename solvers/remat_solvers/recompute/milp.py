@@ -22,10 +22,9 @@ from remat_solvers.errors import InputError
 from remat_solvers.recompute.highs_apart import solve_apart
 from remat_solvers.recompute.interrupts import interruptible
 
-__all__ = ["BACKENDS", "Answer", "Backend", "Ended", "run"]
+__all__ = ["Answer", "Backend", "Ended", "run"]
 
 Backend: TypeAlias = Literal["highs", "cbc"]
-BACKENDS: tuple[Backend, ...] = ("highs", "cbc")
 
 THREADS = 1
 APART_VARIABLES = 2_000  # larger programs of HiGHS run in a process of their own
