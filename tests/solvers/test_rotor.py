@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import heapq
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from remat_solvers import codec
+from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
+from remat_solvers.generate import random_chain as uneven_chain
 from remat_solvers.recompute.chain import chain_view
 from remat_solvers.recompute.chain_costs import chain_costs
-from remat_solvers.recompute.chain_schedule import sequence_of
+from remat_solvers.recompute.chain_schedule import least_memory, sequence_of
 from remat_solvers.recompute.gruslys import steps_table
 from remat_solvers.recompute.rotor import Rotor, Slots, advanced, in_slots, reference_table, schedule, table
-from remat_solvers.schedule import plan_from_sequence
+from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 
+CORPUS = Path(__file__).parents[1] / "corpus"
 NEVER = 10**6
 
 
@@ -200,6 +205,55 @@ def test_never_slower_than_chen_on_unit_chains_and_faster_with_more_memory() -> 
             assert flat.time_ns is None or best.time_ns <= flat.time_ns
             times.append(best.time_ns)
         assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["unet", "r50", "gpt"])
+def test_the_account_is_near_the_replay(name: str) -> None:
+    """Of the memory that the table gives a schedule of 40 stages in 500 slots, the replay takes nine tenths or more."""
+    problem = codec.load_problem(CORPUS / f"{name}.json")
+    view = chain_view(problem, cuts="renewed", most=40)
+    most_bytes = simulate(problem, store_all(problem)).peak_bytes
+    slots = in_slots(chain_costs(view), most_bytes, 500, advanced(view))
+    costs = table(slots)
+    whole = costs[0, -1]
+    memories = [m for m in range(501) if np.isfinite(whole[m]) and whole[m] < whole[m - 1]]
+    assert len(memories) > 100
+    for memory in memories:
+        line = simulate(problem, plan_from_sequence(problem, sequence_of(view, schedule(slots, costs, memory))))
+        share = (line.peak_bytes - problem.constant_bytes - problem.reserve_bytes) / (memory * -(-most_bytes // 500))
+        assert 0.9 <= share <= 1
+
+
+def test_on_uneven_chains_a_plan_is_found_where_equal_steps_give_one_or_nothing_kept_does() -> None:
+    """Not always one as fast as theirs, but as fast as the one that keeps nothing."""
+    found = 0
+    for seed in range(40):
+        problem = uneven_chain(2 + seed % 14, seed)
+        bound, most = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        for budget_bytes in {bound, bound + (most - bound) // 8, bound + (most - bound) // 3}:
+            view = chain_view(problem)
+            steps = sequence_of(view, least_memory(0, len(view.stages)))
+            least = simulate(problem, plan_from_sequence(problem, steps))
+            others = [solve(problem, budget_bytes, solver=name).time_ns for name in ("gruslys", "revolve")]
+            limits = [least.time_ns] if least.peak_bytes <= budget_bytes else []
+            best = solve(problem, budget_bytes, solver="rotor")
+            if limits or any(others):
+                found += 1
+                assert best.time_ns is not None
+                assert best.time_ns <= min(limits, default=best.time_ns)
+    assert found > 60
+
+
+def test_the_answer_that_keeps_nothing_is_told() -> None:
+    """The budget is the peak of that plan, to the byte."""
+    problem = training_graph(6, 236)
+    view = chain_view(problem, cuts="every")
+    steps = least_memory(0, len(view.stages))
+    least = simulate(problem, plan_from_sequence(problem, sequence_of(view, steps)))
+    result = solve(problem, least.peak_bytes, solver="rotor")
+    assert (result.time_ns, result.peak_bytes) == (least.time_ns, least.peak_bytes)
+    assert "nothing is kept" in result.reason
+    assert "nothing is kept" not in solve(problem, 2 * least.peak_bytes, solver="rotor").reason
 
 
 @pytest.mark.parametrize("options", [{"slots": 0}, {"stages": True}, {"cuts": "all"}])

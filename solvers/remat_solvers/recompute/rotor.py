@@ -31,11 +31,11 @@ From the paper's chain to a training step (`chain`, `chain_costs`):
 - In place of the gradient of x_(j+1): all gradients, results and fixed values alive at that moment.
 
 Memory is counted in `slots` parts (500 as in the paper) of half as much again as the budget leaves, sizes rounded up.
-Ties: F_all, then the smallest k. One table answers all memories up to the largest, and the replay decides: of the costs in the table's last
-cell, the one of the largest memory whose replayed peak is within the budget is taken, also where it is above what
-the discretisation says the budget allows. A second table has the first case everywhere, which may count too little;
-its schedules are tried too. Where no schedule of any table fits, each stage is run again from the start, nothing kept,
-and the reason says so. The method is optimal for its chain only, so it reports no bound.
+Ties: F_all, then the smallest k. One table answers all memories up to the largest, and the replay decides: of the costs
+in the table's last cell, the one of the largest memory whose replayed peak is within the budget is taken, also where it
+is above what the discretisation says the budget allows. A second table has the first case everywhere, which may count
+too little; its schedules are tried too. Where no schedule of any table fits, each stage is run again from the start,
+nothing kept, and the reason says so. The method is optimal for its chain only, so it reports no bound.
 """
 
 from __future__ import annotations
