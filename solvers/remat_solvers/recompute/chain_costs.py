@@ -3,10 +3,10 @@
 Bytes are counted above constants and reserve. Beside what a schedule keeps, memory holds what no schedule of the chain
 moves: gradients, results, outputs of ops that run once. Before the backward of stage j begins that is `around[j]`.
 
-The state before a stage is counted by who keeps it, until the backward of the stage is through. But of its fresh part
-nothing is read after that: what the stage before makes and its backward does not read. A fresh value goes with its
-last reader in the stage, which makes the peaks "beside its state" smaller; a peak can be below what is there at the
-end, not below zero. In the same way a value that runs once goes with its last reader in the backward of its last stage.
+The state before a stage is counted by who keeps it, until the backward of the stage is through. Of its fresh part, what
+the stage before makes and its backward does not read, nothing is read after that: such a value goes with its last
+reader in the stage, and counts as negative "beside its state" from then on. In the same way a value that runs once goes
+with its last reader in the backward of the last stage that needs it.
 """
 
 from __future__ import annotations
