@@ -251,7 +251,7 @@ def test_every_wait_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
         monkeypatch.setattr(streams._StreamSession, "__del__", end)
     else:
-        monkeypatch.setattr(streams._StreamSession, name, lambda *_: None)
+        monkeypatch.setattr(streams._StreamSession, name, lambda session, *_: session._device.compute())
     assert sum(wrong_reads(seed) for seed in range(300)) > 0
 
 
@@ -316,3 +316,23 @@ def test_no_pinned_memory_is_told_with_the_bytes(monkeypatch: pytest.MonkeyPatch
     transfers: Transfers = StreamTransfers(device, {0: 4096})
     with pytest.raises(OffloadError, match=r"host failed for 4096 bytes: no pinned memory"):
         transfers.begin()
+
+
+def test_an_abandoned_fetch_holds_back_the_stream_that_its_memory_belongs_to() -> None:
+    """The graph may die where another stream is current."""
+    device = QueueDevice(0)
+    transfers = StreamTransfers(device, {0: 16})
+    side, default = device.stream(), device.compute_stream
+    device.eager = 0
+    device.compute_stream = side
+    session = transfers.begin()
+    value = device.room(16)
+    session.offload(0, value)
+    session.settle(0, value)
+    before = side.end
+    session.fetch(0)
+    device.compute_stream = default
+    waiting = default.end
+    del session
+    assert side.end > before
+    assert default.end == waiting

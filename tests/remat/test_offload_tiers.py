@@ -321,3 +321,120 @@ def test_copies_run_beside_compute() -> None:
     back = session.fetch(0)
     session.arrive(0)
     assert np.all(torch.as_tensor(back).numpy().view(np.uint8) == 7)
+
+
+class Empty(nn.Module):
+    """Beside its other values one of no bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        return self.second(h).sum() + self.second(h[:0] * 2).tanh().sum()
+
+
+def everything_away(problem: Any) -> Plan:
+    """The store-all plan, in which every value leaves when it is made and comes back before it is read."""
+    actions: list[Any] = []
+    fixed = {v for op in problem.forward_ops for v in problem.ops[op].outputs} & set(problem.results)
+    gone: set[int] = set()
+    for action in store_all(problem):
+        if isinstance(action, Compute):
+            back = [v for v in problem.ops[action.op].inputs if v in gone]
+            actions += map(Fetch, back)
+            gone -= set(back)
+            actions.append(action)
+            if problem.ops[action.op].phase == "forward":
+                sent = [v for v in problem.ops[action.op].outputs if v not in fixed]
+                actions += [move(v) for v in sent for move in (Offload, Free)]
+                gone |= set(sent)
+        elif action.value in gone:
+            gone.discard(action.value)
+        else:
+            actions.append(action)
+    return Plan(actions)
+
+
+@TIERS
+def test_values_of_no_bytes_move_too(tier: Tier) -> None:
+    model, x = Empty(), torch.randn(4, 8)
+    exported = remat.export(model, (x,), costs="roofline")
+    exported = replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9)))
+    plan = everything_away(exported.problem)
+    assert validate(exported.problem, plan) == []
+    assert any(isinstance(a, Offload) and not exported.problem.values[a.value].bytes for a in plan)
+    assert same(gradients(remat.apply(exported, plan, tier=tier), x), gradients(model, x))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "gru-dropout"])
+def test_a_tape_that_left_survives_a_graph_that_is_kept(name: str) -> None:
+    exported, model, args, kwargs = exported_case(name)
+    problem = exported.problem
+    tapes = [v for v, value in enumerate(problem.values) if value.bytes and "rnn_forward" in value.name]
+    sent = {v for v in tapes if v not in problem.results}
+    plan = Plan(
+        step
+        for action in store_all(problem)
+        for step in (
+            action,
+            *(Offload(v) for v in sent if isinstance(action, Compute) and v in problem.ops[action.op].outputs),
+        )
+    )
+    assert sent
+    net = remat.apply(exported, plan)
+    output = net(*args, **kwargs)
+    loss = (output[0] if isinstance(output, tuple) else output).sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    once = torch.autograd.grad(loss, parameters, retain_graph=True)
+    twice = torch.autograd.grad(loss, parameters)
+    assert same(list(once), list(twice))
+
+
+def test_a_folder_may_be_a_string(tmp_path: Path) -> None:
+    assert DiskTier(str(tmp_path)) == DiskTier(tmp_path)  # type: ignore[arg-type]
+    model, x = Big(), torch.randn(4096, 64)
+    net = remat.solve(
+        model,
+        "80%",
+        (x,),
+        link="auto",
+        solver="swap-only",
+        costs="roofline",
+        tier=DiskTier(str(tmp_path)),  # type: ignore[arg-type]
+    )
+    assert same(gradients(net, x), gradients(model, x))
+
+
+def test_slabs_of_a_burst_of_steps_are_given_back(offloading: Offloading, scratch: list[weakref.ref[Any]]) -> None:
+    exported, plan, model, x = offloading
+    net = remat.apply(exported, plan, tier=DiskTier())
+    together = [net(x) for _ in range(5)]
+    torch.autograd.grad(together, list(model.parameters()))
+    del together
+    for _ in range(20):
+        gradients(net, x)
+    assert sum(slab() is not None for slab in scratch) == 1
+
+
+def test_children_have_slabs_of_their_own(offloading: Offloading) -> None:
+    """Two forked children train on the same pooled slab's module at once, and a step begun before cannot be ended."""
+    exported, plan, model, x = offloading
+    net = remat.apply(exported, plan, tier=DiskTier())
+    expected = gradients(net, x)
+    begun = net(x)
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                right = all(same(gradients(net, x), expected) for _ in range(3))
+                code = 0 if right else 2
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert same(list(torch.autograd.grad(begun, list(model.parameters()))), expected)

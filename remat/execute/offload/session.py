@@ -11,16 +11,21 @@ ends when the last graph that holds it lets go, however the step ends; its slab 
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from remat.execute.offload.storage import Content
 
 __all__ = ["Pool", "Session", "Transfers", "arrive", "fetch", "offload", "places_of", "settle"]
 
 S = TypeVar("S")
+
+RECENT_STEPS = 16
 
 
 class Session(ABC):
@@ -52,21 +57,44 @@ class Transfers(ABC):
 
 
 class Pool(Generic[S]):
-    """Slabs that wait for the next step."""
+    """Slabs that wait for the next step: as many as the latest steps had in flight together."""
 
     def __init__(self) -> None:
+        self._forget()
+        _POOLS.add(self)
+
+    def _forget(self) -> None:
         self._free: list[S] = []
+        self._out = 0
+        self._together: deque[int] = deque(maxlen=RECENT_STEPS)
         self._lock = Lock()
 
     def take(self) -> S | None:
-        """A slab used before, or None."""
+        """A slab used before, or None where the step has to make one. Every take is followed by a give."""
         with self._lock:
+            self._out += 1
+            self._together.append(self._out)
             return self._free.pop() if self._free else None
 
-    def give(self, slab: S) -> None:
-        """Keep `slab` for a later step."""
+    def give(self, slab: S | None) -> None:
+        """The step is over; keep `slab`, if it has one that is fit for use, for a later one."""
         with self._lock:
-            self._free.append(slab)
+            self._out -= 1
+            if slab is not None:
+                self._free.append(slab)
+            while self._free and len(self._free) + self._out > max(self._together, default=0):
+                self._free.pop(0)
+
+    @staticmethod
+    def forget_all() -> None:
+        """After a fork: the slabs are the parent's."""
+        for pool in _POOLS:
+            pool._forget()
+
+
+_POOLS: WeakSet[Pool[Any]] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Pool.forget_all)
 
 
 def places_of(size_bytes: Mapping[int, int]) -> tuple[dict[int, int], int]:

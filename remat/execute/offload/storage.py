@@ -10,7 +10,7 @@ from torch import Tensor
 
 from remat.capture.rnn import Tape
 
-__all__ = ["Content", "Form", "Moved", "form_of", "parts_of"]
+__all__ = ["Content", "Form", "Moved", "form_of", "let_go", "parts_of"]
 
 Content: TypeAlias = Tensor | Tape
 """What a value is when a plan runs: a tensor, or the tape of a fused recurrent layer."""
@@ -69,6 +69,20 @@ def form_of(content: Content) -> Form:
         ),
         tape=content if isinstance(content, Tape) else None,
     )
+
+
+def let_go(content: Content) -> None:
+    """Free the device memory of a value that has left; a tensor's goes with its last reference.
+
+    A tape is held by its graph, so it is emptied; not where the running backward keeps the graph for another one.
+    """
+    if isinstance(content, Tape) and not _graph_is_kept():
+        content.empty()
+
+
+def _graph_is_kept() -> bool:
+    in_backward = torch._C._current_graph_task_id() != -1
+    return in_backward and bool(torch._C._autograd._get_current_graph_task_keep_graph())
 
 
 def _tensors(content: Content) -> list[Tensor]:

@@ -21,9 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from remat.capture.rnn import Tape
 from remat.execute.offload.session import Pool, Session, Transfers, places_of
-from remat.execute.offload.storage import Content, Form, Moved, form_of, parts_of
+from remat.execute.offload.storage import Content, Form, Moved, form_of, let_go, parts_of
 from remat_solvers.errors import OffloadError
 from remat_solvers.units import format_bytes
 
@@ -118,6 +117,7 @@ class StreamTransfers(Transfers):
             try:
                 slab = _Slab(self.device.pinned(self.slab_bytes))
             except RuntimeError as error:
+                self.pool.give(None)
                 raise OffloadError(
                     "host", self.slab_bytes, f"no pinned memory ({format_bytes(self.slab_bytes)}): {error}"
                 ) from error
@@ -132,13 +132,14 @@ class _StreamSession(Session):
         self._forms: dict[int, Form] = {}
         self._leaving: dict[int, Moved] = {}  # what copies under way read, until compute waits for them
         self._coming: dict[int, Moved] = {}  # what copies under way fill, until compute waits for them
+        self._streams: dict[int, Stream] = {}  # per value, the stream its memory belongs to
         self._last_fetch: Event | None = None
         if slab.last_fetch is not None:
             transfers.to_host.wait_event(slab.last_fetch)
 
     def offload(self, value: int, content: Content) -> None:
         lane = self._transfers.to_host
-        self._after_compute(lane)
+        self._streams[value] = self._after_compute(lane)
         if value in self._coming:
             lane.wait_event(self._slab.came[value])
         self._forms[value] = form_of(content)
@@ -151,7 +152,7 @@ class _StreamSession(Session):
         form = self._forms[value]
         parts = [self._device.room(size) for size in form.sizes]
         lane = self._transfers.to_device
-        self._after_compute(lane)
+        self._streams[value] = self._after_compute(lane)
         self._coming[value] = parts
         for room, part in self._pairs(value, parts):
             self._device.copy(lane, part, room)
@@ -168,13 +169,14 @@ class _StreamSession(Session):
             self._device.compute().wait_event(self._slab.left[value])
             del self._leaving[value]
         self.arrive(value)
-        if isinstance(content, Tape) and value in self._forms:
-            content.empty()
+        if value in self._forms:
+            let_go(content)
 
-    def _after_compute(self, lane: Stream) -> None:
-        event = self._device.event()
-        event.record(self._device.compute())
+    def _after_compute(self, lane: Stream) -> Stream:
+        event, compute = self._device.event(), self._device.compute()
+        event.record(compute)
         lane.wait_event(event)
+        return compute
 
     def _pairs(self, value: int, parts: Moved) -> list[tuple[Tensor, Tensor]]:
         place = self._transfers.places[value]
@@ -190,11 +192,11 @@ class _StreamSession(Session):
         return event
 
     def __del__(self) -> None:
-        compute = self._device.compute()
+        # The last reference may go wherever another stream is current.
         for value in self._leaving:
-            compute.wait_event(self._slab.left[value])
+            self._streams[value].wait_event(self._slab.left[value])
         for value in self._coming:
-            compute.wait_event(self._slab.came[value])
+            self._streams[value].wait_event(self._slab.came[value])
         self._leaving.clear()
         self._coming.clear()
         self._slab.last_fetch = self._last_fetch

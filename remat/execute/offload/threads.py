@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 
-from remat.capture.rnn import Tape
 from remat.execute.offload.session import Pool, Session, Transfers, places_of
-from remat.execute.offload.storage import Content, Form, form_of, parts_of
+from remat.execute.offload.storage import Content, Form, form_of, let_go, parts_of
 from remat.execute.offload.tiers import Bytes, Slab, Tier
+from remat_solvers.errors import OffloadError
 
 __all__ = ["ThreadTransfers"]
 
@@ -42,7 +42,13 @@ class ThreadTransfers(Transfers):
         self.pool: Pool[Slab] = Pool()
 
     def begin(self) -> Session:
-        slab = self.pool.take() or self.tier.slab(self.slab_bytes)
+        slab = self.pool.take()
+        if slab is None:
+            try:
+                slab = self.tier.slab(self.slab_bytes)
+            except BaseException:
+                self.pool.give(None)
+                raise
         return _ThreadSession(self, slab)
 
 
@@ -54,8 +60,11 @@ class _ThreadSession(Session):
         self._leaving: dict[int, Future[None]] = {}
         self._coming: dict[int, Future[None]] = {}
         self._failed = False
+        self._process = os.getpid()
 
     def offload(self, value: int, content: Content) -> None:
+        if os.getpid() != self._process:
+            raise self._forked(value)
         self._forms[value] = form_of(content)
         arrays = [flat.numpy() for flat in parts_of(content)]
         move = partial(_write, self._slab, self._transfers.places[value], arrays, self._coming.get(value))
@@ -70,16 +79,24 @@ class _ThreadSession(Session):
         return form.content(parts)
 
     def arrive(self, value: int) -> None:
-        self._wait(self._coming.get(value))
+        self._wait(value, self._coming.get(value))
 
     def settle(self, value: int, content: Content) -> None:
-        self._wait(self._leaving.get(value))
-        self._wait(self._coming.get(value))
-        if isinstance(content, Tape) and value in self._forms:
-            content.empty()
+        self._wait(value, self._leaving.get(value))
+        self._wait(value, self._coming.get(value))
+        if value in self._forms:
+            let_go(content)
 
-    def _wait(self, copy: Future[None] | None) -> None:
+    def _forked(self, value: int) -> OffloadError:
+        message = "the step began in the process that this one was forked from; begin a new one"
+        return OffloadError(
+            self._transfers.tier.name, sum(self._forms[value].sizes) if value in self._forms else 0, message
+        )
+
+    def _wait(self, value: int, copy: Future[None] | None) -> None:
         if copy is not None:
+            if not copy.done() and os.getpid() != self._process:
+                raise self._forked(value)
             try:
                 copy.result()
             except BaseException:
@@ -87,8 +104,11 @@ class _ThreadSession(Session):
                 raise
 
     def __del__(self) -> None:
+        if os.getpid() != self._process:
+            return
         if self._failed:
-            return  # the slab goes with the last copy that uses it
+            self._transfers.pool.give(None)  # the slab goes with the last copy that uses it
+            return
         give = partial(self._transfers.pool.give, self._slab)
         last = next(reversed(self._coming.values()), None)
         if last is None:  # a later step's copies to the host follow in the same queue

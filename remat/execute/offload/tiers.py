@@ -82,6 +82,10 @@ class DiskTier(Tier):
 
     name = "disk"
 
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
+
     def slab(self, size_bytes: int) -> Slab:
         try:
             with tempfile.TemporaryFile(prefix="remat-", dir=self.folder, buffering=0) as file:
@@ -106,11 +110,16 @@ class _DiskSlab(Slab):
         self._checksums: dict[int, int] = {}
 
     def write(self, place: int, source: Bytes) -> None:
-        self._checksums.pop(place, None)
         view, done = source.data, 0
+        if not len(view):
+            return  # its place is also the next value's
+        self._checksums.pop(place, None)
         try:
             while done < len(view):
-                done += os.pwrite(self.fd, view[done:], place + done)
+                count = os.pwrite(self.fd, view[done:], place + done)
+                if count == 0:
+                    raise OSError("the disk takes no more")
+                done += count
             _to_disk(self.fd, place, len(view))
         except OSError as error:
             raise OffloadError("disk", len(view), f"writing failed after {done} bytes: {_why(error)}") from error
@@ -118,6 +127,8 @@ class _DiskSlab(Slab):
 
     def read(self, place: int, into: Bytes) -> None:
         view, done = into.data, 0
+        if not len(view):
+            return
         try:
             while done < len(view):
                 count = os.preadv(self.fd, [view[done:]], place + done)
