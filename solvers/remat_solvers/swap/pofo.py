@@ -23,7 +23,9 @@ and is moved or kept with the last state it is in. Copies have no latency in the
 
 The replay decides. The schedule becomes an op sequence, what is moved its absences, and `traffic` times whole values
 under the budget. The program's memory is searched for the largest share of what the budget leaves (`SHARES`, by
-bisection) whose plan fits. The method is optimal for its model of a chain only, so it reports no bound.
+bisection) whose plan fits. Where latency counts, or single values are large, the program may be far off; so rotor's
+own plan, in which nothing moves, is tried as well. The method is optimal for its model of a chain only, so it reports
+no bound.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, least_memory, sequence_of
-from remat_solvers.recompute.rotor import schedule
+from remat_solvers.recompute.rotor import Rotor, schedule
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.swap.pofo_program import Choice, Program, solve_chain
 from remat_solvers.swap.traffic import Overflow, Traffic
@@ -46,6 +48,7 @@ from remat_solvers.swap.trips import Absence, absences
 __all__ = ["POFO", "moved_values", "steps_of"]
 
 CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
+ROTOR_SHARE = 0.25  # of the time, at most
 MOST_CELLS = 1_000  # in each of three directions
 SHARES = tuple(1.05**k for k in range(-7, 9))  # of what the budget leaves, tried as the program's memory
 
@@ -76,6 +79,7 @@ class POFO:
             )
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
+            self._without_moves(attempts)
             chains: list[Chain] = []
             for cuts in (self.cuts,) if self.cuts else CUTS:
                 chain = chain_view(problem, cuts=cuts, most=self.stages)
@@ -83,6 +87,15 @@ class POFO:
                     chains.append(chain)
                     self._try(chain, attempts)
         return attempts.outcome()
+
+    def _without_moves(self, attempts: Attempts) -> None:
+        """Rotor's own plan."""
+        remaining = attempts.watch.remaining
+        share = Limits(None if remaining is None else remaining * ROTOR_SHARE)
+        rotor = Rotor(stages=self.stages, cuts=self.cuts)
+        plan = rotor.solve(attempts.problem, attempts.budget_bytes, limits=share, on_progress=None, seed=0).plan
+        if plan is not None:
+            attempts.judge(plan, "nothing moves")
 
     def _try(self, chain: Chain, attempts: Attempts) -> None:
         problem = chain.problem
