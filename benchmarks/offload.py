@@ -81,7 +81,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--scratch", type=Path)
     asked = parser.parse_args()
-    os.environ["REMAT_CACHE_DIR"] = tempfile.mkdtemp(prefix="remat-bench-")
+    with tempfile.TemporaryDirectory(prefix="remat-bench-") as folder:
+        os.environ["REMAT_CACHE_DIR"] = folder
+        compare_tiers(asked)
+
+
+def compare_tiers(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, batch = gpt2()

@@ -20,7 +20,7 @@ from remat_solvers.errors import PlanError
 from remat_solvers.plan import Action, Compute, Free, Plan
 from remat_solvers.problem import Problem
 
-__all__ = ["plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
+__all__ = ["boundary_of", "plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
 
 
 def store_all(problem: Problem) -> Plan:
@@ -55,7 +55,7 @@ def plan_from_sequence(problem: Problem, sequence: Sequence[int]) -> Plan:
     return Plan(actions)
 
 
-def _boundary(problem: Problem, sequence: Sequence[int]) -> int:
+def boundary_of(problem: Problem, sequence: Sequence[int]) -> int:
     """Number of occurrences up to the last first-computation of a forward op, that one included."""
     missing = set(problem.forward_ops)
     boundary = 0
@@ -71,7 +71,7 @@ def tangents_first(problem: Problem, sequence: Sequence[int]) -> Sequence[int]:
     tangents = tangents_op(problem)
     if tangents is None or tangents not in sequence:
         return sequence
-    boundary = _boundary(problem, sequence)
+    boundary = boundary_of(problem, sequence)
     rest = [op for op in sequence[boundary:] if op != tangents]
     return [*sequence[:boundary], tangents, *rest]
 
@@ -82,7 +82,7 @@ def _ends(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
     Read backwards: the first time a value is met since its latest computation is the last reader of an instance.
     """
     ops, values = problem.ops, problem.values
-    boundary = _boundary(problem, sequence)
+    boundary = boundary_of(problem, sequence)
     constant = [v.kind == "constant" for v in values]
     results = [v for v in problem.results if not constant[v]]
     forward_results = {v for v in results if ops[problem.producer[v]].phase == "forward"}

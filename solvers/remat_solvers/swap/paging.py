@@ -27,10 +27,11 @@ from typing import Literal, TypeAlias
 
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Problem
+from remat_solvers.schedule import boundary_of
 from remat_solvers.swap.traffic import Overflow, Traffic, frees_of
 from remat_solvers.swap.trips import Absence
 
-__all__ = ["Paged", "Paging", "Victims", "boundary_of", "least_bytes", "movable_values", "needs_of"]
+__all__ = ["Paged", "Paging", "Victims", "least_bytes", "movable_values", "needs_of"]
 
 Victims: TypeAlias = Literal["lru", "list", "farthest"]
 
@@ -49,17 +50,6 @@ def movable_values(problem: Problem, sequence: Sequence[int]) -> set[int]:
     for op in sequence:
         runs[op] += 1
     return {v for v, p in enumerate(problem.producer) if p >= 0 and runs[p] == 1 and problem.values[v].bytes}
-
-
-def boundary_of(problem: Problem, sequence: Sequence[int]) -> int:
-    """Number of occurrences up to the last first run of a forward op, that one included."""
-    missing = set(problem.forward_ops)
-    boundary = 0
-    for position, op in enumerate(sequence):
-        if op in missing:
-            missing.remove(op)
-            boundary = position + 1
-    return boundary
 
 
 def needs_of(problem: Problem, sequence: Sequence[int]) -> list[tuple[int, ...]]:

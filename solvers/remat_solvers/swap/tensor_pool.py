@@ -11,9 +11,9 @@ from itertools import pairwise
 
 from remat_solvers.plan import Fetch, Offload, Plan
 from remat_solvers.problem import Problem
-from remat_solvers.schedule import store_all, tangents_first
+from remat_solvers.schedule import boundary_of, store_all, tangents_first
 from remat_solvers.simulate import simulate
-from remat_solvers.swap.paging import Paged, Paging, boundary_of, least_bytes, movable_values
+from remat_solvers.swap.paging import Paged, Paging, least_bytes, movable_values
 from remat_solvers.swap.traffic import Traffic
 
 __all__ = ["Ladder", "ladder", "pooled", "prefetches"]
