@@ -5,7 +5,7 @@
 
 A GPU of 100 TFLOP/s and 1.5 TB/s by roofline, 25 GB/s to the host and back. `gpt` is the 12-layer GPT of the corpus
 (d=768), `gpt48` one of 48 layers (d=1600, 25 heads), both of batch 8, 1024 tokens, vocabulary 8192, in bf16 with fused
-attention. It is exported once, into the temporary folder. Budgets are shares of the store-all peak beside parameters.
+attention. Budgets are shares of the store-all peak beside parameters.
 
 Methods that recompute only get no link. `study` are the figures of an earlier study: recompute-only proven optimal,
 what moves in a fluid model, which is optimistic; `goal` is what the joint plan has to reach.
@@ -15,22 +15,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import problems
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import remat
 import remat_solvers
-from remat.capture.exported import Exported
-from remat.capture.roofline import Hardware
-from remat_solvers import codec
 from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.registry import ENTRIES, Solver, create
@@ -54,40 +47,6 @@ STUDY = {  # per cent over store-all: recompute only, swap only, joint, and the 
 GIB = 2**30
 
 
-class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(self.norm1(x)).split(width, 2)
-        query, key, value = (y.view(batch, length, self.heads, -1).transpose(1, 2) for y in qkv)
-        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
-
-
-class GPT(nn.Module):
-    """Token ids and targets to the loss."""
-
-    def __init__(self, layers: int, width: int, heads: int, vocabulary: int, length: int) -> None:
-        super().__init__()
-        self.token, self.position = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        x = self.token(ids) + self.position.weight[: ids.shape[1]]
-        logits = self.head(self.norm(self.blocks(x)))
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=_names, default=MODELS, help="gpt, gpt48, with commas; default: both")
@@ -98,31 +57,11 @@ def main() -> None:
     asked = parser.parse_args()
     console = Console(width=130)
     for name in asked.model:
-        problem = problem_of(name)
+        problem = problems.load(name)
         for share in map(int, asked.share):
             if share == 20 and name == "gpt":
                 continue  # below its largest working set
             console.print(table(name, problem, share, asked.method, asked.seconds, not asked.no_extremes))
-
-
-def problem_of(name: str) -> Problem:
-    """The model's step, without a link."""
-    if name == "gpt":
-        return codec.load_problem(Path(__file__).parents[1] / "tests" / "corpus" / "gpt.json")
-    cached = Path(tempfile.gettempdir()) / "remat-bench" / f"{name}.json"
-    if not cached.exists():
-        cached.parent.mkdir(exist_ok=True)
-        codec.save_problem(cached, exported().problem)
-    return codec.load_problem(cached)
-
-
-def exported() -> Exported:
-    """The step of 48 layers; its 3 GB of parameters are never written to."""
-    with torch.device("meta"):
-        model = GPT(layers=48, width=1600, heads=25, vocabulary=8192, length=1024).to(torch.bfloat16)
-    ids = torch.zeros(8, 1024, dtype=torch.long)
-    hardware = Hardware("100 TFLOP/s, 1.5 TB/s", 1.5e12, 100e12)
-    return remat.export(model.to_empty(device="cpu").train(), (ids, ids), costs=hardware)
 
 
 def table(name: str, problem: Problem, share: int, methods: list[str] | None, seconds: float, extremes: bool) -> Table:
