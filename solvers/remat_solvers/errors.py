@@ -6,6 +6,7 @@
     │   ├── ProblemError            a problem that is not well formed; names the place
     │   ├── PlanError               a plan that cannot be replayed; names the action's index
     │   └── FormatError             a file that is not what it says it is; names the place
+    ├── CertificateError            a certificate that does not prove what it claims
     ├── InfeasibleError             no plan within the budget; carries the `Result`
     ├── ExportError                 a model that cannot be captured; says which line and what to do
     ├── ApplyError                  a plan that cannot be executed on this graph
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ApplyError",
     "BudgetError",
+    "CertificateError",
     "ChangedError",
     "ExportError",
     "FormatError",
@@ -84,6 +86,10 @@ class FormatError(InputError):
 
     def __reduce__(self) -> tuple[type[FormatError], tuple[str, str]]:
         return type(self), (self.place, self.message)
+
+
+class CertificateError(RematError):
+    """A certificate that does not prove what it claims about the problem at hand; says what is wrong with it."""
 
 
 class InfeasibleError(RematError):

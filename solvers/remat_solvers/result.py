@@ -1,4 +1,4 @@
-"""What a solver answers, and how it is asked: Status, Result, Progress, Limits."""
+"""What a solver answers, and how it is asked: Status, Result, Certificate, Progress, Limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from remat_solvers.plan import Plan
 
-__all__ = ["Limits", "OnProgress", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"]
+__all__ = ["Certificate", "Leaf", "Limits", "OnProgress", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"]
 
 
 class _Sentence(StrEnum):
@@ -50,6 +50,31 @@ class Order(_Sentence):
 
 
 @dataclass(frozen=True, slots=True)
+class Leaf:
+    """One case of a certificate: plans whose 0/1 variables take these values, and what proves the bound for them."""
+
+    fixed: tuple[tuple[str, tuple[int, ...], int], ...] = ()  # ("stay" | "run", indices, 0 | 1): the branch taken
+    multipliers: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # (kind of row, its indices, weight >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Evidence for a bound on all plans without offload, checked by `check_certificate`, which defines every row.
+
+    Some moments of the step (the first runs of the ops `at`, and the end) make a relaxation that every plan fulfils.
+    Multipliers of its rows prove a bound by weak duality, in exact arithmetic; without any the checker finds its own.
+    """
+
+    problem: str  # fingerprint; times, workspaces and reserve are those of the problem it is checked on
+    budget_bytes: int
+    order: Order  # for which plans the bound holds
+    at: tuple[int, ...]  # ops, each later than the one before: by index, or for any order by dependency
+    bound_ns: int | None  # no plan within the budget is faster; None: no plan is within the budget
+    intervals: tuple[tuple[int, int], ...] = ()  # first and last stage of each run of stages that is counted as one
+    leaves: tuple[Leaf, ...] = ()  # cases that together cover everything; none: solve the relaxation
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """How long a solver may work."""
 
@@ -82,6 +107,7 @@ class Outcome:
     smallest_peak_bytes: int | None = None  # smallest peak this method can reach
     peak_bound_bytes: int | None = None  # proven lower bound on the peak of any plan, where the method knows one
     stopped: Stopped = Stopped.COMPLETE
+    certificate: Certificate | None = None  # evidence for bound_ns, or that no plan fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +134,4 @@ class Result:
     options: Mapping[str, object] = field(default_factory=dict)
     seed: int = 0
     reason: str = ""  # for people: why there is no plan, or "fits as it is"
+    certificate: Certificate | None = None  # evidence that another can check; may prove less than bound_ns
