@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
-    from remat_solvers.codec import PlanFile, load, load_plan, load_problem, save_plan, save_problem
+    from remat_solvers.codec import (
+        PlanFile,
+        load,
+        load_plan,
+        load_problem,
+        load_sweep,
+        save_plan,
+        save_problem,
+        save_sweep,
+    )
+    from remat_solvers.curve import Point, Sweep
     from remat_solvers.errors import (
         BudgetError,
         FormatError,
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from remat_solvers.registry import create, solver_names
     from remat_solvers.result import Limits, Order, Outcome, Progress, Result, Status, Stopped
     from remat_solvers.solving import solve
+    from remat_solvers.sweeping import sweep
 
 __all__ = [
     "BudgetError",
@@ -47,6 +58,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "PlanFile",
+    "Point",
     "Problem",
     "ProblemError",
     "Progress",
@@ -54,22 +66,36 @@ __all__ = [
     "Result",
     "Status",
     "Stopped",
+    "Sweep",
     "Value",
     "create",
     "load",
     "load_plan",
     "load_problem",
+    "load_sweep",
     "peak_bound_bytes",
     "save_plan",
     "save_problem",
+    "save_sweep",
     "solve",
     "solver_names",
+    "sweep",
     "time_bound_ns",
 ]
 
 _HOMES = {
     "bounds": ("peak_bound_bytes", "time_bound_ns"),
-    "codec": ("PlanFile", "load", "load_plan", "load_problem", "save_plan", "save_problem"),
+    "codec": (
+        "PlanFile",
+        "load",
+        "load_plan",
+        "load_problem",
+        "load_sweep",
+        "save_plan",
+        "save_problem",
+        "save_sweep",
+    ),
+    "curve": ("Point", "Sweep"),
     "errors": (
         "BudgetError",
         "FormatError",
@@ -84,6 +110,7 @@ _HOMES = {
     "registry": ("create", "solver_names"),
     "result": ("Limits", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"),
     "solving": ("solve",),
+    "sweeping": ("sweep",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -4,6 +4,7 @@
      "link": null | {...}, "reserve_bytes": 0, "costs": {...}}                        `costs` only where known
     {"format": "remat.plan", "version": 1, "problem": <fingerprint>, "budget_bytes": ..., "solver": ...,
      "status": ..., "peak_bytes": ..., "time_ns": ..., "bound_ns": null | ..., "actions": [["compute", 3], ...]}
+    {"format": "remat.sweep", "version": 1, "problem": <fingerprint>, ..., "points": [{..., "actions": [...]}, ...]}
 
 docs/plan-format.md lists every key. Reading never executes anything. What is not exactly of this form is refused
 with a FormatError (or, where the graph itself is not well formed, a ProblemError) that names the place.
@@ -14,12 +15,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from remat_solvers.curve import Point, Sweep
 from remat_solvers.errors import FormatError, InputError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import MAX_INT, Costs, Link, Op, Problem, Value
@@ -30,16 +32,21 @@ __all__ = [
     "decode",
     "encode_plan",
     "encode_problem",
+    "encode_sweep",
     "load",
     "load_plan",
     "load_problem",
+    "load_sweep",
     "result_to_dict",
     "save_plan",
     "save_problem",
+    "save_sweep",
+    "sweep_to_dict",
 ]
 
 PROBLEM_FORMAT = "remat.problem"
 PLAN_FORMAT = "remat.plan"
+SWEEP_FORMAT = "remat.sweep"
 VERSION = 1
 
 PROBLEM_KEYS = ("format", "version", "name", "values", "ops", "results", "link", "reserve_bytes", "costs")
@@ -130,6 +137,21 @@ def result_to_dict(result: Result) -> dict[str, Any]:
     return plain
 
 
+def sweep_to_dict(sweep: Sweep) -> dict[str, Any]:
+    """The sweep as plain JSON data; each point's plan as its list of actions, None where it has none."""
+    points = []
+    for point in sweep.points:
+        plain = _plain(point)
+        plan = plain.pop("plan")
+        points.append({**plain, "actions": None if plan is None else _plain_actions(plan)})
+    return {"format": SWEEP_FORMAT, "version": VERSION, **_plain(sweep), "points": points}
+
+
+def encode_sweep(sweep: Sweep) -> bytes:
+    """The sweep as one line of JSON."""
+    return _dump(sweep_to_dict(sweep))
+
+
 def save_problem(path: str | os.PathLike[str], problem: Problem) -> None:
     """Write `problem` to `path`, whole or not at all."""
     _write(Path(path), encode_problem(problem))
@@ -138,6 +160,11 @@ def save_problem(path: str | os.PathLike[str], problem: Problem) -> None:
 def save_plan(path: str | os.PathLike[str], plan: PlanFile | Result) -> None:
     """Write a plan, or the plan of a result, to `path`, whole or not at all."""
     _write(Path(path), encode_plan(PlanFile.from_result(plan) if isinstance(plan, Result) else plan))
+
+
+def save_sweep(path: str | os.PathLike[str], sweep: Sweep) -> None:
+    """Write `sweep`, its plans included, to `path`, whole or not at all."""
+    _write(Path(path), encode_sweep(sweep))
 
 
 def _plain(item: Any) -> dict[str, Any]:
@@ -177,8 +204,8 @@ def _write(path: Path, content: bytes) -> None:
 # ---------------------------------------------------------------- reading
 
 
-def load(path: str | os.PathLike[str]) -> Problem | PlanFile:
-    """The problem or the plan in `path`, whichever its "format" says."""
+def load(path: str | os.PathLike[str]) -> Problem | PlanFile | Sweep:
+    """The problem, the plan or the sweep in `path`, whichever its "format" says."""
     return decode(Path(path).read_bytes())
 
 
@@ -186,7 +213,7 @@ def load_problem(path: str | os.PathLike[str]) -> Problem:
     """The problem in `path`."""
     loaded = load(path)
     if not isinstance(loaded, Problem):
-        raise FormatError("format", f"{os.fspath(path)} holds a plan, not a problem")
+        raise FormatError("format", f"{os.fspath(path)} holds a {_kind(loaded)}, not a problem")
     return loaded
 
 
@@ -194,28 +221,45 @@ def load_plan(path: str | os.PathLike[str]) -> PlanFile:
     """The plan in `path`."""
     loaded = load(path)
     if not isinstance(loaded, PlanFile):
-        raise FormatError("format", f"{os.fspath(path)} holds a problem, not a plan")
+        raise FormatError("format", f"{os.fspath(path)} holds a {_kind(loaded)}, not a plan")
     return loaded
 
 
-def decode(content: bytes) -> Problem | PlanFile:
-    """The problem or the plan that `content` spells. Raises FormatError or ProblemError, naming the place."""
+def load_sweep(path: str | os.PathLike[str]) -> Sweep:
+    """The sweep in `path`."""
+    loaded = load(path)
+    if not isinstance(loaded, Sweep):
+        raise FormatError("format", f"{os.fspath(path)} holds a {_kind(loaded)}, not a sweep")
+    return loaded
+
+
+def _kind(loaded: Problem | PlanFile | Sweep) -> str:
+    return {Problem: "problem", PlanFile: "plan", Sweep: "sweep"}[type(loaded)]
+
+
+def decode(content: bytes) -> Problem | PlanFile | Sweep:
+    """The problem, plan or sweep that `content` spells. Raises FormatError or ProblemError, naming the place."""
     try:
         return _document(_parse(content))
     except RecursionError:
         raise FormatError("top level", "is nested too deeply") from None
 
 
-def _document(document: Any) -> Problem | PlanFile:
+def _document(document: Any) -> Problem | PlanFile | Sweep:
     if not isinstance(document, dict):
         raise FormatError("top level", "must be an object")
     kind = document.get("format")
-    if kind not in (PROBLEM_FORMAT, PLAN_FORMAT):
-        raise FormatError("format", f"must be {PROBLEM_FORMAT!r} or {PLAN_FORMAT!r}, not {_shorten(kind)}")
+    readers: dict[str, Callable[[dict[str, Any]], Problem | PlanFile | Sweep]] = {
+        PROBLEM_FORMAT: _problem,
+        PLAN_FORMAT: _plan_file,
+        SWEEP_FORMAT: _sweep,
+    }
+    if not isinstance(kind, str) or kind not in readers:
+        raise FormatError("format", f"must be one of {', '.join(readers)}, not {_shorten(kind)}")
     version = document.get("version")
     if isinstance(version, bool) or version != VERSION or not isinstance(version, int):
         raise FormatError("version", f"this release reads version {VERSION}, not {_shorten(version)}")
-    return _problem(document) if kind == PROBLEM_FORMAT else _plan_file(document)
+    return readers[kind](document)
 
 
 def _parse(content: bytes) -> Any:
@@ -269,9 +313,7 @@ def _problem(document: dict[str, Any]) -> Problem:
 
 def _plan_file(document: dict[str, Any]) -> PlanFile:
     _check_keys("top level", document, PLAN_KEYS)
-    fingerprint = _convert("problem", document["problem"], str)
-    if len(fingerprint) != FINGERPRINT_DIGITS or set(fingerprint) - set("0123456789abcdef"):
-        raise FormatError("problem", f"must be a fingerprint of {FINGERPRINT_DIGITS} hexadecimal digits")
+    fingerprint = _fingerprint(document["problem"])
     status = document["status"]
     if not isinstance(status, str) or status not in STATUSES:
         raise FormatError("status", f"must be one of {', '.join(STATUSES)}, not {_shorten(status)}")
@@ -284,8 +326,37 @@ def _plan_file(document: dict[str, Any]) -> PlanFile:
         peak_bytes=_size("peak_bytes", document["peak_bytes"]),
         time_ns=_size("time_ns", document["time_ns"]),
         bound_ns=None if bound_ns is None else _size("bound_ns", bound_ns),
-        plan=Plan(_action(f"actions[{i}]", item) for i, item in enumerate(_list("actions", document["actions"]))),
+        plan=_actions("actions", document["actions"]),
     )
+
+
+def _sweep(document: dict[str, Any]) -> Sweep:
+    names = [f.name for f in fields(Sweep)]
+    _check_keys("top level", document, ("format", "version", *names))
+    points = tuple(_point(f"points[{i}]", item) for i, item in enumerate(_list("points", document["points"])))
+    told = {name: document[name] for name in names if name != "points"}
+    _fingerprint(told["problem"])
+    return replace(_convert("", {**told, "points": ()}, Sweep), points=points)
+
+
+def _point(place: str, item: Any) -> Point:
+    if not isinstance(item, dict):
+        raise FormatError(place, f"must be an object, not {_shorten(item)}")
+    names = [f.name for f in fields(Point) if f.name != "plan"]
+    _check_keys(place, item, (*names, "actions"))
+    plan = None if item["actions"] is None else _actions(f"{place}.actions", item["actions"])
+    return replace(_convert(place, {**{name: item[name] for name in names}, "plan": None}, Point), plan=plan)
+
+
+def _fingerprint(item: Any) -> str:
+    fingerprint: str = _convert("problem", item, str)
+    if len(fingerprint) != FINGERPRINT_DIGITS or set(fingerprint) - set("0123456789abcdef"):
+        raise FormatError("problem", f"must be a fingerprint of {FINGERPRINT_DIGITS} hexadecimal digits")
+    return fingerprint
+
+
+def _actions(place: str, items: Any) -> Plan:
+    return Plan(_action(f"{place}[{i}]", item) for i, item in enumerate(_list(place, items)))
 
 
 def _action(place: str, item: Any) -> Action:

@@ -1,0 +1,285 @@
+"""`sweep`: the Pareto curve of time against peak, from the smallest reachable peak to store-all.
+
+Two facts make one curve of many answers, whatever the solver. A plan fits every budget that its peak does not exceed.
+And the plans within a budget are among those within any larger one, so what is proven of the larger budget, a bound
+on their times or that there is none, holds for the smaller one too. Each point is therefore settled with all that is
+known: the fastest of all plans that fit, beside the largest bound proven at its budget or above. So times fall and
+bounds fall as budgets rise. Where plan and bound meet before the solver was asked, it is not asked.
+
+The solver starts warm: where it has an option `starts`, it is handed the plans known on both sides of the budget.
+
+Where no budgets are given they are chosen: half of them evenly from the smallest peak that the solver reaches to
+store-all, the others one by one where most is unknown. Between neighbours (b, t) and (b', t'), where p' <= b' is the
+peak of the second plan, the fastest known plan is somewhere in the rectangle from (b, t) to (p', t'), since times only
+fall; the largest rectangle is halved. Its height is measured in speed, 1/t' - 1/t: the last bytes before the smallest
+peak can cost ten times the step, which would draw all points there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
+from typing import Any, cast
+
+from remat_solvers.bounds import peak_bound
+from remat_solvers.budget import parse_budget
+from remat_solvers.clock import Stopwatch
+from remat_solvers.comparison import keeps_order
+from remat_solvers.curve import Point, Sweep
+from remat_solvers.errors import InputError
+from remat_solvers.plan import Plan
+from remat_solvers.problem import Problem
+from remat_solvers.registry import Solver, create
+from remat_solvers.result import Limits, OnProgress, Order, Progress, Result, Status, Stopped
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+
+__all__ = ["DEFAULT_POINTS", "DEFAULT_SECONDS", "sweep"]
+
+DEFAULT_POINTS = 10
+DEFAULT_SECONDS = 300.0
+NOT_ASKED = "the sweep ended before its turn"
+
+OnPoint = Callable[[Point], None]
+
+
+def sweep(
+    problem: Problem,
+    *,
+    budgets: Sequence[int | str] | None = None,
+    points: int = DEFAULT_POINTS,
+    solver: str | Solver = "auto",
+    limits: Limits = Limits(DEFAULT_SECONDS),  # noqa: B008  (frozen)
+    on_progress: OnProgress | None = None,
+    on_point: OnPoint | None = None,
+    seed: int = 0,
+) -> Sweep:
+    """The fastest plans that `solver` finds for `budgets`, or for `points` budgets chosen by the curve itself.
+
+    Args:
+        budgets: bytes, "8GiB", "60%" (of store-all's peak, constants included), in any order; a point for each.
+        points: how many where no budgets are given, at least 2. Fewer where plans and bounds leave no more to find.
+        limits: for the whole sweep. Each budget in turn has an even share of what is left.
+        on_progress: told what the solver reports at each budget.
+        on_point: told every point as it comes; later ones may improve it.
+
+    After Ctrl-C the points so far come back, those of given budgets completed with what is known of them.
+    Raises BudgetError for a budget that does not parse, InputError for a bad number of points or an unknown solver.
+    """
+    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
+        raise InputError(f"points is how many budgets to choose, at least 2, not {points!r}")
+    if budgets is not None and (isinstance(budgets, str) or not budgets):
+        raise InputError(f"budgets is a sequence of one or more budgets, such as ('90%', '60%'), not {budgets!r}")
+    curve = _Curve(problem, create(solver) if isinstance(solver, str) else solver, limits, on_progress, on_point, seed)
+    given = None if budgets is None else [parse_budget(b, curve.store_all_peak_bytes) for b in budgets]
+    try:
+        if given is None:
+            _choose(curve, points)
+        else:
+            wanted = sorted(set(given), reverse=True)
+            for left, budget in zip(range(len(wanted), 0, -1), wanted, strict=True):
+                curve.ask(budget, left)
+    except KeyboardInterrupt:
+        curve.stopped = Stopped.INTERRUPT
+    return curve.sweep(sorted(set(given)) if given is not None else curve.budgets())
+
+
+def _choose(curve: _Curve, points: int) -> None:
+    """Ask for store-all, for the smallest peak, evenly between them, and then where the curve bends."""
+    top = max(1, curve.store_all_peak_bytes)  # a budget of less than one byte is none
+    curve.ask(top, 1)
+    low = curve.lowest(points)
+    steps = max(1, (points - 1) // 2)
+    grid = {low + (top - low) * step // steps for step in range(steps)} - curve.answers.keys()
+    for done, budget in enumerate(sorted(grid, reverse=True)):
+        curve.ask(budget, points - 1 - done)
+    for left in range(points - len(curve.budgets()), 0, -1):
+        middle = curve.widest()
+        if middle is None:
+            return
+        if curve.watch.expired:
+            curve.stopped = Stopped.TIME
+            return
+        curve.ask(middle, left)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the solver said of one budget; nothing where it did not have to be asked."""
+
+    seconds: float
+    result: Result | None
+
+
+@dataclass
+class _Curve:
+    """All that was asked and answered, and what follows from it for any budget."""
+
+    problem: Problem
+    solver: Solver
+    limits: Limits
+    on_progress: OnProgress | None
+    on_point: OnPoint | None
+    seed: int
+    answers: dict[int, _Answer] = field(default_factory=dict)  # by budget
+    stopped: Stopped = Stopped.COMPLETE
+
+    def __post_init__(self) -> None:
+        self.watch = Stopwatch(self.limits)
+        unmodified = simulate(self.problem, store_all(self.problem))
+        self.store_all_peak_bytes, self.store_all_time_ns = unmodified.peak_bytes, unmodified.time_ns
+        self.floor_bytes = peak_bound(self.problem).bytes
+
+    def results(self) -> list[tuple[int, Result]]:
+        """What the solver answered, with the budgets, ascending."""
+        return [(b, a.result) for b, a in sorted(self.answers.items()) if a.result is not None]
+
+    def budgets(self) -> list[int]:
+        """The budgets with a point: those that were asked for and have a plan."""
+        return [budget for budget in sorted(self.answers) if self.point(budget).plan is not None]
+
+    def ask(self, budget: int, left: int) -> Point:
+        """Settle `budget`, the first of `left` that share the time which is left."""
+        known = self.point(budget)
+        if budget in self.answers:
+            return known
+        proven = known.status is Status.OPTIMAL and known.order is Order.FREE
+        settled = proven or known.status is Status.INFEASIBLE
+        self.answers[budget] = _Answer(0.0, None) if settled else self._solve(budget, left)
+        point = self.point(budget)
+        if self.on_point is not None:
+            self.on_point(point)
+        if point.stopped is Stopped.INTERRUPT:
+            raise KeyboardInterrupt  # the solver handed back what it had; nothing more is asked
+        if point.stopped is Stopped.TIME:
+            self.stopped = Stopped.TIME
+        return point
+
+    def _solve(self, budget: int, left: int) -> _Answer:
+        remaining, watch = self.watch.remaining, Stopwatch(Limits(None))
+        result = solve(
+            self.problem,
+            budget,
+            solver=self._started(budget),
+            limits=Limits(None if remaining is None else remaining / left),
+            on_progress=self._on_progress,
+            seed=self.seed,
+        )
+        return _Answer(watch.seconds, result)
+
+    def _on_progress(self, progress: Progress) -> None:
+        """Report what the solver reports, with the time since the sweep began."""
+        if self.on_progress is not None:
+            self.on_progress(replace(progress, seconds=self.watch.seconds))
+
+    def lowest(self, left: int) -> int:
+        """The smallest budget with a plan within reach: asked for the floor, the solver tells how low it comes."""
+        floor = max(1, self.floor_bytes)
+        if self.ask(floor, left + 1).plan is not None:
+            return floor
+        return min(result.smallest_peak_bytes or self.store_all_peak_bytes for _, result in self.results())
+
+    def widest(self) -> int | None:
+        """The middle of the largest rectangle between neighbours; None where all are empty."""
+        points = [self.point(budget) for budget in self.budgets()]
+        best, middle = 0.0, None
+        for below, above in pairwise(points):
+            if above.peak_bytes is None or below.time_ns is None or above.time_ns is None:
+                raise AssertionError("a point of the curve without a plan")
+            width = above.peak_bytes - below.budget_bytes
+            area = width * (1 / max(1, above.time_ns) - 1 / max(1, below.time_ns))
+            if width > 1 and area > best:
+                best, middle = area, below.budget_bytes + width // 2
+        return middle
+
+    def point(self, budget: int) -> Point:
+        """All that is known of `budget`."""
+        fitting = [r for _, r in self.results() if r.peak_bytes is not None and r.peak_bytes <= budget]
+        best = min(fitting, key=lambda r: (r.time_ns, r.peak_bytes), default=None)
+        above = [(b, r) for b, r in self.results() if b >= budget]
+        impossible = next((r for _, r in above if r.status is Status.INFEASIBLE), None)
+        answer = self.answers.get(budget)
+        own = None if answer is None else answer.result
+        reason = NOT_ASKED
+        if best is not None:
+            status, reason = Status.FEASIBLE, best.reason if best is own else ""
+        elif impossible is not None:
+            status, reason = Status.INFEASIBLE, impossible.reason
+        elif own is not None:
+            status, reason = own.status, own.reason
+        else:
+            status = Status.NOT_FOUND
+        if best is not None and impossible is not None:
+            raise AssertionError(f"{self.solver.name}: infeasible at {budget} bytes, where there is a plan")
+        plan = None if best is None else best.plan
+        time_ns = None if best is None else best.time_ns
+        bound_ns, order = _bound([r for _, r in above], plan)
+        gap = None
+        if time_ns is not None and bound_ns is not None:
+            if bound_ns > time_ns:
+                raise AssertionError(f"{self.solver.name}: a bound of {bound_ns} ns above a plan's {time_ns} ns")
+            gap = (time_ns - bound_ns) / max(1, self.store_all_time_ns)
+            status = Status.OPTIMAL if bound_ns == time_ns else status
+        return Point(
+            budget_bytes=budget,
+            status=status,
+            stopped=self._stopped(own, asked=answer is not None),
+            peak_bytes=None if best is None else best.peak_bytes,
+            time_ns=time_ns,
+            overhead=None if time_ns is None else time_ns / max(1, self.store_all_time_ns) - 1,
+            bound_ns=bound_ns,
+            order=order,
+            gap=gap,
+            seconds=0.0 if answer is None else answer.seconds,
+            reason=reason,
+            plan=plan,
+        )
+
+    def sweep(self, budgets: list[int]) -> Sweep:
+        """The answer: a point for each of `budgets`."""
+        results = [result for _, result in self.results()]
+        return Sweep(
+            problem=self.problem.fingerprint,
+            name=self.problem.name,
+            solver=self.solver.name,
+            solver_version=self.solver.version,
+            seed=self.seed,
+            stopped=self.stopped,
+            seconds=self.watch.seconds,
+            store_all_peak_bytes=self.store_all_peak_bytes,
+            store_all_time_ns=self.store_all_time_ns,
+            smallest_peak_bytes=min(
+                (r.smallest_peak_bytes for r in results if r.smallest_peak_bytes is not None),
+                default=self.store_all_peak_bytes,
+            ),
+            peak_bound_bytes=max((r.peak_bound_bytes for r in results), default=self.floor_bytes),
+            points=tuple(self.point(budget) for budget in budgets),
+        )
+
+    def _stopped(self, own: Result | None, *, asked: bool) -> Stopped:
+        if own is not None:
+            return own.stopped
+        return Stopped.COMPLETE if asked else self.stopped
+
+    def _started(self, budget: int) -> Solver:
+        """The solver, with the plans of the nearest budgets on both sides, where it takes them."""
+        if not is_dataclass(self.solver) or "starts" not in (f.name for f in fields(self.solver)):
+            return self.solver
+        below = [r.plan for b, r in self.results() if b < budget and r.plan is not None]
+        above = [r.plan for b, r in self.results() if b > budget and r.plan is not None]
+        method: Any = self.solver
+        return cast(Solver, replace(method, starts=(*method.starts, *below[-1:], *above[:1])))
+
+
+def _bound(results: list[Result], plan: Plan | None) -> tuple[int | None, Order | None]:
+    """The largest of the bounds that `results` proved and that hold for `plan`, and for which order it does.
+
+    One for the given order says nothing of a plan that moves first computations; one for every order, of any plan.
+    """
+    free = [r.bound_ns for r in results if r.bound_ns is not None and r.order is Order.FREE]
+    given = [r.bound_ns for r in results if r.bound_ns is not None and r.order is Order.GIVEN]
+    if given and max(given) > max(free, default=-1) and (plan is None or keeps_order(plan)):
+        return max(given), Order.GIVEN
+    return (max(free), Order.FREE) if free else (None, None)
