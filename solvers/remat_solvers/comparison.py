@@ -17,11 +17,11 @@ from typing import Any
 from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.clock import Stopwatch
 from remat_solvers.isolation import SolverFailedError, solve_apart
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.registry import Solver, solver_names
 from remat_solvers.result import Limits, Order, Result, Status, Stopped
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import keeps_order, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 
@@ -139,17 +139,6 @@ def _row(result: Result, store_all_ns: int) -> Row:
         seconds=result.seconds,
         reason=result.reason,
     )
-
-
-def keeps_order(plan: Plan) -> bool:
-    """Whether the first computations of `plan` are in the problem's order."""
-    latest = -1
-    for action in plan:
-        if isinstance(action, Compute) and action.op > latest:
-            if action.op != latest + 1:
-                return False
-            latest = action.op
-    return True
 
 
 def _settle(problem: Problem, budget_bytes: int, limits: Limits, rows: list[Row]) -> Comparison:

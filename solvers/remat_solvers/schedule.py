@@ -20,7 +20,7 @@ from remat_solvers.errors import PlanError
 from remat_solvers.plan import Action, Compute, Free, Plan
 from remat_solvers.problem import Problem
 
-__all__ = ["boundary_of", "plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
+__all__ = ["boundary_of", "keeps_order", "plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
 
 
 def store_all(problem: Problem) -> Plan:
@@ -64,6 +64,17 @@ def boundary_of(problem: Problem, sequence: Sequence[int]) -> int:
             missing.remove(op)
             boundary = position + 1
     return boundary
+
+
+def keeps_order(plan: Plan) -> bool:
+    """Whether the first computations of `plan` are in the problem's order."""
+    latest = -1
+    for action in plan:
+        if isinstance(action, Compute) and action.op > latest:
+            if action.op != latest + 1:
+                return False
+            latest = action.op
+    return True
 
 
 def tangents_first(problem: Problem, sequence: Sequence[int]) -> Sequence[int]:

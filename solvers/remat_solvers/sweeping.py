@@ -25,14 +25,13 @@ from typing import Any, cast
 from remat_solvers.bounds import peak_bound
 from remat_solvers.budget import parse_budget
 from remat_solvers.clock import Stopwatch
-from remat_solvers.comparison import keeps_order
 from remat_solvers.curve import Point, Sweep
 from remat_solvers.errors import InputError
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, OnProgress, Order, Progress, Result, Status, Stopped
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import keeps_order, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 
@@ -246,6 +245,7 @@ class _Curve:
             solver=self.solver.name,
             solver_version=self.solver.version,
             seed=self.seed,
+            link=self.problem.link,
             stopped=self.stopped,
             seconds=self.watch.seconds,
             store_all_peak_bytes=self.store_all_peak_bytes,
