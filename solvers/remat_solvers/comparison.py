@@ -17,7 +17,6 @@ from typing import Any
 from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.clock import Stopwatch
 from remat_solvers.isolation import SolverFailedError, solve_apart
-from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.registry import Solver, solver_names
 from remat_solvers.result import Limits, Order, Result, Status, Stopped
