@@ -161,6 +161,70 @@ def compare(
 
 
 @app.command()
+def sweep(
+    source: Source,
+    points: Annotated[int, typer.Option(help="how many budgets to choose, from the smallest peak to store-all")] = 10,
+    budgets: Annotated[str | None, typer.Option(help="these budgets instead, with commas: 90%,80%,8GiB")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="a .json file, or a new folder of plans")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="a name from `remat solvers`")] = "auto",
+    link: LinkRate = None,
+    tier: TierName = "host",
+    scratch: Scratch = None,
+    time_limit: Annotated[
+        float, typer.Option(help="seconds for the whole curve; each budget has an even share")
+    ] = 300.0,
+    costs: Costs = "measure",
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> int:
+    """Find the curve of time against peak, with a plan for each of its points."""
+    from remat.curves import check_place, point_line, save_curve, sweep_notes, sweep_table
+    from remat_solvers.codec import sweep_to_dict
+    from remat_solvers.result import Status, Stopped
+    from remat_solvers.sweeping import sweep as find
+
+    chosen = None if budgets is None else [budget.strip() for budget in budgets.split(",")]
+    check_place(output)
+    question = pose(
+        source,
+        budgets=chosen or (),
+        solvers=[solver],
+        link=link,
+        tier=tier,
+        scratch=scratch,
+        time_limit=time_limit,
+        costs=costs,
+    )
+    with quiet():
+        curve = find(
+            question.problem,
+            budgets=chosen,
+            points=points,
+            solver=question.solver(solver),
+            limits=question.limits,
+            on_progress=progress_printer(),
+            on_point=lambda point: log(point_line(point)),
+            seed=seed,
+        )
+    planned = [point for point in curve.points if point.plan is not None]
+    if planned and output is not None:
+        save_curve(output, curve)
+    if json:
+        print_json(sweep_to_dict(curve))
+    else:
+        from rich.console import Console
+
+        Console().print(sweep_table(curve))
+        print("\n".join(["", *sweep_notes(curve, output if planned else None)]))
+    if planned:
+        return ExitCode.OK
+    missed = any(point.status is Status.NOT_FOUND for point in curve.points) or not curve.points
+    return ExitCode.LIMIT if missed and curve.stopped is not Stopped.COMPLETE else ExitCode.NO_PLAN
+
+
+@app.command()
 def simulate(problem: ProblemFile, plan: PlanPath, json: AsJson = False) -> int:
     """Replay PLAN on PROBLEM: its peak, its time, its memory."""
     from remat.summary import describe_problem, replay_lines

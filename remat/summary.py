@@ -26,6 +26,7 @@ __all__ = [
     "replay_lines",
     "result_lines",
     "row_line",
+    "share",
 ]
 
 
@@ -72,7 +73,7 @@ def replay_lines(problem: Problem, made: PlanFile, timeline: Timeline) -> list[s
         ("time", timeline.time_ns, made.time_ns, unmodified["store_all_time_ns"], format_ns),
     ):
         changed = "" if now == then else f"; {show(then)} when it was made"
-        lines.append(f"{name}  {_share(show(now), now, show(before), before)}{changed}")
+        lines.append(f"{name}  {share(show(now), now, show(before), before)}{changed}")
     return [*lines, f"wait  {format_ns(timeline.wait_ns)}, host {format_bytes(timeline.host_bytes)}"]
 
 
@@ -86,8 +87,8 @@ def result_lines(result: Result, written: Path | None) -> list[str]:
     before, step = result.store_all_peak_bytes, result.store_all_time_ns
     lines = [
         f"budget  {format_bytes(result.budget_bytes)}",
-        f"peak    {_share(format_bytes(result.peak_bytes), result.peak_bytes, format_bytes(before), before)}",
-        f"time    {_share(format_ns(result.time_ns), result.time_ns, format_ns(step), step)}",
+        f"peak    {share(format_bytes(result.peak_bytes), result.peak_bytes, format_bytes(before), before)}",
+        f"time    {share(format_ns(result.time_ns), result.time_ns, format_ns(step), step)}",
     ]
     if result.gap is not None:
         lines.append(f"gap     {result.gap:.2%}: no plan within the budget is faster by more than that")
@@ -95,7 +96,8 @@ def result_lines(result: Result, written: Path | None) -> list[str]:
     return lines if written is None else [*lines, f"plan    {written}"]
 
 
-def _share(shown: str, part: int, shown_whole: str, whole: int) -> str:
+def share(shown: str, part: int, shown_whole: str, whole: int) -> str:
+    """A part as it is shown, and which share of the whole it is."""
     return f"{shown}, {part / max(whole, 1):.1%} of store-all's {shown_whole}"
 
 
@@ -110,7 +112,7 @@ def comparison_table(comparison: Comparison) -> Table:
     from rich.table import Table
 
     whole = comparison.store_all_peak_bytes
-    budget = _share(format_bytes(comparison.budget_bytes), comparison.budget_bytes, format_bytes(whole), whole)
+    budget = share(format_bytes(comparison.budget_bytes), comparison.budget_bytes, format_bytes(whole), whole)
     table = Table(title=f"{comparison.name}: budget {budget} peak", title_justify="left", box=None)
     for name in ("solver", "status"):
         table.add_column(name, no_wrap=True)

@@ -144,7 +144,8 @@ def sweep_to_dict(sweep: Sweep) -> dict[str, Any]:
         plain = _plain(point)
         plan = plain.pop("plan")
         points.append({**plain, "actions": None if plan is None else _plain_actions(plan)})
-    return {"format": SWEEP_FORMAT, "version": VERSION, **_plain(sweep), "points": points}
+    link = None if sweep.link is None else _plain(sweep.link)
+    return {"format": SWEEP_FORMAT, "version": VERSION, **_plain(sweep), "link": link, "points": points}
 
 
 def encode_sweep(sweep: Sweep) -> bytes:

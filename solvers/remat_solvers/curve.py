@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from remat_solvers.errors import InputError
 from remat_solvers.plan import Plan
+from remat_solvers.problem import Link
 from remat_solvers.result import Order, Result, Status, Stopped
 
 __all__ = ["Point", "Sweep"]
@@ -38,6 +39,7 @@ class Sweep:
     solver: str  # registry name
     solver_version: str
     seed: int
+    link: Link | None  # that the times hold for
     stopped: Stopped
     seconds: float  # of the whole sweep
     store_all_peak_bytes: int
