@@ -1,0 +1,186 @@
+// The Python side of the search: one type, Engine, over the limited API, so that one build serves every Python 3.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <memory>
+#include <new>
+
+#include "native/anneal.hpp"
+
+namespace {
+
+using search::Annealer;
+using search::Found;
+using search::Graph;
+using search::Rows;
+using std::vector;
+
+struct Engine {
+    PyObject_HEAD
+    Annealer* annealer;
+};
+
+// The integers of a list; false with an exception set where something is none.
+template <class Number>
+bool read_numbers(PyObject* list, vector<Number>& out) {
+    const Py_ssize_t count = PyList_Size(list);
+    if (count < 0) return false;
+    out.resize(count);
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        const long long number = PyLong_AsLongLong(PyList_GetItem(list, i));
+        if (number == -1 && PyErr_Occurred()) return false;
+        out[i] = static_cast<Number>(number);
+    }
+    return true;
+}
+
+// A list of lists of integers.
+bool read_rows(PyObject* lists, Rows& out) {
+    const Py_ssize_t count = PyList_Size(lists);
+    if (count < 0) return false;
+    vector<int> row;
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        if (!read_numbers(PyList_GetItem(lists, i), row)) return false;
+        out.items.insert(out.items.end(), row.begin(), row.end());
+        out.close_row();
+    }
+    return true;
+}
+
+void complete(Graph& g) {
+    g.values = static_cast<int>(g.size.size());
+    g.producer.assign(g.values, 0), g.slot.assign(g.values, 0);
+    vector<vector<int>> readers(g.values);
+    for (int u = 0; u < g.all_ops(); ++u) {
+        for (auto v = g.inputs.begin(u); v != g.inputs.end(u); ++v) readers[*v].push_back(u);
+        for (auto v = g.outputs.begin(u); v != g.outputs.end(u); ++v) {
+            g.producer[*v] = u;
+            g.slot[*v] = static_cast<int>(v - g.outputs.begin(u));
+        }
+    }
+    for (const auto& row : readers) {
+        g.consumers.items.insert(g.consumers.items.end(), row.begin(), row.end());
+        g.consumers.close_row();
+    }
+}
+
+PyObject* engine_new(PyTypeObject* type, PyObject* args, PyObject*) {
+    Graph g;
+    long long base, budget, seed;
+    int free_order;
+    PyObject *inputs, *outputs, *size, *forward_result, *time, *top, *recomputable, *backward, *effect;
+    if (!PyArg_ParseTuple(args, "LLpLiOOOOOOOOO", &base, &budget, &free_order, &seed, &g.tangents, &inputs, &outputs, &size,
+                          &forward_result, &time, &top, &recomputable, &backward, &effect))
+        return nullptr;
+    try {
+        g.base = base;
+        if (!read_rows(inputs, g.inputs) || !read_rows(outputs, g.outputs) || !read_numbers(size, g.size) ||
+            !read_numbers(forward_result, g.forward_result) || !read_numbers(time, g.time) || !read_numbers(top, g.top) ||
+            !read_numbers(recomputable, g.recomputable) || !read_numbers(backward, g.backward) ||
+            !read_numbers(effect, g.effect))
+            return nullptr;
+        g.ops = static_cast<int>(g.time.size()) - 3;
+        complete(g);
+        auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
+        auto* self = reinterpret_cast<Engine*>(allocate(type, 0));
+        if (self == nullptr) return nullptr;
+        self->annealer = new Annealer(std::move(g), budget, free_order != 0, static_cast<std::uint64_t>(seed));
+        return reinterpret_cast<PyObject*>(self);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+}
+
+void engine_dealloc(PyObject* self) {
+    delete reinterpret_cast<Engine*>(self)->annealer;
+    PyTypeObject* type = Py_TYPE(self);
+    reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+Annealer& annealer_of(PyObject* self) { return *reinterpret_cast<Engine*>(self)->annealer; }
+
+PyObject* engine_offer(PyObject* self, PyObject* args) {
+    PyObject* list;
+    Py_ssize_t boundary;
+    if (!PyArg_ParseTuple(args, "On", &list, &boundary)) return nullptr;
+    try {
+        vector<int> sequence;
+        if (!read_numbers(list, sequence)) return nullptr;
+        annealer_of(self).offer(sequence, static_cast<std::size_t>(boundary));
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject* engine_run(PyObject* self, PyObject* args) {
+    long long moves, made = 0;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "Ld", &moves, &seconds)) return nullptr;
+    bool memory = true;
+    Py_BEGIN_ALLOW_THREADS
+    try {
+        made = annealer_of(self).run(moves, seconds);
+    } catch (const std::bad_alloc&) {
+        memory = false;
+    }
+    Py_END_ALLOW_THREADS
+    return memory ? PyLong_FromLongLong(made) : PyErr_NoMemory();
+}
+
+PyObject* engine_set_budget(PyObject* self, PyObject* args) {
+    long long budget;
+    if (!PyArg_ParseTuple(args, "L", &budget)) return nullptr;
+    annealer_of(self).set_budget(budget);
+    Py_RETURN_NONE;
+}
+
+PyObject* found(const Found& what) {
+    if (what.time < 0) Py_RETURN_NONE;
+    PyObject* list = PyList_New(static_cast<Py_ssize_t>(what.sequence.size()));
+    if (list == nullptr) return nullptr;
+    for (std::size_t i = 0; i < what.sequence.size(); ++i)
+        PyList_SetItem(list, static_cast<Py_ssize_t>(i), PyLong_FromLong(what.sequence[i]));
+    return Py_BuildValue("NLL", list, static_cast<long long>(what.time), static_cast<long long>(what.peak));
+}
+
+PyObject* engine_best(PyObject* self, PyObject*) { return found(annealer_of(self).best()); }
+PyObject* engine_smallest(PyObject* self, PyObject*) { return found(annealer_of(self).smallest()); }
+PyObject* engine_current(PyObject* self, PyObject*) { return found(annealer_of(self).current()); }
+PyObject* engine_done(PyObject* self, PyObject*) { return PyBool_FromLong(annealer_of(self).done()); }
+
+PyMethodDef methods[] = {
+    {"offer", engine_offer, METH_VARARGS, "offer(sequence, boundary): start from here, if nothing better is known"},
+    {"run", engine_run, METH_VARARGS, "run(moves, seconds) -> moves made; releases the GIL"},
+    {"set_budget", engine_set_budget, METH_VARARGS, "set_budget(bytes)"},
+    {"best", engine_best, METH_NOARGS, "(sequence, time, peak) of the fastest within the budget, or None"},
+    {"smallest", engine_smallest, METH_NOARGS, "(sequence, time, peak) of the smallest peak met, or None"},
+    {"current", engine_current, METH_NOARGS, "(sequence, time, peak) of the state, or None"},
+    {"done", engine_done, METH_NOARGS, "whether nothing can be gained any more"},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyType_Slot slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(engine_new)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(engine_dealloc)},
+    {Py_tp_methods, methods},
+    {0, nullptr},
+};
+PyType_Spec spec = {"remat_solvers.optimal._search.Engine", sizeof(Engine), 0, Py_TPFLAGS_DEFAULT, slots};
+
+int execute(PyObject* module) {
+    PyObject* type = PyType_FromSpec(&spec);
+    if (type == nullptr) return -1;
+    const int result = PyModule_AddObjectRef(module, "Engine", type);
+    Py_DECREF(type);
+    return result;
+}
+
+PyModuleDef_Slot module_slots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)}, {0, nullptr}};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_search", "Simulated annealing over op sequences.", 0, nullptr, module_slots,
+                      nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__search(void) { return PyModuleDef_Init(&module); }

@@ -1,0 +1,26 @@
+class Engine:
+    def __init__(
+        self,
+        base: int,
+        budget: int,
+        free_order: bool,
+        seed: int,
+        tangents: int,
+        inputs: list[list[int]],
+        outputs: list[list[int]],
+        size: list[int],
+        forward_result: list[int],
+        time: list[int],
+        top: list[int],
+        recomputable: list[int],
+        backward: list[int],
+        effect: list[int],
+        /,
+    ) -> None: ...
+    def offer(self, sequence: list[int], boundary: int, /) -> None: ...
+    def run(self, moves: int, seconds: float, /) -> int: ...
+    def set_budget(self, budget: int, /) -> None: ...
+    def best(self) -> tuple[list[int], int, int] | None: ...
+    def smallest(self) -> tuple[list[int], int, int] | None: ...
+    def current(self) -> tuple[list[int], int, int] | None: ...
+    def done(self) -> bool: ...
