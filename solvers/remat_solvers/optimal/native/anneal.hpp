@@ -79,13 +79,14 @@ private:
             state_.build(from.sequence, boundary_of(from.sequence));
             state_.profile.set_budget(budget_);
         }
+        const double scale = std::max(1.0, static_cast<double>(base_time_));  // even where nothing takes any time
         if (price_ == 0) {
             const double excess = state_.profile.excess();
-            price_ = excess > 0 ? 0.3 * static_cast<double>(base_time_) / excess : 1;
+            price_ = excess > 0 ? 0.3 * scale / excess : 1;
         }
         const double hot = cycles_ == 0 ? 0.005 : 0.001 * std::pow(5.0, random_.unit());
         length_ = left_ = static_cast<std::int64_t>(100.0 * (g_.ops + 100) * std::pow(1.3, std::min(cycles_, 12)));
-        hot_ = hot * static_cast<double>(base_time_);
+        hot_ = hot * scale;
         cold_ = 0.01 * hot_;
         temperature_ = hot_;
         ++cycles_;
