@@ -22,7 +22,7 @@ from remat_solvers.errors import InputError
 from remat_solvers.recompute.highs_apart import solve_apart
 from remat_solvers.recompute.interrupts import interruptible
 
-__all__ = ["Answer", "Backend", "Ended", "run"]
+__all__ = ["Answer", "Backend", "Ended", "quietly", "run"]
 
 Backend: TypeAlias = Literal["highs", "cbc"]
 
@@ -87,7 +87,7 @@ def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool 
 def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool, within: float) -> Answer:
     deadline = None if seconds is None else time.perf_counter() + seconds
     solver = pulp.HiGHS(msg=False, mip=not relaxed, threads=THREADS, gapRel=0.0, gapAbs=max(within, HIGHS_LEAST_GAP))
-    solver.createAndConfigureSolver = _quietly(solver.createAndConfigureSolver)
+    solver.createAndConfigureSolver = quietly(solver.createAndConfigureSolver)
     if program.numVariables() > APART_VARIABLES:
         return _highs_apart(solver, program, deadline, relaxed, within)
     interrupts: list[bool] = []
@@ -140,7 +140,7 @@ def _interruptible(interrupts: list[bool], deadline: float | None) -> Callable[[
     return call
 
 
-def _quietly(make: Callable[[Any], None]) -> Callable[[Any], None]:
+def quietly(make: Callable[[Any], None]) -> Callable[[Any], None]:
     """`make`, with the process's stdout shut: HiGHS greets there as it is made, before it can be told not to."""
 
     def call(program: Any) -> None:

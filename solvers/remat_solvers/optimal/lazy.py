@@ -1,0 +1,263 @@
+"""The lazy loop: a program over few moments, its best point made a plan, moments added where that plan has no room.
+
+    at <- the op of most memory in each of three slices of the store-all step
+    repeat
+        solve the program over `at` (stages.py), as an LP first, with interval cuts (cuts.py) while it breaks any
+        expand its point to a sequence (expansion.py) and replay it
+        within the budget: no plan of this order is faster; done
+        else add up to three anchors, where the replay holds most in their stages
+
+Every program's bound is valid (stages.py says why), so the best of them is kept, and any of them may be left early. A
+program with more anchors has the intervals of the one before, its own stages included, so its LP is at least as strong.
+With a `cutoff_ns`, the time of a known plan, only points that are faster by more than `within_ns` are looked for; when
+there are none, that is the bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.errors import PlanError
+from remat_solvers.optimal.cuts import add_interval, broken_by
+from remat_solvers.optimal.expansion import bytes_at_first_runs, expand, point_of
+from remat_solvers.optimal.highs import Answer, Ended, margin, new_highs, solve_lp, solve_mip
+from remat_solvers.optimal.stages import Graph, Program, Stages
+from remat_solvers.problem import Problem
+from remat_solvers.result import Order
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+
+__all__ = ["WITHIN", "LazyStages", "Step"]
+
+Floats = NDArray[np.float64]
+
+WITHIN = 5e-4  # of store-all's time: a faster plan is not looked for
+FIRST_ANCHORS = 3
+MORE_ANCHORS = 3  # at most, in a refinement
+ROUNDS = 12  # of interval cuts
+WORTH = 1e-3  # an interval is added where it is broken by more than this part of store-all's time
+ADDED = 4  # intervals added in a round, and a third of the stages where that is more
+LP_SHARE = 0.5  # of a step's seconds, for the rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is known after a step."""
+
+    at: tuple[int, ...]  # the anchors
+    bound_ns: int  # no plan within the budget is faster: the best of all steps
+    infeasible: bool  # no plan of this order is within the budget
+    ended: Ended  # of this step's program
+    point_ns: int | None  # time of the program's point
+    sequence: list[int] | None = None  # the point, expanded
+    time_ns: int | None = None  # of the sequence
+    peak_bytes: int | None = None  # of the sequence; it may exceed the budget
+    done: bool = False  # no plan is faster than the sequence, or the cutoff, by more than `within_ns`
+
+
+class LazyStages:
+    """The loop for one problem and budget; `step` solves, `refine` adds moments."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        budget_bytes: int,
+        *,
+        order: Order = Order.GIVEN,
+        within_ns: int | None = None,
+        anchors: Sequence[int] | None = None,
+    ) -> None:
+        self.problem, self.budget_bytes = problem, budget_bytes
+        self.graph = Graph(problem, order)
+        total_ns = int(self.graph.time_ns.sum())
+        self.total_ns = total_ns
+        self.within_ns = int(WITHIN * total_ns) if within_ns is None else within_ns
+        self.bound_ns = total_ns
+        self.infeasible = False
+        self.known: list[int] | None = None  # a sequence within the budget
+        self.known_ns: int | None = None
+        self._kept: set[tuple[int, int]] = set()  # intervals, as the anchors before and at their ends; -1, n: none
+        self._profile = bytes_at_first_runs(problem, store_all(problem))[0]
+        self._worst = self._profile  # where to refine
+        self._set_stages(Stages(self.graph, self._first_anchors() if anchors is None else anchors))
+
+    def tell(self, sequence: Sequence[int]) -> None:
+        """A plan is known: looked for are only faster ones, starting from it."""
+        timeline = simulate(self.problem, plan_from_sequence(self.problem, sequence))
+        self._learn(list(sequence), timeline.time_ns, timeline.peak_bytes)
+
+    def step(
+        self,
+        seconds: float,
+        cutoff_ns: int | None = None,
+        *,
+        nodes: int | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Step:
+        """Solve the program over the anchors at hand for some seconds, and make a plan of its best point."""
+        deadline = time.perf_counter() + seconds
+        times = [t for t in (cutoff_ns, self.known_ns) if t is not None]
+        cutoff_ns = min(times, default=None)
+        relaxed = self._rounds(time.perf_counter() + LP_SHARE * seconds, cutoff_ns)
+        if relaxed.ended is Ended.EMPTY or self._closed(cutoff_ns):
+            self.infeasible |= relaxed.ended is Ended.EMPTY
+            return self._nothing_found(relaxed.ended, cutoff_ns)
+        answer = solve_mip(
+            self.program,
+            seconds=deadline - time.perf_counter(),
+            gap=self.within_ns / 2 / self.program.time_unit_ns,
+            cutoff=self._units(cutoff_ns),
+            nodes=nodes,
+            start=self._start(),
+            stop=stop,
+        )
+        if answer.ended is Ended.EMPTY and cutoff_ns is None:
+            self.infeasible = True
+            return self._nothing_found(answer.ended, cutoff_ns)
+        self._raise(answer.bound)
+        if answer.point is None:
+            return self._nothing_found(answer.ended, cutoff_ns)
+        return self._expanded(answer, cutoff_ns)
+
+    def refine(self) -> bool:
+        """Add anchors where the last plan holds too much; whether there are any to add."""
+        stages, count = self.stages, len(self.problem.ops)
+        free = stages.low == stages.high
+        free[list(stages.at)] = False
+        most = np.where(free, self._worst, -1)
+        chosen = []
+        for k in range(len(stages.at) + 1):
+            here = np.flatnonzero(stages.low == k)
+            if len(here) and most[here].max() >= 0:
+                chosen.append(int(here[most[here].argmax()]))
+        over = [op for op in chosen if most[op] > self.budget_bytes] or chosen
+        over = sorted(over, key=lambda op: -most[op])[:MORE_ANCHORS]
+        if not over:
+            return False
+        ends = [-1, *stages.at, count]
+        self._kept.update((ends[k], ends[k + 1]) for k in range(len(ends) - 1))
+        at = sorted([*stages.at, *over], key=lambda op: (int(stages.low[op]), op in stages.at))
+        self._set_stages(Stages(self.graph, at))
+        return True
+
+    # The program
+
+    def _set_stages(self, stages: Stages) -> None:
+        self.stages = stages
+        self.program = Program(stages, self.budget_bytes)
+        place = {op: k for k, op in enumerate([-1, *stages.at, len(self.problem.ops)])}
+        self._intervals = {(place[a], place[b] - 1) for a, b in self._kept}
+        self._intervals = {(a, b) for a, b in self._intervals if a < b}
+        for first, last in sorted(self._intervals):
+            add_interval(self.program, first, last)
+
+    def _rounds(self, deadline: float, cutoff_ns: int | None) -> Answer:
+        """The LP, with intervals added while its point breaks them; the last answer."""
+        highs = new_highs()
+        stages = len(self.stages.at) + 1
+        every = [(a, b) for a in range(stages) for b in range(a + 1, stages)]
+        answer = Answer(Ended.LIMIT, -np.inf, None, np.inf)
+        for _ in range(ROUNDS):
+            seconds = deadline - time.perf_counter()
+            if seconds <= 0:
+                break
+            highs.setOptionValue("time_limit", highs.getRunTime() + seconds)
+            answer = solve_lp(self.program, highs)
+            if answer.ended is not Ended.COMPLETE or answer.point is None:
+                break
+            self._raise(answer.bound)
+            if self._closed(cutoff_ns):
+                break
+            point = answer.point
+            broken = [(broken_by(self.program, point, *j), j) for j in every if j not in self._intervals]
+            worth = WORTH * self.total_ns / self.program.time_unit_ns
+            chosen = [j for much, j in sorted(broken, key=lambda b: (-b[0], b[1])) if much > worth]
+            chosen = chosen[: max(ADDED, stages // 3)]
+            if not chosen:
+                break
+            ends = [-1, *self.stages.at, len(self.problem.ops)]
+            for first, last in chosen:
+                add_interval(self.program, first, last)
+                self._intervals.add((first, last))
+                self._kept.add((ends[first], ends[last + 1]))
+        return answer
+
+    def _start(self) -> Floats | None:
+        if self.known is None:
+            return None
+        return self.program.point(*point_of(self.stages, plan_from_sequence(self.problem, self.known)))
+
+    def _units(self, cutoff_ns: int | None) -> float:
+        """What a point must cost less than."""
+        if cutoff_ns is None:
+            return float("inf")
+        return max(0.0, (cutoff_ns - self.within_ns - self.program.base_ns) / self.program.time_unit_ns)
+
+    def _raise(self, bound: float) -> None:
+        if np.isfinite(bound):
+            self.bound_ns = max(self.bound_ns, self.program.bound_ns(bound, margin(self.program, bound)))
+
+    def _closed(self, cutoff_ns: int | None) -> bool:
+        return cutoff_ns is not None and self.bound_ns >= cutoff_ns - self.within_ns
+
+    # What its point says
+
+    def _nothing_found(self, ended: Ended, cutoff_ns: int | None) -> Step:
+        done = self.infeasible or self._closed(cutoff_ns)
+        return Step(self.stages.at, self.bound_ns, self.infeasible, ended, None, done=done)
+
+    def _expanded(self, answer: Answer, cutoff_ns: int | None) -> Step:
+        assert answer.point is not None
+        stay, run = self.program.decisions(answer.point)
+        sequence = expand(self.stages, stay, run)
+        try:
+            plan = plan_from_sequence(self.problem, sequence)
+        except PlanError as error:
+            raise AssertionError(f"a point of the program is no plan: {error}") from error
+        timeline = simulate(self.problem, plan)
+        first, repeats = bytes_at_first_runs(self.problem, plan)
+        self._worst = np.where(first > self.budget_bytes, first, np.maximum(first, repeats))
+        self._learn(sequence, timeline.time_ns, timeline.peak_bytes)
+        best = min((t for t in (cutoff_ns, self.known_ns) if t is not None), default=None)
+        point_ns = self.program.base_ns + round(answer.cost * self.program.time_unit_ns)
+        return Step(
+            self.stages.at,
+            self.bound_ns,
+            False,
+            answer.ended,
+            point_ns,
+            sequence,
+            timeline.time_ns,
+            timeline.peak_bytes,
+            done=self._closed(best),
+        )
+
+    def _learn(self, sequence: list[int], time_ns: int, peak_bytes: int) -> None:
+        if peak_bytes <= self.budget_bytes and (self.known_ns is None or time_ns < self.known_ns):
+            self.known, self.known_ns = sequence, time_ns
+
+    # Where to look
+
+    def _first_anchors(self) -> list[int]:
+        """The op of most memory in each slice; in free order, a chain of such."""
+        count = len(self.problem.ops)
+        edges = [count * k // FIRST_ANCHORS for k in range(FIRST_ANCHORS + 1)]
+        slices = [range(a, b) for a, b in pairwise(edges) if a < b]
+        if self.graph.order is Order.GIVEN:
+            return [max(some, key=lambda op: int(self._profile[op])) for some in slices]
+        chosen: list[int] = []
+        fits = np.ones(count, dtype=bool)
+        for some in sorted(slices, key=lambda s: -int(self._profile[s.start : s.stop].max())):
+            here = [op for op in some if fits[op]]
+            if here:
+                op = max(here, key=lambda op: int(self._profile[op]))
+                chosen.append(op)
+                fits &= self.graph.before(op) | self.graph.after(op)
+                fits[op] = False
+        return sorted(chosen, key=lambda op: sum(bool(self.graph.before(op)[other]) for other in chosen))
