@@ -162,9 +162,9 @@ class Priced:
             if len(self.domains[op]) > 1:
                 variable[op] = add(self.domains[op], op, 2 * turn[op])
             for value in known.outputs:
-                readers = [r for r in graph.problem.consumers[value] if len(self.domains[r]) > 1]
-                if len(readers) > 1:
-                    gathered[value] = add(self._unions(readers, sure_of[value]), -1, 2 * turn[op] + 1)
+                free = [r for r in graph.problem.consumers[value] if len(self.domains[r]) > 1]
+                if len(free) > 1:
+                    gathered[value] = add(self._unions(free, sure_of[value]), -1, 2 * turn[op] + 1)
         for op, known in enumerate(ops):
             own: Scope = (variable[op],) if variable[op] >= 0 else ()
             tables.append((("run", self.domains[op], known.time_ns, False), own))

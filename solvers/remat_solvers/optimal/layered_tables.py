@@ -2,8 +2,9 @@
 
 Variable elimination (nonserial dynamic programming, Bertele and Brioschi 1972): take a variable, add up the tables that
 mention it, replace them by one table over its neighbours with the least over the variable. The order of elimination
-decides how large the tables get; here the variable that gives the smallest table goes next. In a chain of layers, each
-of small width, all tables stay small.
+decides how large the tables get; here the variable goes next whose neighbours are nearest to be neighbours of each
+other already, states counted (min-fill, Kjaerulff 1990). In a chain of layers, each of small width, all tables stay
+small.
 
 What makes 96 alike layers as cheap as one: a table has a name, either given (two tables of one name hold the same
 numbers) or made of the names of the tables that were added and how their variables meet. A table whose name is known
@@ -97,25 +98,30 @@ class _Compiler:
         self.out.given, self.out.terms = list(names), len(tables)
         for name, variables in tables:
             self._put(names[name], variables)
-        weight = [self._weight(v) for v in range(len(self.sizes))]
-        queue = [(weight[v], self.rank[v], v) for v in range(len(self.sizes))]
+        fill = [self._fill(v) for v in range(len(self.sizes))]
+        queue = [(fill[v], self.rank[v], v) for v in range(len(self.sizes))]
         heapq.heapify(queue)
         gone = [False] * len(self.sizes)
         while queue:
             known, _, variable = heapq.heappop(queue)
-            if gone[variable] or known != weight[variable]:
+            if gone[variable] or known != fill[variable]:
                 continue
             gone[variable] = True
             if not self.mentions[variable]:
                 self.out.idle.append(variable)
                 continue
             for other in self._remove(variable):
-                weight[other] = self._weight(other)
-                heapq.heappush(queue, (weight[other], self.rank[other], other))
+                fill[other] = self._fill(other)
+                heapq.heappush(queue, (fill[other], self.rank[other], other))
         return self.out
 
-    def _weight(self, variable: int) -> float:
-        return round(sum(map(self.bits.__getitem__, self.near[variable])), 6)
+    def _fill(self, variable: int) -> float:
+        """What its removal would join that is not joined yet: the sum over pairs of the product of their bits."""
+        near, bits, total = self.near[variable], self.bits, 0.0
+        for one in near:
+            if one != variable:
+                total += bits[one] * sum(bits[other] for other in near if other not in self.near[one])
+        return round(total / 2, 6)
 
     def _put(self, table: int, variables: tuple[int, ...]) -> None:
         if not variables:
@@ -129,7 +135,7 @@ class _Compiler:
     def _remove(self, variable: int) -> list[int]:
         """Eliminate; what its neighbours were."""
         scope = sorted(self.near[variable])
-        if self._weight(variable) > LARGEST_TABLE:
+        if sum(self.bits[v] for v in scope) > LARGEST_TABLE:
             raise TooLargeError
         place = {v: k for k, v in enumerate(scope)}
         parts = sorted(
