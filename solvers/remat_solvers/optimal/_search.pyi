@@ -1,22 +1,7 @@
+from remat_solvers.optimal.search import Flat
+
 class Engine:
-    def __init__(
-        self,
-        base: int,
-        budget: int,
-        free_order: bool,
-        seed: int,
-        tangents: int,
-        inputs: list[list[int]],
-        outputs: list[list[int]],
-        size: list[int],
-        forward_result: list[int],
-        time: list[int],
-        top: list[int],
-        recomputable: list[int],
-        backward: list[int],
-        effect: list[int],
-        /,
-    ) -> None: ...
+    def __init__(self, graph: Flat, budget: int, free_order: bool, seed: int, /) -> None: ...
     def offer(self, sequence: list[int], boundary: int, /) -> None: ...
     def run(self, moves: int, seconds: float, /) -> int: ...
     def set_budget(self, budget: int, /) -> None: ...

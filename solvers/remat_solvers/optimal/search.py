@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from remat_solvers.errors import RematError
 from remat_solvers.problem import MAX_INT, Problem
@@ -30,7 +31,9 @@ try:
 except ImportError:  # installed where there was no compiler
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "Found", "Search", "SearchError"]
+__all__ = ["AVAILABLE", "Flat", "Found", "Search", "SearchError", "flat"]
+
+Flat: TypeAlias = tuple[int, int, list[list[int]], list[list[int]], *tuple[list[int], ...]]
 
 SLICE_MOVES = 1 << 20
 SLICE_SECONDS = 0.05  # how long a Ctrl-C or a stop may wait
@@ -64,7 +67,7 @@ class Search:
             )
         self.problem = problem
         self._stop = threading.Event()
-        self._engine = Engine(*_flat(problem, budget_bytes, free_order, seed))
+        self._engine = Engine(flat(problem), min(budget_bytes, MAX_INT), free_order, seed)
         self.offer(range(len(problem.ops)))
 
     def offer(self, sequence: Sequence[int]) -> None:
@@ -119,10 +122,11 @@ def _found(what: tuple[list[int], int, int] | None) -> Found | None:
     return None if what is None else Found(*what)
 
 
-def _flat(
-    problem: Problem, budget_bytes: int, free_order: bool, seed: int
-) -> tuple[int, int, bool, int, int, *tuple[list[list[int]], ...], *tuple[list[int], ...]]:
-    """The arguments of Engine: values without the constants, and three ops for begin, boundary and end."""
+def flat(problem: Problem) -> Flat:
+    """The graph as native/graph.hpp has it: values without the constants, and three ops for begin, boundary and end.
+
+    Raises SearchError where the sizes are beyond the arithmetic of the search.
+    """
     ops, values = problem.ops, problem.values
     number = {}
     for v, value in enumerate(values):
@@ -139,9 +143,6 @@ def _flat(
     tangents = tangents_op(problem)
     return (
         base,
-        min(budget_bytes, MAX_INT),
-        free_order,
-        seed,
         -1 if tangents is None else tangents,
         [*inputs, [], [], results],
         [*([number[v] for v in op.outputs] for op in ops), [], [], []],
