@@ -128,7 +128,7 @@ def flat(problem: Problem) -> Flat:
     Raises SearchError where the sizes are beyond the arithmetic of the search.
     """
     ops, values = problem.ops, problem.values
-    number = {}
+    number: dict[int, int] = {}
     for v, value in enumerate(values):
         if value.kind != "constant":
             number[v] = len(number)
