@@ -118,12 +118,13 @@ def solve_mip(
     nodes: int | None = None,
     start: Floats | None = None,
     on_point: Callable[[Floats, float], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    on_bound: Callable[[float], bool] | None = None,
     **options: Any,
 ) -> Answer:
     """The best point that costs less than `cutoff` units, to an absolute gap of `gap` units.
 
-    `start` is a point to begin with; `on_point` hears of each better point and its cost; `stop` is asked often.
+    `start` is a point to begin with; `on_point` hears of each better point and its cost; `on_bound` is often told the
+    bound, and says whether to stop.
     """
     import highspy
 
@@ -150,15 +151,14 @@ def solve_mip(
             heard(np.array(event.data_out.mip_solution), event.data_out.objective_function_value)
 
         highs.cbMipImprovingSolution.subscribe(found)
-    if stop is not None:
-        asked = stop
+    if on_bound is not None:
+        told = on_bound
 
-        def maybe(event: Any) -> None:
-            if asked():
+        def rising(event: Any) -> None:
+            if told(min(event.data_out.mip_dual_bound, cutoff)):
                 event.interrupt()
 
-        highs.cbMipInterrupt.subscribe(maybe)
-        highs.cbSimplexInterrupt.subscribe(maybe)
+        highs.cbMipInterrupt.subscribe(rising)
     highs.run()
     return _read_mip(highspy, highs, cutoff)
 

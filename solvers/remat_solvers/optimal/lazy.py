@@ -98,32 +98,30 @@ class LazyStages:
         cutoff_ns: int | None = None,
         *,
         nodes: int | None = None,
-        stop: Callable[[], bool] | None = None,
+        on_news: Callable[[Step], bool] | None = None,
     ) -> Step:
-        """Solve the program over the anchors at hand for some seconds, and make a plan of its best point."""
+        """Solve the program over the anchors at hand for some seconds, and make a plan of its best point.
+
+        `on_news` hears of better bounds and points meanwhile, and says whether to stop.
+        """
         deadline = time.perf_counter() + seconds
         times = [t for t in (cutoff_ns, self.known_ns) if t is not None]
         cutoff_ns = min(times, default=None)
+        before = self.bound_ns
         relaxed = self._rounds(time.perf_counter() + LP_SHARE * seconds, cutoff_ns)
+        if on_news is not None and self.bound_ns > before:
+            on_news(self._nothing_found(Ended.LIMIT, cutoff_ns))
         if relaxed.ended is Ended.EMPTY or self._closed(cutoff_ns):
             self.infeasible |= relaxed.ended is Ended.EMPTY
             return self._nothing_found(relaxed.ended, cutoff_ns)
-        answer = solve_mip(
-            self.program,
-            seconds=deadline - time.perf_counter(),
-            gap=self.within_ns / 2 / self.program.time_unit_ns,
-            cutoff=self._units(cutoff_ns),
-            nodes=nodes,
-            start=self._start(),
-            stop=stop,
-        )
+        answer = self._search_tree(deadline - time.perf_counter(), cutoff_ns, nodes, on_news)
         if answer.ended is Ended.EMPTY and cutoff_ns is None:
             self.infeasible = True
             return self._nothing_found(answer.ended, cutoff_ns)
         self._raise(answer.bound)
         if answer.point is None:
             return self._nothing_found(answer.ended, cutoff_ns)
-        return self._expanded(answer, cutoff_ns)
+        return self._expanded(answer.point, answer.cost, answer.ended, cutoff_ns)
 
     def refine(self) -> bool:
         """Add anchors where the last plan holds too much; whether there are any to add."""
@@ -188,6 +186,36 @@ class LazyStages:
                 self._kept.add((ends[first], ends[last + 1]))
         return answer
 
+    def _search_tree(
+        self, seconds: float, cutoff_ns: int | None, nodes: int | None, on_news: Callable[[Step], bool] | None
+    ) -> Answer:
+        """The program itself, after the rounds."""
+        stop = False
+
+        def on_bound(bound: float) -> bool:
+            nonlocal stop
+            before = self.bound_ns
+            self._raise(bound)
+            if on_news is not None and self.bound_ns > before:
+                stop = on_news(self._nothing_found(Ended.LIMIT, cutoff_ns)) or stop
+            return stop
+
+        def on_point(point: Floats, cost: float) -> None:
+            nonlocal stop
+            if on_news is not None:
+                stop = on_news(self._expanded(point, cost, Ended.LIMIT, cutoff_ns)) or stop
+
+        return solve_mip(
+            self.program,
+            seconds=seconds,
+            gap=self.within_ns / 2 / self.program.time_unit_ns,
+            cutoff=self._units(cutoff_ns),
+            nodes=nodes,
+            start=self._start(),
+            on_point=on_point,
+            on_bound=on_bound,
+        )
+
     def _start(self) -> Floats | None:
         if self.known is None:
             return None
@@ -212,9 +240,8 @@ class LazyStages:
         done = self.infeasible or self._closed(cutoff_ns)
         return Step(self.stages.at, self.bound_ns, self.infeasible, ended, None, done=done)
 
-    def _expanded(self, answer: Answer, cutoff_ns: int | None) -> Step:
-        assert answer.point is not None
-        stay, run = self.program.decisions(answer.point)
+    def _expanded(self, point: Floats, cost: float, ended: Ended, cutoff_ns: int | None) -> Step:
+        stay, run = self.program.decisions(point)
         sequence = expand(self.stages, stay, run)
         try:
             plan = plan_from_sequence(self.problem, sequence)
@@ -225,12 +252,12 @@ class LazyStages:
         self._worst = np.where(first > self.budget_bytes, first, np.maximum(first, repeats))
         self._learn(sequence, timeline.time_ns, timeline.peak_bytes)
         best = min((t for t in (cutoff_ns, self.known_ns) if t is not None), default=None)
-        point_ns = self.program.base_ns + round(answer.cost * self.program.time_unit_ns)
+        point_ns = self.program.base_ns + round(cost * self.program.time_unit_ns)
         return Step(
             self.stages.at,
             self.bound_ns,
             False,
-            answer.ended,
+            ended,
             point_ns,
             sequence,
             timeline.time_ns,
