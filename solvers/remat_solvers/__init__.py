@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from remat_solvers.codec import (
         PlanFile,
         load,
+        load_certificate,
         load_plan,
         load_problem,
         load_sweep,
+        save_certificate,
         save_plan,
         save_problem,
         save_sweep,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from remat_solvers.curve import Point, Sweep
     from remat_solvers.errors import (
         BudgetError,
+        CertificateError,
         FormatError,
         InfeasibleError,
         InputError,
@@ -33,15 +36,19 @@ if TYPE_CHECKING:
         ProblemError,
         RematError,
     )
+    from remat_solvers.optimal.certificate import certify
+    from remat_solvers.optimal.check_certificate import check_certificate
     from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
     from remat_solvers.problem import Costs, Link, Op, Problem, Value
     from remat_solvers.registry import create, solver_names
-    from remat_solvers.result import Limits, Order, Outcome, Progress, Result, Status, Stopped
+    from remat_solvers.result import Certificate, Limits, Order, Outcome, Progress, Result, Status, Stopped
     from remat_solvers.solving import solve
     from remat_solvers.sweeping import sweep
 
 __all__ = [
     "BudgetError",
+    "Certificate",
+    "CertificateError",
     "Compute",
     "Costs",
     "Fetch",
@@ -68,12 +75,16 @@ __all__ = [
     "Stopped",
     "Sweep",
     "Value",
+    "certify",
+    "check_certificate",
     "create",
     "load",
+    "load_certificate",
     "load_plan",
     "load_problem",
     "load_sweep",
     "peak_bound_bytes",
+    "save_certificate",
     "save_plan",
     "save_problem",
     "save_sweep",
@@ -88,9 +99,11 @@ _HOMES = {
     "codec": (
         "PlanFile",
         "load",
+        "load_certificate",
         "load_plan",
         "load_problem",
         "load_sweep",
+        "save_certificate",
         "save_plan",
         "save_problem",
         "save_sweep",
@@ -98,6 +111,7 @@ _HOMES = {
     "curve": ("Point", "Sweep"),
     "errors": (
         "BudgetError",
+        "CertificateError",
         "FormatError",
         "InfeasibleError",
         "InputError",
@@ -105,10 +119,12 @@ _HOMES = {
         "ProblemError",
         "RematError",
     ),
+    "optimal.certificate": ("certify",),
+    "optimal.check_certificate": ("check_certificate",),
     "plan": ("Compute", "Fetch", "Free", "Offload", "Plan"),
     "problem": ("Costs", "Link", "Op", "Problem", "Value"),
     "registry": ("create", "solver_names"),
-    "result": ("Limits", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"),
+    "result": ("Certificate", "Limits", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"),
     "solving": ("solve",),
     "sweeping": ("sweep",),
 }

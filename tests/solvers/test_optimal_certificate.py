@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.bounds import peak_bound_bytes
-from remat_solvers.codec import load_problem
-from remat_solvers.errors import CertificateError, InputError
+from remat_solvers.codec import (
+    decode,
+    encode_certificate,
+    load_certificate,
+    load_problem,
+    save_certificate,
+    save_problem,
+)
+from remat_solvers.errors import CertificateError, FormatError, InputError
 from remat_solvers.generate import adversarial, chain, random_chain, training_graph
 from remat_solvers.optimal.certificate import certify, certify_floor
 from remat_solvers.optimal.check_certificate import check_certificate
@@ -287,3 +295,43 @@ def at_40_percent(name: str) -> tuple[Problem, int, int]:
     unmodified = simulate(problem, store_all(problem))
     base = problem.constant_bytes + problem.reserve_bytes
     return problem, base + int(0.4 * (unmodified.peak_bytes - base)), unmodified.time_ns
+
+
+def test_files(sample: tuple[Problem, Certificate], tmp_path: Path) -> None:
+    problem, certificate = sample
+    free = certify(problem, 12, order=Order.FREE, at=(4, 7))
+    for index, made in enumerate((certificate, free, replace(certificate, bound_ns=None, leaves=()))):
+        path = tmp_path / f"{index}.json"
+        save_certificate(path, made)
+        assert load_certificate(path) == made
+        assert encode_certificate(load_certificate(path)) == path.read_bytes()
+    save_problem(tmp_path / "problem.json", problem)
+    with pytest.raises(FormatError, match="holds a problem, not a certificate"):
+        load_certificate(tmp_path / "problem.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"version": 2}, "version"),
+        ({"problem": "no"}, "problem"),
+        ({"order": "sideways"}, "order"),
+        ({"at": [-1]}, r"at\[0\]"),
+        ({"at": 3}, "at"),
+        ({"bound_ns": 1.5}, "bound_ns"),
+        ({"intervals": [[0]]}, "intervals"),
+        ({"more": 1}, "more"),
+        ({"leaves": [{}]}, "fixed"),
+        ({"leaves": [3]}, r"leaves\[0\]"),
+        ({"leaves": [{"fixed": [], "multipliers": [["memory", 0]]}]}, r"leaves\[0\].multipliers\[0\]"),
+        ({"leaves": [{"fixed": [], "multipliers": [["memory", "0", 1.0]]}]}, r"multipliers\[0\]\[1\]"),
+        ({"leaves": [{"fixed": [], "multipliers": [["memory", 0, "1"]]}]}, r"multipliers\[0\]"),
+        ({"leaves": [{"fixed": [["run", 0, 0, 0, 0.5]], "multipliers": []}]}, r"fixed\[0\]"),
+    ],
+)
+def test_files_of_another_form_are_refused(
+    sample: tuple[Problem, Certificate], change: dict[str, object], place: str
+) -> None:
+    document = {**json.loads(encode_certificate(sample[1])), **change}
+    with pytest.raises(FormatError, match=place):
+        decode(json.dumps(document).encode())

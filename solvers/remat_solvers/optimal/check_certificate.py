@@ -85,9 +85,9 @@ def _check_types(certificate: Certificate) -> None:
         for entry in leaf.fixed:
             good = _names(entry, VARIABLE_ARITY) and type(entry[2]) is int and entry[2] in (0, 1)
             require(good, f"{where}: {entry!r:.60}", "stay or run, indices, and 0 or 1")
-        for entry in leaf.multipliers:
-            good = _names(entry, ARITY) and type(entry[2]) is float and math.isfinite(entry[2])
-            require(good, f"{where}: {entry!r:.60}", f"{', '.join(ARITY)}, indices, and a finite float")
+        for weighed in leaf.multipliers:
+            good = _names(weighed, ARITY) and type(weighed[2]) is float and math.isfinite(weighed[2])
+            require(good, f"{where}: {weighed!r:.60}", f"{', '.join(ARITY)}, indices, and a finite float")
 
 
 def _is_index(number: object) -> bool:
