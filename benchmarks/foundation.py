@@ -99,7 +99,7 @@ def measure(case: Case) -> tuple[list[str], bool]:
         str(len(problem.ops)),
         f"{times[len(times) // 2] / 1e3:.0f} us",
         f"{seconds:.1f} s",
-        f"{_time_ratio(exported, model, module, args, kwargs):.3f}",
+        f"{time_ratio(exported, model, module, args, kwargs):.3f}",
         f"{(kept.peak_bytes + problem.constant_bytes) / (eager.peak_bytes + problem.constant_bytes):.3f}",
         "yes" if compare_steps(kept, eager).equal else "no",
         ", ".join(plans),
@@ -111,7 +111,7 @@ def _error(measured: int, predicted: int) -> tuple[float, bool]:
     return measured / predicted - 1, abs(measured - predicted) <= max(TOLERANCE_BYTES, TOLERANCE * predicted)
 
 
-def _time_ratio(exported: Exported, model: torch.nn.Module, module: torch.nn.Module, args: Any, kwargs: Any) -> float:
+def time_ratio(exported: Exported, model: torch.nn.Module, module: torch.nn.Module, args: Any, kwargs: Any) -> float:
     """Median over alternating runs of (our store-all step / eager step)."""
 
     def clock(run: Callable[..., Any]) -> float:

@@ -1,6 +1,7 @@
 """The problems that several benchmarks ask about: small ones of the corpus, large ones exported once.
 
-Exports go into the temporary folder. Their costs are those of a GPU of 100 TFLOP/s and 1.5 TB/s by roofline.
+Exports go into the temporary folder. Their costs are those of a GPU of 100 TFLOP/s and 1.5 TB/s by roofline. What is
+there already is loaded without torch.
 """
 
 from __future__ import annotations
@@ -11,67 +12,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import remat
-from remat.capture.roofline import Hardware
 from remat_solvers import codec, generate
 from remat_solvers.problem import Problem
 
 __all__ = ["CORPUS", "NAMES", "load"]
 
 CORPUS = Path(__file__).parents[1] / "tests" / "corpus"
-HARDWARE = Hardware("100 TFLOP/s, 1.5 TB/s", 1.5e12, 100e12)
-
-
-class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual."""
-
-    def __init__(self, width: int, heads: int, fused: bool) -> None:
-        super().__init__()
-        self.heads, self.fused = heads, fused
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(self.norm1(x)).split(width, 2)
-        query, key, value = (y.view(batch, length, self.heads, -1).transpose(1, 2) for y in qkv)
-        if self.fused:
-            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        else:
-            ahead = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-            scores = (query @ key.transpose(-2, -1)) * (width // self.heads) ** -0.5
-            attended = scores.masked_fill(ahead, float("-inf")).softmax(-1) @ value
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
-
-
-class GPT(nn.Module):
-    """Token ids and targets to the loss."""
-
-    def __init__(self, layers: int, width: int, heads: int, fused: bool) -> None:
-        super().__init__()
-        self.token, self.position = nn.Embedding(8192, width), nn.Embedding(1024, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, fused) for _ in range(layers)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 8192, bias=False)
-
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        x = self.token(ids) + self.position.weight[: ids.shape[1]]
-        logits = self.head(self.norm(self.blocks(x)))
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def _gpt(layers: int, width: int, heads: int, batch: int, *, fused: bool) -> Problem:
-    """One step in bf16; the parameters, gigabytes of them, are never written to."""
-    with torch.device("meta"):
-        model = GPT(layers, width, heads, fused).to(torch.bfloat16)
-    ids = torch.zeros(batch, 1024, dtype=torch.long)
-    return remat.export(model.to_empty(device="cpu").train(), (ids, ids), costs=HARDWARE).problem
+    import gpt
+
+    return gpt.step(layers, width, heads, batch, fused=fused)
 
 
 MADE: Mapping[str, Callable[[], Problem]] = {
@@ -79,7 +32,8 @@ MADE: Mapping[str, Callable[[], Problem]] = {
     "gptm": partial(_gpt, 12, 768, 12, 8, fused=False),
     "gptm96": partial(_gpt, 96, 768, 12, 2, fused=False),  # 4,400 ops
     "gptm220": partial(_gpt, 220, 768, 12, 2, fused=False),  # 10,000 ops
-    "rl1000": partial(generate.random_layered, 1000, seed=1000),
+    **{f"rl{n}": partial(generate.random_layered, n, seed=n) for n in (100, 500, 1000)},
+    **{f"chain{n}": partial(generate.chain, n) for n in (100, 250, 500, 1000)},
 }
 NAMES = (*(path.stem for path in sorted(CORPUS.glob("*.json"))), *MADE)
 

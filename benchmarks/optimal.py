@@ -1,0 +1,190 @@
+"""`auto` against its targets and against the best that was known: plans, bounds, gaps, seconds.
+
+    scripts/bench optimal                               every row; two to three hours at the limits of the table
+    scripts/bench optimal --row corpus,tight            some of them
+    scripts/bench optimal --row corpus --problem unet   of these some problems
+    scripts/bench optimal --seconds 5                   another limit for all
+    scripts/bench optimal --ablation                    each technique switched off: what it costs in gap and in seconds
+    scripts/bench optimal --dump results.jsonl          adds each answer to a file as it comes
+
+Every question is asked in a process of its own. Budgets are shares of the store-all peak, constants apart; overheads,
+bounds and gaps are per cent of the store-all time. `reached` says when the target's gap was reached. Seconds are by the
+clock and mean little on a machine that is busy otherwise: the load is printed, and processor seconds are beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from apart import Answer, Asked, ask
+from optimal_targets import CASES, ROWS, Case
+from rich.console import Console
+from rich.table import Table
+
+EXECUTED = "executed"  # the row that runs models, and so needs torch
+ABLATION_CASES = (("unet", 40), ("r50", 40), ("gpt", 40), ("gpt48", 20))
+ABLATION_S = 20.0
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "everything": {},
+    "no search": {"search": False},
+    "no program": {"program": False},
+    "no interval cuts": {"cuts": False},
+    "no lazy boundaries": {"lazy": False},
+    "no published plans as starts": {"published": False},
+    "no repeats": {"repeats": False},
+    "one core": {"cores": 1},
+    "given order": {"order": "given"},
+}
+CLOSE = 0.1  # per cent: where the ablation calls a gap closed
+EXACT = 1e-6  # of rounding, where two percentages are compared
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", type=_names, help=f"of {', '.join((*ROWS, EXECUTED))}; with commas; default: all")
+    parser.add_argument("--problem", type=_names, help="names of problems or models, with commas; default: all")
+    parser.add_argument("--seconds", type=float, help="limit of each question; default: the table's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ablation", action="store_true", help="techniques switched off, in place of the targets")
+    parser.add_argument("--dump", type=Path, help="a file of JSON lines to add to")
+    asked = parser.parse_args()
+    unknown = set(asked.row or ()) - {*ROWS, EXECUTED}
+    if unknown:
+        parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join((*ROWS, EXECUTED))}")
+    console = Console(width=170)
+    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; seed {asked.seed}")
+    if asked.ablation:
+        console.print(ablation(asked))
+        return
+    cases = [case for case in CASES if _wanted(asked, case.row, case.problem)]
+    if cases:
+        table, met = targets(asked, cases)
+        console.print(table)
+        console.print(f"{met} of {len(cases)} met")
+    if asked.row is None or EXECUTED in asked.row:
+        import optimal_executed
+
+        console.print(optimal_executed.table(asked.problem, asked.seconds or optimal_executed.SECONDS))
+
+
+def targets(asked: argparse.Namespace, cases: list[Case]) -> tuple[Table, int]:
+    """A row per case, and how many meet their targets."""
+    table = Table("row", "problem", "budget", box=None)
+    for name in ("overhead", "bound", "gap", "known", "seconds", "CPU s", "first", "reached"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("target", "met", "note"):
+        table.add_column(name)
+    met = 0
+    for case in cases:
+        question = Asked(
+            problem=case.problem,
+            seconds=asked.seconds or case.seconds,
+            share=case.share,
+            budget_bytes=case.slots,
+            seed=asked.seed,
+            options=case.options,
+            link=case.link,
+        )
+        answer = ask(question)
+        missed = list(_missed(case, answer))
+        met += not missed
+        row = (case.row, case.problem, _budget(case), *_figures(case, answer), str(case.target))
+        table.add_row(*row, f"no: {', '.join(missed)}" if missed else "yes", case.note)
+        _tell(asked.dump, {"row": case.row, **asdict(question), **asdict(answer), "missed": missed}, *row, *missed)
+    return table, met
+
+
+def _missed(case: Case, answer: Answer) -> Iterator[str]:
+    """What of the target does not hold."""
+    target = case.target
+    if answer.error:
+        yield answer.error
+        return
+    if target.overhead is not None and not _at_most(answer.overhead, target.overhead):
+        yield "overhead"
+    if target.gap is not None and not _at_most(answer.reached_s(target.gap + EXACT), case.seconds):
+        yield "gap"
+    if target.first_s is not None and not _at_most(answer.first_s, target.first_s):
+        yield "first"
+    if target.peak is not None and not _at_most(answer.smallest_peak, target.peak):
+        yield "peak"
+    if target.memory_gib is not None and not _at_most(answer.memory_gib, target.memory_gib):
+        yield "memory"
+
+
+def _at_most(figure: float | None, most: float) -> bool:
+    return figure is not None and figure <= most + EXACT
+
+
+def _figures(case: Case, answer: Answer) -> Iterator[str]:
+    """Overhead, bound, gap, known, seconds, CPU seconds, first, reached; where least memory is asked for, peaks."""
+    if case.target.peak is not None:
+        yield from (_per_cent(answer.smallest_peak), _per_cent(answer.peak_bound))
+        peaks = answer.smallest_peak, answer.peak_bound
+        yield "" if None in peaks else _per_cent(peaks[0] - peaks[1])
+    else:
+        yield from (_per_cent(answer.overhead), _per_cent(answer.bound), _per_cent(answer.gap))
+    yield " .. ".join("?" if known is None else f"{known:.2f}" for known in case.known) if any(case.known) else ""
+    yield from (_seconds(answer.seconds), _seconds(answer.cpu_s), _seconds(answer.first_s))
+    yield _seconds(None if case.target.gap is None else answer.reached_s(case.target.gap + EXACT))
+
+
+def ablation(asked: argparse.Namespace) -> Table:
+    """Gap (overhead) after a fixed time, and when the gap closed, without each of the techniques."""
+    cases = [(name, share) for name, share in ABLATION_CASES if not asked.problem or name in asked.problem]
+    seconds = asked.seconds or ABLATION_S
+    table = Table("without", title=f"gap (overhead; seconds to a gap of {CLOSE} %) after {seconds:g} s", box=None)
+    for name, share in cases:
+        table.add_column(f"{name} @ {share} %", justify="right")
+    for what, options in ABLATIONS.items():
+        cells = []
+        for name, share in cases:
+            question = Asked(name, seconds, share=share, seed=asked.seed, options=options)
+            answer = ask(question)
+            closed = answer.reached_s(CLOSE)
+            when = "not closed" if closed is None else f"{closed:.1f} s"
+            cells.append(answer.error or f"{_per_cent(answer.gap)} ({_per_cent(answer.overhead)}; {when})")
+            _tell(asked.dump, {"row": what, **asdict(question), **asdict(answer)}, what, name, str(share), cells[-1])
+        table.add_row(what, *cells)
+    return table
+
+
+def _tell(dump: Path | None, record: dict[str, Any], *row: str) -> None:
+    """A line at once on stderr, and all of it in the file."""
+    print(*row, sep="  ", file=sys.stderr, flush=True)
+    if dump is not None:
+        with dump.open("a") as file:
+            print(json.dumps(record), file=file)
+
+
+def _wanted(asked: argparse.Namespace, row: str, problem: str) -> bool:
+    return (not asked.row or row in asked.row) and (not asked.problem or problem in asked.problem)
+
+
+def _budget(case: Case) -> str:
+    if case.slots is not None:
+        return f"{case.slots} slots"
+    return "smallest" if case.share is None else f"{case.share:g} %"
+
+
+def _per_cent(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.3f}" if abs(figure) < 1 else f"{figure:.2f}"
+
+
+def _seconds(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.1f}"
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    main()
