@@ -37,9 +37,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no program": {"program": False},
     "no interval cuts": {"cuts": False},
     "no lazy boundaries": {"lazy": False},
-    "no published plans as starts": {"published": False},
+    "no published plans as starts": {"methods": False},
     "no repeats": {"repeats": False},
-    "one core": {"cores": 1},
+    "one core": {"apart": False},
     "given order": {"order": "given"},
 }
 CLOSE = 0.1  # per cent: where the ablation calls a gap closed
@@ -130,7 +130,8 @@ def _figures(case: Case, answer: Answer) -> Iterator[str]:
         peaks = answer.smallest_peak, answer.peak_bound
         yield "" if None in peaks else _per_cent(peaks[0] - peaks[1])
     else:
-        yield from (_per_cent(answer.overhead), _per_cent(answer.bound), _per_cent(answer.gap))
+        found = answer.status if answer.overhead is None else _per_cent(answer.overhead)
+        yield from (found, _per_cent(answer.bound), _per_cent(answer.gap))
     yield " .. ".join("?" if known is None else f"{known:.2f}" for known in case.known) if any(case.known) else ""
     yield from (_seconds(answer.seconds), _seconds(answer.cpu_s), _seconds(answer.first_s))
     yield _seconds(None if case.target.gap is None else answer.reached_s(case.target.gap + EXACT))
