@@ -32,6 +32,7 @@ except ImportError:  # installed where there was no compiler
 __all__ = ["AVAILABLE", "MovingSearch", "Trip", "choice_of"]
 
 SMALL_PART = 2_000  # values below this part of the budget are left where they are
+LONGEST_NS = 2**53  # of one copy of everything, out and back: thousands of trips stay below 2**63
 SLICE_MOVES = 256
 SLICE_SECONDS = 0.2  # how long a Ctrl-C or a stop may wait
 KINDS = (Compute, Free, Offload, Fetch)  # as native/clock.hpp numbers them
@@ -82,6 +83,8 @@ class MovingSearch:
         self._number = {v: k for k, v in enumerate(self._values)}
         rates = link.to_host_bytes_per_s, link.to_device_bytes_per_s
         out, back = ([copy_ns(problem.values[v].bytes, rate, link.latency_ns) for v in self._values] for rate in rates)
+        if sum(out) + sum(back) > LONGEST_NS:
+            raise SearchError("the copies take longer than the arithmetic of the search allows")
         host = MAX_INT if link.host_bytes is None else link.host_bytes
         least = max(1, budget_bytes // SMALL_PART)
         self._mover = Mover(flat(problem), out, back, host, least, min(budget_bytes, MAX_INT), seed)
