@@ -19,7 +19,7 @@ Row = tuple[int, int, int, int]
 
 _BUSY_S = 30.0
 _TABLE = (
-    "CREATE TABLE IF NOT EXISTS costs_1 "
+    "CREATE TABLE IF NOT EXISTS costs_2 "
     "(key TEXT PRIMARY KEY, time_ns INTEGER, spread_ns INTEGER, workspace_bytes INTEGER, kept_bytes INTEGER)"
 )
 
@@ -42,7 +42,7 @@ def read(keys: Iterable[str]) -> dict[str, Row]:
         with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db:
             for key in keys:
                 row = db.execute(
-                    "SELECT time_ns, spread_ns, workspace_bytes, kept_bytes FROM costs_1 WHERE key = ?", (key,)
+                    "SELECT time_ns, spread_ns, workspace_bytes, kept_bytes FROM costs_2 WHERE key = ?", (key,)
                 ).fetchone()
                 if row is not None and all(isinstance(number, int) and number >= 0 for number in row):
                     found[key] = row
@@ -70,4 +70,4 @@ def write(rows: Mapping[str, Row]) -> None:
 def _insert(path: Path, rows: Mapping[str, Row]) -> None:
     with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db, db:
         db.execute(_TABLE)
-        db.executemany("INSERT OR REPLACE INTO costs_1 VALUES (?, ?, ?, ?, ?)", [(k, *r) for k, r in rows.items()])
+        db.executemany("INSERT OR REPLACE INTO costs_2 VALUES (?, ?, ?, ?, ?)", [(k, *r) for k, r in rows.items()])

@@ -1,7 +1,10 @@
 """Measured costs: each distinct op signature is run alone, on synthetic tensors, on the real device.
 
-The time of an op is the least of several runs; its workspace is what the allocator held at most during one run
-beyond the op's outputs. Only one op's tensors exist at a time.
+The time of an op is the least of several runs in warm memory: what it allocates is there already, as a step in a
+training loop finds what the step before has freed (`memory.warmed`; CUDA's caching allocator does so by itself). Memory
+that the system has to give afresh is slower, by more than the op takes where the op is cheap, and how much of it a step
+needs depends on the C library and not on the op. An op's workspace is what the allocator held at most during one run
+beyond the outputs. Only one op's tensors exist at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor, fx
 from remat.capture import cost_cache, rnn
 from remat.capture.joint import device_of, target_name, tensors_of
 from remat.capture.roofline import cpu_name
-from remat.memory import recording
+from remat.memory import recording, warmed
 from remat_solvers.errors import ExportError
 
 __all__ = ["WHOLE_STORAGE", "Measured", "measure", "prepared", "recorded_memory", "signature_of"]
@@ -29,6 +32,7 @@ WHOLE_STORAGE: frozenset[Any] = frozenset({torch.ops.aten.copy.default})
 """Ops that read all of the storage their first argument lies in."""
 
 _LEAST_RUNS, _MOST_RUNS, _ENOUGH_NS = 3, 9, 10_000_000
+_SLACK = 2**16  # bytes that are warm beside what an op allocates, for the allocator's own
 _START, _END = 1_000_003, 1_000_033  # bytes of marker allocations around an op; primes no tensor is likely to have
 
 
@@ -80,7 +84,6 @@ def _words(argument: Any) -> Any:
 
 
 def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
-    times = {key: _timed(node) for key, node in nodes.items()}
     memory: dict[str, tuple[int, int]] = {}
     on_cpu = {key: node for key, node in nodes.items() if device_of(node).type != "cuda"}
     if on_cpu:
@@ -93,20 +96,21 @@ def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
     rows: dict[str, cost_cache.Row] = {}
     for key, node in nodes.items():
         peak, kept = memory[key]
-        outputs = _created_bytes(node)
-        rows[key] = (*times[key], max(0, peak - outputs), kept)
+        times = _timed(node, peak + _SLACK if key in on_cpu else 0)
+        rows[key] = (*times, max(0, peak - _created_bytes(node)), kept)
     return rows
 
 
-def _timed(node: fx.Node) -> tuple[int, int]:
-    """(least, median - least) of several runs, in ns."""
+def _timed(node: fx.Node, room_bytes: int) -> tuple[int, int]:
+    """(least, median - least) of several runs, in ns; each begins with `room_bytes` of the heap free and warm."""
     device = device_of(node)
     clock = _cuda_clock(device) if device.type == "cuda" else _clock
     call = prepared(node, repeatable=True)
-    call()
     runs: list[int] = []
+    call()
     while len(runs) < _LEAST_RUNS or (len(runs) < _MOST_RUNS and sum(runs) < _ENOUGH_NS):
-        runs.append(clock(call))
+        with warmed(room_bytes):
+            runs.append(clock(call))
     return min(runs), int(statistics.median(runs)) - min(runs)
 
 

@@ -12,6 +12,7 @@ from remat.capture import cost_cache
 from remat.capture.roofline import cpu_name
 from remat.execute.offload.tiers import DiskTier, Tier
 from remat.execute.offload.transfers import make_transfers
+from remat.memory import warmed
 from remat_solvers.problem import Link
 
 __all__ = ["measure_link"]
@@ -24,12 +25,14 @@ def measure_link(device: torch.device, tier: Tier) -> Link:
     """The rates to and from `tier`, in bytes per second, and the latency of a copy; known ones come from the cache.
 
     Copies of a small and of a large value, each median of several; the line through both gives rate and latency. One
-    direction at a time, with nothing computed meanwhile. Raises OffloadError where the tier cannot be used.
+    direction at a time, with nothing computed meanwhile, and on the CPU into warm memory, as ops are measured. Raises
+    OffloadError where the tier cannot be used.
     """
     key = _key(device, tier)
     known = cost_cache.read([key]).get(key)
     if known is None:
-        small, large = _times(device, tier, SMALL_BYTES), _times(device, tier, LARGE_BYTES)
+        with warmed(2 * LARGE_BYTES if device.type == "cpu" else 0):
+            small, large = _times(device, tier, SMALL_BYTES), _times(device, tier, LARGE_BYTES)
         to_host, to_device = _rate(small[0], large[0]), _rate(small[1], large[1])
         latency_ns = max(0, small[0] - _copy_ns(to_host), small[1] - _copy_ns(to_device))
         known = (to_host, to_device, latency_ns, 0)
