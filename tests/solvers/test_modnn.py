@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.errors import InputError
-from remat_solvers.generate import training_graph
+from remat_solvers.generate import random_plan, training_graph
 from remat_solvers.plan import Compute, Fetch, Free, Offload
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.result import Limits, Outcome, Status
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.modnn import ModNN, lower_bound_bytes
-from remat_solvers.swap.workspaces import choose_workspaces, fastest_within
+from remat_solvers.swap.workspaces import choose_beside, choose_workspaces, fastest_within
 from remat_solvers.validate import validate
 
 LINK = Link(10**9, 10**9)  # a byte takes one ns
@@ -156,3 +156,23 @@ def test_what_is_chosen_fits_the_budget_it_was_chosen_for(n: int, seed: int, sha
 def test_alternatives_are_checked(wrong: dict[str | int, tuple[tuple[int, int], ...]]) -> None:
     with pytest.raises(InputError, match="workspaces"):
         choose_workspaces(trace((), (0,), sizes=(4, 4)), 10, wrong)
+
+
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_beside_a_plan_the_fastest_that_fits_every_run(n: int, seed: int) -> None:
+    """The plan stays within the budget, and nothing faster would have."""
+    problem = training_graph(n, seed, link=True)
+    plan = random_plan(problem, seed)
+    ops = range(len(problem.ops))
+    alternatives = dict.fromkeys(ops, ((30, 0), (20, 1 + seed % 7), (10, 5 + seed % 13)))
+    smallest = choose_beside(problem, plan, 0, alternatives)
+    budget_bytes = simulate(smallest, plan).peak_bytes + seed % 9
+    chosen = choose_beside(problem, plan, budget_bytes, alternatives)
+    assert simulate(chosen, plan).peak_bytes <= budget_bytes
+    for op in ops:
+        for time_ns, workspace_bytes in alternatives[op]:
+            if time_ns < chosen.ops[op].time_ns:
+                faster = list(chosen.ops)
+                faster[op] = replace(faster[op], time_ns=time_ns, workspace_bytes=workspace_bytes)
+                assert simulate(replace(chosen, ops=tuple(faster)), plan).peak_bytes > budget_bytes

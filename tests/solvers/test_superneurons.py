@@ -95,6 +95,12 @@ def test_the_pool_gives_a_plan_down_to_the_rung_exactly(n: int, seed: int, cache
         assert validate(problem, plan, budget_bytes) == []
 
 
+def test_the_answer_tells_of_its_pool() -> None:
+    """Values of 4 bytes take 1 KB each: four of them at the peak, and one size leaves no holes."""
+    result = solve(net("crrcrrrc"), 16, solver="superneurons")
+    assert result.reason == "a pool of 4096 bytes holds it by first fit: 0 bytes to holes, 4080 to whole blocks"
+
+
 def test_nothing_moves_where_memory_suffices() -> None:
     problem = net("crrcrrrc")
     traffic = Traffic(problem, range(len(problem.ops)))

@@ -46,22 +46,29 @@ The paper's layers, on a graph of ops:
 Options that are None are tried in all their forms; the fastest plan within the budget is the answer. Without a link
 only recomputation is left. There is no bound.
 
-Not here: the heap of 1 KB blocks, since a plan has bytes and no addresses; the choice of a convolution's workspace.
+A plan has bytes and no addresses. Where the pool's heap of 1 KB blocks puts everything, and what fragmentation adds to
+the peak, the answer's reason says (`heap.pool_use`). So the budget holds for bytes; the pool may need a little more.
+
+Dynamic workspace: per CONV the fastest algorithm whose workspace fits the bytes left free at that step. A problem has
+one implementation per op; `workspaces.choose_beside` chooses among those that the caller states, beside a plan.
+
 Sources: the paper's abstract and the released code for the checkpoints and thresholds; its formulas, the pool and the
 cache by secondary notes. That tensors are locked while a layer works on them is from memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.options import check_options
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
 from remat_solvers.recompute.selective import kind_of
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.swap.heap import pool_use
 from remat_solvers.swap.paging import least_bytes
 from remat_solvers.swap.tensor_pool import pooled
 from remat_solvers.swap.traffic import Traffic
@@ -108,7 +115,8 @@ class SuperNeurons:
                 attempts.fits(sequence, strategy)
                 if problem.link is not None:
                     self._move(sequence, attempts, strategy)
-        return attempts.outcome()
+        outcome = attempts.outcome()
+        return outcome if outcome.plan is None else replace(outcome, reason=_in_its_heap(problem, outcome.plan))
 
     def _move(self, sequence: list[int], attempts: Attempts, form: str) -> None:
         problem = attempts.problem
@@ -145,6 +153,12 @@ class SuperNeurons:
             every_time = memory_centric(problem, segment_of, self.threshold)
         dropped = {v for v in droppable(problem) if problem.producer[v] in segment_of}
         return recompute_dropped(problem, dropped, segment_of, every_time)
+
+
+def _in_its_heap(problem: Problem, plan: Plan) -> str:
+    use = pool_use(problem, plan)
+    lost = f"{use.fragmentation_bytes} bytes to holes, {use.rounding_bytes} to whole blocks"
+    return f"a pool of {use.pool_bytes} bytes holds it by first fit: {lost}"
 
 
 def checkpoint_ops(problem: Problem) -> set[int]:

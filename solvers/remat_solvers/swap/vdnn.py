@@ -36,12 +36,11 @@ Percentages in the paper's abstract are of average, not of peak usage. There is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.options import check_options
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
@@ -56,7 +55,13 @@ from remat_solvers.swap.layers import (
     within_host,
 )
 from remat_solvers.swap.trips import Absence, Trip, plan_with_trips
-from remat_solvers.swap.workspaces import Implementation, Workspaces, alternatives_of, fastest_within
+from remat_solvers.swap.workspaces import (
+    Workspaces,
+    alternatives_of,
+    choose_beside,
+    fastest_within,
+    with_implementations,
+)
 
 __all__ = ["VDNN", "Step", "dynamic_step", "managed", "offloading_plan"]
 
@@ -123,16 +128,8 @@ def dynamic_step(problem: Problem, budget_bytes: int, workspaces: Workspaces) ->
     memory of a plan. It fits wherever (m) does, so the last step never remains to be taken.
     """
     alternatives = alternatives_of(problem, workspaces)
-
-    def chosen(choose: Callable[[int, Sequence[Implementation]], Implementation]) -> Problem:
-        ops = list(problem.ops)
-        for op, implementations in alternatives.items():
-            time_ns, workspace_bytes = choose(op, implementations)
-            ops[op] = replace(ops[op], time_ns=time_ns, workspace_bytes=workspace_bytes)
-        return replace(problem, ops=tuple(ops))
-
-    optimal_memory = chosen(lambda _, all_of_it: fastest_within(all_of_it, -1))
-    optimal_time = chosen(lambda _, all_of_it: min(all_of_it))
+    optimal_memory = with_implementations(problem, {op: fastest_within(a, -1) for op, a in alternatives.items()})
+    optimal_time = with_implementations(problem, {op: min(a) for op, a in alternatives.items()})
     plans = {
         "no offload": store_all(problem),
         "conv": offloading_plan(problem, "conv"),
@@ -144,20 +141,8 @@ def dynamic_step(problem: Problem, budget_bytes: int, workspaces: Workspaces) ->
         if simulate(optimal_time, plan).peak_bytes <= budget_bytes:
             return Step(f"{name} (p)", optimal_time, plan)
     policy = "conv" if simulate(optimal_memory, plans["conv"]).peak_bytes <= budget_bytes else "all"
-    free = {op: budget_bytes - used for op, used in _without_workspace(problem, plans[policy]).items()}
-    greedy = chosen(lambda op, all_of_it: fastest_within(all_of_it, free[op]))
+    greedy = choose_beside(problem, plans[policy], budget_bytes, workspaces)
     return Step(f"{policy} (greedy)", greedy, plans[policy])
-
-
-def _without_workspace(problem: Problem, plan: Plan) -> dict[int, int]:
-    """Op -> bytes on the device while it runs, its workspace left out."""
-    held = problem.constant_bytes + problem.reserve_bytes
-    used: dict[int, int] = {}
-    for action, after in zip(plan, simulate(problem, plan).memory_bytes, strict=True):
-        if isinstance(action, Compute):
-            used[action.op] = held + sum(problem.values[v].bytes for v in problem.ops[action.op].outputs)
-        held = int(after)
-    return used
 
 
 def managed(problem: Problem, policy: Static) -> list[Absence]:

@@ -2,7 +2,10 @@
 
 Chen, Chen, Hu: moDNN, DATE 2018, in the manner of (see `modnn`): per op the fastest implementation whose workspace fits
 the memory that is free at that op in the schedule; where none fits, the one of the smallest workspace, and other data
-makes room for it. vDNN and SuperNeurons choose alike.
+makes room for it.
+
+SuperNeurons and vDNN choose beside a plan that is there already (`choose_beside`): whatever a plan moves or computes
+again, per op the fastest implementation whose workspace fits the bytes that the plan leaves free at that step.
 
 A problem's op has one time and one workspace. The alternatives are the caller's to state, by op index or by target, as
 (time_ns, workspace_bytes) each; what was chosen is a problem of its own, for any solver:
@@ -12,6 +15,7 @@ A problem's op has one time and one workspace. The alternatives are the caller's
     result = solve(problem, budget_bytes, solver="modnn")
 
 With a link, free memory is that of modnn's schedule; without one that of the unmodified step.
+`choose_beside(problem, result.plan, budget_bytes, workspaces)` keeps the plan.
 """
 
 from __future__ import annotations
@@ -21,11 +25,21 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from remat_solvers.errors import InputError
+from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Link, Problem
+from remat_solvers.simulate import simulate
 from remat_solvers.swap.paging import Paging, movable_values
 from remat_solvers.swap.traffic import Traffic
 
-__all__ = ["Implementation", "Workspaces", "alternatives_of", "choose_workspaces", "fastest_within"]
+__all__ = [
+    "Implementation",
+    "Workspaces",
+    "alternatives_of",
+    "choose_beside",
+    "choose_workspaces",
+    "fastest_within",
+    "with_implementations",
+]
 
 Implementation: TypeAlias = tuple[int, int]  # time_ns, workspace_bytes
 Workspaces: TypeAlias = Mapping[str | int, Sequence[Implementation]]
@@ -51,10 +65,37 @@ def choose_workspaces(problem: Problem, budget_bytes: int, workspaces: Workspace
     movable = movable_values(problem, range(len(problem.ops))) if problem.link is not None else ()
     run = _Choosing(Traffic(linked, range(len(problem.ops))), movable, budget_bytes, alternatives)
     run.run()
+    return with_implementations(problem, {op: fastest_within(a, -1) for op, a in alternatives.items()} | run.chosen)
+
+
+def choose_beside(problem: Problem, plan: Plan, budget_bytes: int, workspaces: Workspaces) -> Problem:
+    """`problem` with the implementations that fit beside what `plan` has on the device; the plan is one of it as well.
+
+    An op that runs several times has one implementation: that for the run with least memory left. Where the smallest
+    workspaces fit, so does the choice. Raises InputError as `choose_workspaces`, PlanError as `simulate`.
+    """
+    free = {op: budget_bytes - used for op, used in _without_workspace(problem, plan).items()}
+    alternatives = alternatives_of(problem, workspaces)
+    return with_implementations(problem, {op: fastest_within(a, free[op]) for op, a in alternatives.items()})
+
+
+def _without_workspace(problem: Problem, plan: Plan) -> dict[int, int]:
+    """Op -> most bytes on the device while it runs, its workspace left out."""
+    held = problem.constant_bytes + problem.reserve_bytes
+    used: dict[int, int] = {}
+    for action, after in zip(plan, simulate(problem, plan).memory_bytes, strict=True):
+        if isinstance(action, Compute):
+            now = held + sum(problem.values[v].bytes for v in problem.ops[action.op].outputs)
+            used[action.op] = max(now, used.get(action.op, 0))
+        held = int(after)
+    return used
+
+
+def with_implementations(problem: Problem, chosen: Mapping[int, Implementation]) -> Problem:
+    """`problem` with these times and workspaces of ops."""
     ops = list(problem.ops)
-    for index, implementations in alternatives.items():
-        time_ns, workspace_bytes = run.chosen.get(index, fastest_within(implementations, -1))
-        ops[index] = replace(ops[index], time_ns=time_ns, workspace_bytes=workspace_bytes)
+    for op, (time_ns, workspace_bytes) in chosen.items():
+        ops[op] = replace(ops[op], time_ns=time_ns, workspace_bytes=workspace_bytes)
     return replace(problem, ops=tuple(ops))
 
 
