@@ -30,7 +30,7 @@ class Asked:
     problem: str
     seconds: float
     share: float | None = None  # budget in per cent of the store-all peak, constants apart
-    budget_bytes: int | None = None  # the same in bytes; None, and no share: as little as can be proven to be needed
+    budget_bytes: int | None = None  # the same in bytes; None, and no share: the smallest peak is looked for
     seed: int = 0
     options: Mapping[str, Any] | None = None
     link: str | None = None
@@ -105,7 +105,8 @@ def _answer(sender: Connection, asked: Asked) -> None:
 def _solve(asked: Asked) -> Answer:
     import problems
 
-    from remat_solvers.bounds import peak_bound_bytes
+    from remat_solvers.clock import Stopwatch
+    from remat_solvers.optimal.smallest import smallest
     from remat_solvers.registry import create
     from remat_solvers.result import Limits, Progress
     from remat_solvers.schedule import store_all
@@ -119,11 +120,24 @@ def _solve(asked: Asked) -> Answer:
     unmodified = simulate(problem, store_all(problem))
     constant = problem.constant_bytes + problem.reserve_bytes
     moving, step_ns = unmodified.peak_bytes - constant, unmodified.time_ns
-    budget = asked.budget_bytes or peak_bound_bytes(problem)
-    if asked.share is not None:
-        budget = constant + int(asked.share / 100 * moving)
     reports: list[Progress] = []
     begin = _cpu_s()
+
+    def of_peak(peak_bytes: int) -> float:
+        return 100 * (peak_bytes - constant) / max(1, moving)
+
+    if asked.share is None and asked.budget_bytes is None:
+        watch = Stopwatch(Limits(None))
+        least = smallest(problem, limits=Limits(asked.seconds), on_progress=reports.append, seed=asked.seed)
+        return Answer(
+            overhead=100 * (least.time_ns / step_ns - 1),
+            seconds=watch.seconds,
+            cpu_s=_cpu_s() - begin,
+            smallest_peak=of_peak(least.peak_bytes),
+            peak_bound=of_peak(least.peak_bound_bytes),
+            memory_gib=_memory_gib(),
+        )
+    budget = asked.budget_bytes or constant + int((asked.share or 0) / 100 * moving)
     result = solve(
         problem,
         budget,
@@ -135,9 +149,6 @@ def _solve(asked: Asked) -> Answer:
 
     def over(time_ns: int | None) -> float | None:
         return None if time_ns is None else 100 * (time_ns / step_ns - 1)
-
-    def of_peak(peak_bytes: int) -> float:
-        return 100 * (peak_bytes - constant) / max(1, moving)
 
     history = [(r.seconds, over(r.time_ns), over(r.bound_ns)) for r in reports]
     return Answer(

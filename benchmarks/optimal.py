@@ -124,7 +124,7 @@ def _at_most(figure: float | None, most: float) -> bool:
 
 
 def _figures(case: Case, answer: Answer) -> Iterator[str]:
-    """Overhead, bound, gap, known, seconds, CPU seconds, first, reached; where least memory is asked for, peaks."""
+    """Overhead, bound, gap, known, seconds, CPU seconds, first, reached; where least memory is asked for, of peaks."""
     if case.target.peak is not None:
         yield from (_per_cent(answer.smallest_peak), _per_cent(answer.peak_bound))
         peaks = answer.smallest_peak, answer.peak_bound

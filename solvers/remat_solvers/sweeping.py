@@ -6,13 +6,14 @@ on their times or that there is none, holds for the smaller one too. Each point 
 known: the fastest of all plans that fit, beside the largest bound proven at its budget or above. So times fall and
 bounds fall as budgets rise. Where plan and bound meet before the solver was asked, it is not asked.
 
-The solver starts warm: where it has an option `starts`, it is handed the plans known on both sides of the budget.
+The solver starts warm: where it has a field `starts`, it is handed the plans known on both sides of the budget, and
+the plan of the smallest peak, which leads to one that fits.
 
-Where no budgets are given they are chosen: half of them evenly from the smallest peak that the solver reaches to
-store-all, the others one by one where most is unknown. Between neighbours (b, t) and (b', t'), where p' <= b' is the
-peak of the second plan, the fastest known plan is somewhere in the rectangle from (b, t) to (p', t'), since times only
-fall; the largest rectangle is halved. Its height is measured in speed, 1/t' - 1/t: the last bytes before the smallest
-peak can cost ten times the step, which would draw all points there.
+Where no budgets are given they are chosen: half of them evenly from the smallest peak that is found to store-all, the
+others one by one where most is unknown. Between neighbours (b, t) and (b', t'), where p' <= b' is the peak of the
+second plan, the fastest known plan is somewhere in the rectangle from (b, t) to (p', t'), since times only fall; the
+largest rectangle is halved. Its height is measured in speed, 1/t' - 1/t: the last bytes before the smallest peak can
+cost ten times the step, which would draw all points there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from remat_solvers.budget import parse_budget
 from remat_solvers.clock import Stopwatch
 from remat_solvers.curve import Point, Sweep
 from remat_solvers.errors import InputError
+from remat_solvers.optimal.smallest import smallest
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.registry import Solver, create
@@ -123,6 +125,7 @@ class _Curve:
     on_point: OnPoint | None
     seed: int
     answers: dict[int, _Answer] = field(default_factory=dict)  # by budget
+    smallest: Plan | None = None  # the plan of the smallest peak, where it was looked for
     stopped: Stopped = Stopped.COMPLETE
 
     def __post_init__(self) -> None:
@@ -157,12 +160,12 @@ class _Curve:
         return point
 
     def _solve(self, budget: int, left: int) -> _Answer:
-        remaining, watch = self.watch.remaining, Stopwatch(Limits(None))
+        watch = Stopwatch(Limits(None))
         result = solve(
             self.problem,
             budget,
             solver=self._started(budget),
-            limits=Limits(None if remaining is None else remaining / left),
+            limits=self._share(left),
             on_progress=self._on_progress,
             seed=self.seed,
         )
@@ -174,7 +177,22 @@ class _Curve:
             self.on_progress(replace(progress, seconds=self.watch.seconds))
 
     def lowest(self, left: int) -> int:
-        """The smallest budget with a plan within reach: asked for the floor, the solver tells how low it comes."""
+        """The smallest budget with a plan within reach.
+
+        A solver that does not start from plans is asked for the floor, and tells how low it comes.
+        """
+        if self._takes_starts and self.problem.link is None:
+            found = smallest(
+                self.problem,
+                limits=self._share(left + 1),
+                on_progress=self._on_progress,
+                seed=self.seed,
+                order=Order.GIVEN if getattr(self.solver, "order", None) == Order.GIVEN.value else Order.FREE,
+            )
+            self.smallest = found.plan
+            if found.stopped is Stopped.INTERRUPT:
+                raise KeyboardInterrupt
+            return max(1, found.peak_bytes)
         floor = max(1, self.floor_bytes)
         if self.ask(floor, left + 1).plan is not None:
             return floor
@@ -263,14 +281,25 @@ class _Curve:
             return own.stopped
         return Stopped.COMPLETE if asked else self.stopped
 
+    @property
+    def _takes_starts(self) -> bool:
+        """Whether the solver can be handed plans to start from."""
+        return is_dataclass(self.solver) and "starts" in (f.name for f in fields(self.solver))
+
     def _started(self, budget: int) -> Solver:
-        """The solver, with the plans of the nearest budgets on both sides, where it takes them."""
-        if not is_dataclass(self.solver) or "starts" not in (f.name for f in fields(self.solver)):
+        """The solver, with the plans known around `budget` where it takes them."""
+        if not self._takes_starts:
             return self.solver
         below = [r.plan for b, r in self.results() if b < budget and r.plan is not None]
         above = [r.plan for b, r in self.results() if b > budget and r.plan is not None]
         method: Any = self.solver
-        return cast(Solver, replace(method, starts=(*method.starts, *below[-1:], *above[:1])))
+        least = () if self.smallest is None else (self.smallest,)
+        return cast(Solver, replace(method, starts=(*method.starts, *below[-1:], *above[:1], *least)))
+
+    def _share(self, left: int) -> Limits:
+        """What each of `left` questions has of the time that is left."""
+        remaining = self.watch.remaining
+        return Limits(None if remaining is None else remaining / left)
 
 
 def _bound(results: list[Result], plan: Plan | None) -> tuple[int | None, Order | None]:
