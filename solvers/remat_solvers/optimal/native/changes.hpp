@@ -22,19 +22,26 @@ public:
         return move_repeat(choice);
     }
 
-    // Something that is alive at `position` goes for a while: what makes room there.
-    bool relieve(Choice& choice, const vector<Absence>& all, int position, Bytes) {
-        int found = 0;
-        Absence chosen{};
+    // Something that is alive at `position` goes for a while: of a few, the one that fits `excess` best.
+    bool relieve(Choice& choice, const vector<Absence>& all, int position, Bytes excess) {
+        around_.clear();
         for (const Absence& a : all)
-            if (a.last < position && position < a.back && choice.find(a.value, a.back) < 0 && random_.below(++found) == 0) chosen = a;
-        if (found == 0) return false;
-        if (random_.below(4) == 0 && g.recomputable[g.producer[chosen.value]]) return before(choice, chosen.value, chosen.back);
+            if (a.last < position && position < a.back && choice.find(a.value, a.back) < 0) around_.push_back(a);
+        if (around_.empty()) return false;
+        const auto lacks = [&](const Absence& a) { return g.size[a.value] >= excess ? g.size[a.value] - excess : 2 * (excess - g.size[a.value]); };
+        Absence chosen = a_of(around_);
+        for (int k = 1; k < FEW; ++k) {
+            const Absence other = a_of(around_);
+            if (lacks(other) < lacks(chosen)) chosen = other;
+        }
+        if (random_.below(4) == 0 && before(choice, chosen.value, chosen.back)) return true;
         choice.add({chosen.value, chosen.back});
         return true;
     }
 
 private:
+    const Absence& a_of(const vector<Absence>& some) { return some[random_.below(static_cast<int>(some.size()))]; }
+
     bool drop_trip(Choice& choice) {
         if (choice.trips.empty()) return false;
         choice.drop(random_.below(static_cast<int>(choice.trips.size())));
@@ -43,7 +50,9 @@ private:
 
     bool add_trip(Choice& choice, const vector<Absence>& all) {
         if (all.empty()) return false;
-        const Absence& a = all[random_.below(static_cast<int>(all.size()))];
+        Absence a = a_of(all);
+        const Absence other = a_of(all);
+        if (g.size[other.value] > g.size[a.value]) a = other;
         choice.add({a.value, a.back});
         return true;
     }
@@ -62,7 +71,7 @@ private:
             return before(choice, trip.value, trip.back);
         }
         if (all.empty()) return false;
-        const Absence& a = all[random_.below(static_cast<int>(all.size()))];
+        const Absence a = a_of(all);
         return before(choice, a.value, a.back);
     }
 
@@ -159,11 +168,13 @@ private:
         return true;
     }
 
+    static constexpr int FEW = 3;
     static constexpr int DEPTH = 4;  // of ops that are made again for another one
 
     const Graph& g;
     Random& random_;
     vector<int> again_;
+    vector<Absence> around_;
     vector<char> first_;
 };
 

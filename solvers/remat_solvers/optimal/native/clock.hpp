@@ -10,6 +10,8 @@
 // Where an op does not fit although every finished copy has left, the choice has no plan.
 #pragma once
 
+#include <limits>
+
 #include "trips.hpp"
 
 namespace moving {
@@ -20,11 +22,14 @@ struct Action {
     int kind, index;
 };
 
+constexpr Time NO_LIMIT = std::numeric_limits<Time>::max();
+
 struct Verdict {
-    Time time = -1;   // -1: no plan
+    Time time = -1;   // -1: no plan, or none within the limit
     Bytes moved = 0;  // to the host
     Bytes peak = 0;
-    int position = -1;  // where it does not fit
+    int position = -1;  // where it does not fit; -1: it takes too long
+    Bytes excess = 0;   // there
 };
 
 class Clock {
@@ -38,11 +43,20 @@ public:
     vector<Absence> absences;     // of the last choice told
     vector<Action>* record = nullptr;
 
-    // Repeats whose outputs nobody reads are left out of the choice, and trips that are none.
-    Verdict tell(Choice& choice) {
+    // Repeats whose outputs nobody reads are left out of the choice, and trips that are none. `limit` is the time beyond
+    // which nothing more need be known.
+    Verdict tell(Choice& choice, Time limit = NO_LIMIT) {
+        live(choice);
+        for (int op : choice.sequence) limit -= g.time[op];
+        if (limit < 0) return {};
+        uses(choice);
+        return replay(choice, limit);
+    }
+
+    // Absences only.
+    void look(Choice& choice) {
         live(choice);
         uses(choice);
-        return replay(choice);
     }
 
 private:
@@ -148,7 +162,8 @@ private:
         std::sort(leave_.begin(), leave_.end());
     }
 
-    Verdict replay(const Choice& choice) {
+    // `wait`: the most that it may wait.
+    Verdict replay(const Choice& choice, Time wait) {
         const int count = choice.size();
         now_ = to_host_ = to_device_ = 0;
         held_ = g.base, verdict_ = Verdict{}, used_ = 0;
@@ -168,6 +183,7 @@ private:
             Time start = now_;
             for (auto v = g.inputs.begin(op); v != g.inputs.end(op); ++v) start = std::max(start, arrival_[*v]);
             now_ = start + g.time[op];
+            if (start - starts_[p] > wait) return {};
             verdict_.peak = std::max(verdict_.peak, held_ + g.top[op]);
             for (auto v = g.outputs.begin(op); v != g.outputs.end(op); ++v)
                 if (!(g.forward_result[*v] && p >= choice.boundary)) held_ += g.size[*v];
@@ -178,7 +194,7 @@ private:
         if (!bring_back(count, 0)) return verdict_;
         const int last = g.end();
         for (auto v = g.inputs.begin(last); v != g.inputs.end(last); ++v) now_ = std::max(now_, arrival_[*v]);
-        verdict_.time = now_;
+        if (now_ - starts_[count] <= wait) verdict_.time = now_;
         return verdict_;
     }
 
@@ -210,6 +226,7 @@ private:
         make_room(need);
         if (held_ + need <= budget_) return true;
         verdict_.position = position;
+        verdict_.excess = held_ + need - budget_;
         return false;
     }
 

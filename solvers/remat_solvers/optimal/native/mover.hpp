@@ -19,8 +19,8 @@ public:
     bool offer(Choice choice) {
         best_set_ = false;
         Verdict verdict = clock_.tell(choice);
-        for (int k = 0; verdict.time < 0 && k < MOST_MENDING; ++k) {
-            if (!changes_.relieve(choice, clock_.absences, verdict.position, 0)) return false;
+        for (int k = 0; verdict.position >= 0 && k < MOST_MENDING; ++k) {
+            if (!changes_.relieve(choice, clock_.absences, verdict.position, verdict.excess)) return false;
             verdict = clock_.tell(choice);
         }
         if (verdict.time < 0) return false;
@@ -35,13 +35,12 @@ public:
         if (!best_set_) return 0;
         const auto begin = std::chrono::steady_clock::now();
         long long made = 0;
-        double share = 0;
         while (made < moves && best_.verdict.time > once_) {
             if ((made & 15) == 0) {
                 const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
                 if (spent.count() >= seconds) break;
             }
-            share = static_cast<double>(made) / static_cast<double>(moves);
+            const double share = static_cast<double>(made) / static_cast<double>(moves);
             step(hot * std::pow(cold / hot, share));
             ++made;
         }
@@ -71,19 +70,19 @@ private:
 
     void step(double temperature) {
         trial_ = current_.choice;
-        const int changes = 1 + (random_.below(10) < 3);
-        for (int k = 0; k < changes; ++k) {
-            if (k > 0 && clock_.tell(trial_).time < 0) break;
-            if (!changes_.make(trial_, k == 0 ? current_.absences : clock_.absences)) return;
+        if (!changes_.make(trial_, current_.absences)) return;
+        if (random_.below(10) < 3) {
+            clock_.look(trial_);
+            if (!changes_.make(trial_, clock_.absences)) return;
         }
-        Verdict verdict = clock_.tell(trial_);
-        for (int k = 0; verdict.time < 0 && k < MENDING; ++k) {
-            if (!changes_.relieve(trial_, clock_.absences, verdict.position, 0)) return;
-            verdict = clock_.tell(trial_);
+        const double slack = std::min(-temperature * std::log(1 - random_.unit()), 0x1p60);
+        const Time limit = current_.verdict.time + static_cast<Time>(slack);
+        Verdict verdict = clock_.tell(trial_, limit);
+        for (int k = 0; verdict.position >= 0 && k < MENDING; ++k) {
+            if (!changes_.relieve(trial_, clock_.absences, verdict.position, verdict.excess)) return;
+            verdict = clock_.tell(trial_, limit);
         }
         if (verdict.time < 0) return;
-        const double worse = static_cast<double>(verdict.time - current_.verdict.time);
-        if (worse > 0 && random_.unit() >= std::exp(-worse / temperature)) return;
         std::swap(current_.choice, trial_);
         std::swap(current_.absences, clock_.absences);
         current_.verdict = verdict;
