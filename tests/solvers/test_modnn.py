@@ -16,7 +16,7 @@ from remat_solvers.result import Limits, Outcome, Status
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.modnn import ModNN, lower_bound_bytes
-from remat_solvers.swap.workspaces import choose_beside, choose_workspaces, fastest_within
+from remat_solvers.swap.workspaces import Workspaces, choose_beside, choose_workspaces, fastest_within
 from remat_solvers.validate import validate
 
 LINK = Link(10**9, 10**9)  # a byte takes one ns
@@ -165,7 +165,7 @@ def test_beside_a_plan_the_fastest_that_fits_every_run(n: int, seed: int) -> Non
     problem = training_graph(n, seed, link=True)
     plan = random_plan(problem, seed)
     ops = range(len(problem.ops))
-    alternatives = dict.fromkeys(ops, ((30, 0), (20, 1 + seed % 7), (10, 5 + seed % 13)))
+    alternatives: Workspaces = dict.fromkeys(ops, ((30, 0), (20, 1 + seed % 7), (10, 5 + seed % 13)))
     smallest = choose_beside(problem, plan, 0, alternatives)
     budget_bytes = simulate(smallest, plan).peak_bytes + seed % 9
     chosen = choose_beside(problem, plan, budget_bytes, alternatives)
