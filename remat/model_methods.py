@@ -18,7 +18,7 @@ TORCH_BUDGET = Entry(
     family="recompute",
     summary="What torch.compile's partitioner chooses at its activation_memory_budgets; for a MODEL only.",
     needs_backward=True,
-    in_portfolio=False,
+    slow=True,
 )
 MODEL_ENTRIES = (TORCH_BUDGET,)
 

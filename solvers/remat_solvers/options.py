@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from remat_solvers.errors import InputError
 
-__all__ = ["check_options"]
+__all__ = ["check_options", "option_names"]
 
 NONE = type(None)
 Range = tuple[float, float]  # both ends included
@@ -33,9 +33,14 @@ def check_options(solver: Any, **ranges: Range) -> None:
             raise InputError(f"{solver.name}: {option} must be {beside}{expected}, not {value!r}")
 
 
+def option_names(kind: type) -> list[str]:
+    """The options of a solver's class: its fields, without those that say `metadata={"option": False}`."""
+    return [field.name for field in fields(kind) if field.metadata.get("option", True)]
+
+
 def _kinds(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in fields(kind)}
+    return {name: hints[name] for name in option_names(kind)}
 
 
 def _expected(kind: Any, value: Any, least: float, most: float) -> str:

@@ -43,25 +43,24 @@ class Entry:
     needs_backward: bool = False  # not applicable to problems without backward ops
     supports_link: bool = False  # uses the link to the host where a problem has one
     exact: bool = False  # proves optimality or infeasibility when it runs to its end
-    in_portfolio: bool = True  # tried by `auto`
-    slow: bool = False  # seconds on thousands of ops: `auto` tries it after the others
+    slow: bool = False  # takes seconds on thousands of ops, or all the time it is given
 
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="auto",
-        path="remat_solvers.portfolio:Auto",
+        path="remat_solvers.optimal.auto:Auto",
         family="optimal",
-        summary="The fastest plan of all methods but those with integer or constraint programs and exhaustive search.",
+        summary="Our own: a program over few moments that proves, and a search over op sequences that finds.",
         supports_link=True,
-        in_portfolio=False,
+        exact=True,
+        slow=True,
     ),
     Entry(
         name="store-all",
         path="remat_solvers.recompute.store_all:StoreAll",
         family="recompute",
         summary="The unmodified step, every value freed after its last use.",
-        in_portfolio=False,
     ),
     Entry(
         name="chen",
@@ -106,7 +105,6 @@ ENTRIES: tuple[Entry, ...] = (
         family="recompute",
         summary="Zhao et al. 2023: integer programs inside blocks, each solved once if alike; rotor's chain over them.",
         needs_backward=True,
-        in_portfolio=False,
         slow=True,
     ),
     Entry(
@@ -116,14 +114,14 @@ ENTRIES: tuple[Entry, ...] = (
         summary="Jain et al. 2020: an integer program over stages; coarsened for large graphs; with a link, moves too.",
         supports_link=True,
         exact=True,
-        in_portfolio=False,
+        slow=True,
     ),
     Entry(
         name="moccasin",
         path="remat_solvers.recompute.moccasin:Moccasin",
         family="recompute",
         summary="Bartan et al. 2023: retention intervals by constraint programming, up to C runs per op.",
-        in_portfolio=False,
+        slow=True,
     ),
     Entry(
         name="brute-force",
@@ -131,7 +129,7 @@ ENTRIES: tuple[Entry, ...] = (
         family="recompute",
         summary="Exhaustive search: the exact optimum of tiny problems.",
         exact=True,
-        in_portfolio=False,
+        slow=True,
     ),
     Entry(
         name="dtr",

@@ -7,11 +7,12 @@ over the budget is a bug of ours, raised as AssertionError and never returned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 
 from remat_solvers.bounds import peak_bound, time_bound_ns
 from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import BudgetError
+from remat_solvers.options import option_names
 from remat_solvers.problem import MAX_INT, Problem
 from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Status, Stopped
@@ -108,7 +109,7 @@ class _Asked:
             seconds=seconds,
             solver=self.solver.name,
             version=self.solver.version,
-            options={f.name: getattr(self.solver, f.name) for f in fields(self.solver)}
+            options={name: getattr(self.solver, name) for name in option_names(type(self.solver))}
             if is_dataclass(self.solver)
             else {},
             seed=self.seed,

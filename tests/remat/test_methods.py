@@ -28,7 +28,7 @@ def asked(case: Case, entry: Entry) -> list[Budget]:
     """The budgets that this method is asked for on this model."""
     problem = exported(case).problem
     every = list(budgets(problem))
-    if len(problem.ops) <= SMALL_OPS or (entry.in_portfolio and not entry.slow):
+    if len(problem.ops) <= SMALL_OPS or not entry.slow:
         return every
     share = SHARES[position(case) % len(SHARES)]
     return [budget for budget in every if budget.name.startswith(f"{share}%")]

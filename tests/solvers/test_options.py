@@ -10,6 +10,7 @@ import pytest
 
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain
+from remat_solvers.options import option_names
 from remat_solvers.problem import Link, Problem
 from remat_solvers.registry import create, solver_names
 from remat_solvers.result import Limits
@@ -21,7 +22,7 @@ PROBLEM = Problem(**{**{f.name: getattr(chain(12), f.name) for f in fields(Probl
 BUDGET = 8
 LIMIT_S = 1.0
 SLOWEST_S = 10.0  # with the start of a backend, on a busy machine
-OPTIONS = [(name, field.name) for name in solver_names() for field in fields(create(name))]  # type: ignore[arg-type]
+OPTIONS = [(name, option) for name in solver_names() for option in option_names(type(create(name)))]
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)

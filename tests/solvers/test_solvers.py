@@ -14,6 +14,8 @@ from remat_solvers import codec
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.errors import BudgetError, InputError
 from remat_solvers.generate import adversarial, chain, random_layered, training_graph
+from remat_solvers.optimal.auto import Auto
+from remat_solvers.optimal.starts import METHODS
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.chen import Chen
@@ -208,20 +210,22 @@ def test_a_plan_without_recomputation_is_proven_optimal_by_auto() -> None:
         budget_bytes = simulate(problem, store_all(problem)).peak_bytes - 1
         result = solve(problem, max(1, budget_bytes))
         if result.plan is not None:
-            assert (result.status is Status.OPTIMAL) is (result.time_ns == time_bound_ns(problem))
-            assert result.bound_ns == time_bound_ns(problem)
+            assert result.bound_ns is not None
+            assert result.bound_ns >= time_bound_ns(problem)
+            assert (result.status is Status.OPTIMAL) is (result.time_ns == result.bound_ns)
 
 
 @pytest.mark.parametrize(("name", "share"), [("gpt", 0.6), ("unet", 0.4), ("chain50", 0.3), ("r50", 0.4)])
-def test_auto_is_as_fast_as_the_fastest_of_its_methods(name: str, share: float) -> None:
+def test_auto_is_no_slower_than_any_method_it_starts_from(name: str, share: float) -> None:
     problem = codec.load_problem(CORPUS / f"{name}.json")
     budget_bytes = int(share * simulate(problem, store_all(problem)).peak_bytes)
-    methods = [e.name for e in ENTRIES if e.in_portfolio]
-    results = [solve(problem, budget_bytes, solver=method) for method in methods]
+    results = [solve(problem, budget_bytes, solver=method) for method in METHODS]
     for result in results:
         check(problem, result)
     times = [result.time_ns for result in results if result.time_ns is not None]
-    assert solve(problem, budget_bytes).time_ns == min(times)
+    result = solve(problem, budget_bytes, limits=Limits(5))
+    assert result.time_ns is not None
+    assert result.time_ns <= min(times) + Auto.within * result.store_all_time_ns
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The lazy loop in a process of its own: it works while we search, and can be killed.
+"""The lazy loop, turn by turn: in a process of its own, which works while we search and can be killed, or in this one.
 
 HiGHS has been seen to be deaf to its limits, so nobody waits for it here. The child is a fresh interpreter, which needs
 nothing of the caller's `__main__`. It is told of plans through its standard input and answers through its standard
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import IO, Any
 
@@ -25,12 +25,65 @@ from remat_solvers.optimal.lazy import LazyStages, Step
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 
-__all__ = ["Bounder", "child", "drive"]
+__all__ = ["Bounder", "Bounding", "Loop", "child"]
 
 CHILD = "from remat_solvers.optimal.bounding import child; child()"
 LENGTH = struct.Struct("<Q")
 FIRST_SLICE_S = 4.0  # for a program, before moments are added
+FIRST_SLICE_HERE_S = 0.5
 LONGER = 2.0  # times as long for the next, where nothing could be added
+
+
+class Loop:
+    """Steps and refinements in turn, until nothing more can come of them unless a better plan is known."""
+
+    def __init__(self, stages: LazyStages, first_slice_s: float) -> None:
+        self.stages = stages
+        self.done = False
+        self._slice_s = first_slice_s
+
+    def tell(self, sequence: Sequence[int], time_ns: int) -> None:
+        """A plan within the budget is known: only faster ones are of interest, and bounds that come near."""
+        if self.stages.known_ns is None or time_ns < self.stages.known_ns:
+            self.stages.tell(sequence)
+            self.done = False
+
+    def turn(self, seconds: float | None = None, on_news: Callable[[Step], bool] | None = None) -> Step:
+        """One program, for a while or up to so many seconds; where it is through with, the next has more moments."""
+        step = self.stages.step(self._slice_s if seconds is None else min(seconds, self._slice_s), on_news=on_news)
+        if step.done:
+            self.done = True
+        elif step.ended is Ended.LIMIT and step.sequence is None:
+            self._slice_s *= LONGER
+        elif not self.stages.refine():
+            self.done = step.ended is Ended.COMPLETE  # moments at every op that can be one
+            self._slice_s *= LONGER
+        return replace(step, done=self.done)
+
+
+class Bounding:
+    """The loop in this process, a turn for every `poll`; for small problems."""
+
+    def __init__(
+        self, problem: Problem, budget_bytes: int, *, order: Order = Order.GIVEN, within_ns: int | None = None
+    ) -> None:
+        self._loop = Loop(LazyStages(problem, budget_bytes, order=order, within_ns=within_ns), FIRST_SLICE_HERE_S)
+
+    @property
+    def busy(self) -> bool:
+        """Whether more may come without being told of a better plan."""
+        return not self._loop.done
+
+    def tell(self, sequence: Sequence[int], time_ns: int) -> None:
+        """See `Loop.tell`."""
+        self._loop.tell(sequence, time_ns)
+
+    def poll(self, seconds: float) -> list[Step]:
+        """Up to so many seconds of work."""
+        return [self._loop.turn(seconds)] if self.busy else []
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +103,7 @@ class Bounder:
         self._question = _Question(problem, budget_bytes, order, within_ns)
         self._process: subprocess.Popen[bytes] | None = None
         self._heard: SimpleQueue[Step] = SimpleQueue()
+        self._done = False
 
     def __enter__(self) -> Bounder:
         self.start()
@@ -72,20 +126,26 @@ class Bounder:
         self._say(self._question)
 
     @property
-    def running(self) -> bool:
-        """Whether more may come: the child works, or waits to be told something."""
-        return self._process is not None and self._process.poll() is None
+    def busy(self) -> bool:
+        """Whether more may come without being told of a better plan."""
+        if self._process is None:
+            return False
+        return not self._heard.empty() or (not self._done and self._process.poll() is None)
 
     def tell(self, sequence: Sequence[int], time_ns: int) -> None:
-        """A plan within the budget is known: only faster ones are of interest, and bounds that come near."""
+        """See `Loop.tell`."""
+        self._done = False
         self._say((list(sequence), time_ns))
 
-    def poll(self) -> list[Step]:
-        """What has come since the last time; never waits."""
+    def poll(self, seconds: float = 0.0) -> list[Step]:
+        """What has come since the last time; waits up to so many seconds for something to come."""
         steps = []
         with contextlib.suppress(Empty):
+            steps.append(self._heard.get(timeout=seconds) if seconds > 0 else self._heard.get_nowait())
             while True:
                 steps.append(self._heard.get_nowait())
+        if steps:
+            self._done = steps[-1].done
         return steps
 
     def close(self) -> None:
@@ -111,31 +171,25 @@ class Bounder:
                 self._heard.put(step)
 
 
-def drive(loop: LazyStages, inbox: SimpleQueue[Any], send: Callable[[Step], None]) -> None:
-    """Step and refine until nothing is left to do; then wait to be told that there is."""
-    slice_s = FIRST_SLICE_S
+def _drive(loop: Loop, inbox: SimpleQueue[Any], send: Callable[[Step], None]) -> None:
+    """Turn after turn; where nothing more can come, wait to be told."""
 
     def hear(*, wait: bool = False) -> None:
         with contextlib.suppress(Empty):
             while True:
-                sequence, time_ns = inbox.get(block=wait)
+                loop.tell(*inbox.get(block=wait))
                 wait = False
-                if loop.known_ns is None or time_ns < loop.known_ns:
-                    loop.tell(sequence)
 
     def on_news(step: Step) -> bool:
         send(step)
         hear()
-        return loop.known_ns is not None and loop.bound_ns >= loop.known_ns - loop.within_ns
+        known_ns = loop.stages.known_ns
+        return known_ns is not None and loop.stages.bound_ns >= known_ns - loop.stages.within_ns
 
     while True:
-        hear()
-        step = loop.step(slice_s, on_news=on_news)
-        send(step)
-        if step.done:
-            hear(wait=True)
-        elif (step.ended is Ended.LIMIT and step.sequence is None) or not loop.refine():
-            slice_s *= LONGER
+        hear(wait=loop.done)
+        if not loop.done:
+            send(loop.turn(on_news=on_news))
 
 
 def child() -> None:
@@ -153,8 +207,8 @@ def child() -> None:
         os._exit(0)  # the caller is gone; whatever HiGHS does
 
     threading.Thread(target=listen, daemon=True).start()
-    loop = LazyStages(question.problem, question.budget_bytes, order=question.order, within_ns=question.within_ns)
-    drive(loop, inbox, lambda step: _write(sink, step))
+    stages = LazyStages(question.problem, question.budget_bytes, order=question.order, within_ns=question.within_ns)
+    _drive(Loop(stages, FIRST_SLICE_S), inbox, lambda step: _write(sink, step))
 
 
 def _write(pipe: IO[bytes], message: object) -> None:
