@@ -6,8 +6,8 @@ of the largest size serve in turn. Abstract: average memory usage goes down by 8
 
 What shapes do not give are the workspaces of cuDNN's fastest algorithms, which an allocation for the whole network
 holds all the time and vDNN's smallest configuration does without. So the reduction comes out lower here, the more so
-the smaller the maps are beside workspaces: by 23 points on AlexNet and OverFeat, by 7 on GoogLeNet. AlexNet's 89 % would
-be reached with 1.1 GiB of workspace in what it is compared with. The paper's times are measured, and not compared.
+the smaller the maps are beside workspaces: by 23 points on AlexNet and OverFeat, by 7 on GoogLeNet. 1.1 GiB of
+workspace would make AlexNet's 89 %. The paper's times are measured, and not compared.
 """
 
 from __future__ import annotations
