@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remat_solvers.codec import load_problem
+from remat_solvers.codec import load_problem, save_problem
 from remat_solvers.result import Status
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
@@ -56,6 +56,18 @@ def test_the_example_of_the_readme_works() -> None:
     names: dict[str, Any] = {"MyModel": MyModel, "batches": batches}
     exec(block, names)
     assert names["net"].result.peak_bytes <= names["net"].result.store_all_peak_bytes * 60 // 100
+
+
+def test_the_example_of_the_optimal_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = python_blocks("docs/optimal.md")
+    problem = load_problem(ROOT / "tests/corpus/gpt.json")
+    save_problem(tmp_path / "problem.json", problem)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["result"].gap < 0.001
+    assert names["fastest"].peak_bytes <= names["budget_bytes"]
+    assert names["fastest"].gap < 0.01
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
