@@ -43,7 +43,7 @@ SELDOM = 4  # one slice in so many goes to the search that has found less
 PATIENCE = 2_000  # moves per op without a better plan, after which the search has nothing more to say
 LAYERED_SHARE = 0.2  # of the time
 POLL_S = 0.5  # of the program, where it is in this process or nothing else is at work
-SMALL_OPS = 60  # up to so many, the program runs in this process, which spares .5 s
+SMALL_OPS = 60  # up to so many, the program runs in this process, which spares .5 s, and needs no help
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Work:
         if asked.chains:
             self._chain()
             yield
-        if asked.repeats:
+        if asked.repeats and len(problem.ops) > SMALL_OPS:
             for step in layered_steps(problem, self.budget_bytes, watch=self._share(LAYERED_SHARE)):
                 self._take(step, Order.GIVEN, "layers")
                 yield
@@ -207,7 +207,8 @@ class _Work:
         order = Order.FREE if pays is not seldom else Order.GIVEN
         order, search = (order, self.searches[order]) if order in self.searches else next(iter(self.searches.items()))
         left = self.watch.remaining
-        self.idle += search.run(seconds=SLICE_S if left is None else min(SLICE_S, left))
+        seconds = SLICE_S if left is None else min(SLICE_S, left)
+        self.idle += search.run(moves=PATIENCE * len(self.problem.ops), seconds=seconds)
         found = search.best
         known = self.standing.best_ordered if order is Order.GIVEN else self.standing.best
         if found is not None and (known is None or found.time_ns < known.time_ns):
