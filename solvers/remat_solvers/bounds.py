@@ -37,6 +37,7 @@ class PeakBound:
     bytes: int  # constants and reserve included
     op: int | None  # the op during which the bytes are needed; None: at the boundary or at the end
     moment: str  # for people
+    held: tuple[int, ...] = ()  # the values that are on the device then, beside the constants
 
 
 def time_bound_ns(problem: Problem) -> int:
@@ -54,23 +55,25 @@ def peak_bound(problem: Problem) -> PeakBound:
     ops, values, producer = problem.ops, problem.values, problem.producer
     base = problem.constant_bytes + problem.reserve_bytes
 
-    def total(held: Iterable[int]) -> int:
-        return base + sum(values[v].bytes for v in held if values[v].kind != "constant")
+    def floor(held: Iterable[int], op: int | None, moment: str) -> PeakBound:
+        there = tuple(sorted(v for v in set(held) if values[v].kind != "constant"))
+        workspace = 0 if op is None else ops[op].workspace_bytes
+        return PeakBound(base + sum(values[v].bytes for v in there) + workspace, op, moment, there)
 
     pinned = {v for v in problem.results if producer[v] >= 0 and ops[producer[v]].phase == "forward"}
     stays, crossing = _forced_stays(problem)
-    best = PeakBound(total(set(problem.results)), None, "the results at the end of the step")
-    boundary = PeakBound(total(pinned | crossing), None, "what must be on the device between forward and backward")
+    best = floor(problem.results, None, "the results at the end of the step")
+    boundary = floor(pinned | crossing, None, "what must be on the device between forward and backward")
     if problem.backward_ops and boundary.bytes > best.bytes:
         best = boundary
     for index, op in enumerate(ops):
         held = {*op.inputs, *op.outputs, *stays[index]}
         if op.phase == "backward":
             held |= pinned
-        needed = total(held) + op.workspace_bytes
-        if needed > best.bytes:
-            where = f" in {op.module}" if op.module else ""
-            best = PeakBound(needed, index, f"op {index} ({op.name}{where}) with what it reads and creates")
+        where = f" in {op.module}" if op.module else ""
+        here = floor(held, index, f"op {index} ({op.name}{where}) with what it reads and creates")
+        if here.bytes > best.bytes:
+            best = here
     return best
 
 
