@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from remat.api import apply, load, solve
     from remat.capture.exported import export
     from remat.execute.offload.tiers import DiskTier, HostTier
+    from remat.sub_batch_size import solve_in_parts
     from remat.sub_batches import SubBatches
     from remat.verification import verify
     from remat_solvers.errors import (
@@ -57,12 +58,14 @@ __all__ = [
     "export",
     "load",
     "solve",
+    "solve_in_parts",
     "verify",
 ]
 
 _HOMES = {
     "remat.api": ("apply", "export", "load", "solve"),
     "remat.execute.offload.tiers": ("DiskTier", "HostTier"),
+    "remat.sub_batch_size": ("solve_in_parts",),
     "remat.sub_batches": ("SubBatches",),
     "remat.verification": ("verify",),
     "remat_solvers.problem": ("Link",),

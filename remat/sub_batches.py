@@ -8,6 +8,7 @@ In batch norm they do: its statistics are those of the part. So such models are 
     net = remat.SubBatches(model, 8)                      # a batch of any size, 8 rows at a time
     part = remat.solve(model, "2GiB", args=(x[:8], y[:8]), on_change="replan")
     net = remat.SubBatches(part, 8)                       # and each part by a plan
+    net = remat.solve_in_parts(model, "2GiB", (x, y))     # or as many rows at a time as is fastest (sub_batch_size.py)
 
 Memory: the activations of one part, and the gradients of all parameters: their sums from the forward on, and those of
 the part at hand.
@@ -15,7 +16,7 @@ the part at hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -27,9 +28,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from remat.execute.module import SHARED
 from remat_solvers.errors import InputError
 
-__all__ = ["SubBatches"]
+__all__ = ["SubBatches", "check_batch_norm", "split"]
 
-_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
 
 
 class SubBatches(nn.Module):
@@ -98,14 +99,14 @@ class SubBatches(nn.Module):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not torch.is_grad_enabled() or not parameters:
             return self._loss((args, kwargs))
-        parts = self._split(args, kwargs)
+        parts = split(args, kwargs, self.rows, self.whole)
         if len(parts) == 1:
             return self._loss((args, kwargs))
-        self._check_batch_norm()
+        check_batch_norm(self.model)
         loss: Tensor = _InParts.apply(self._loss, parts, self._weights(parts), *parameters)  # type: ignore[no-untyped-call]
         return loss
 
-    def _loss(self, call: _Call) -> Tensor:
+    def _loss(self, call: Call) -> Tensor:
         args, kwargs = call
         output = self.model(*args, **kwargs)
         loss = output if self.loss is None else self.loss(output)
@@ -117,43 +118,7 @@ class SubBatches(nn.Module):
             )
         return loss
 
-    def _split(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[_Call]:
-        """The call of every part."""
-        leaves, tree = tree_flatten((args, dict(kwargs)))
-        split = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves]
-        at = 0
-        for name, argument in _named(args, kwargs):
-            here = slice(at, at + len(tree_flatten(argument)[0]))
-            at = here.stop
-            if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves[here]):
-                raise InputError(f"argument {name!r} requires a gradient; in parts only parameters get one. Detach it.")
-            if name in self.whole:
-                split[here] = [False] * len(split[here])
-        sizes = {len(leaf) for leaf, s in zip(leaves, split, strict=True) if s}
-        if len(sizes) != 1:
-            found = " and ".join(map(str, sorted(sizes))) or "no"
-            raise InputError(
-                f"the tensors among the arguments have {found} rows: a batch has one number of rows. Name those that "
-                "every part should get whole in whole=(...)."
-            )
-        (rows,) = sizes
-        starts = range(0, max(1, rows), self.rows)
-        parts: list[_Call] = []
-        for start in starts:
-            of_part = [leaf[start : start + self.rows] if s else leaf for leaf, s in zip(leaves, split, strict=True)]
-            parts.append(tree_unflatten(of_part, tree))
-        return parts
-
-    def _check_batch_norm(self) -> None:
-        for name, module in self.model.named_modules():
-            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-                raise InputError(
-                    f"{type(module).__name__} '{name}' takes its statistics from the batch, so parts of it have other "
-                    "gradients. Put it in eval mode, use a norm within rows (GroupNorm, LayerNorm), or run the batch "
-                    "as a whole."
-                )
-
-    def _weights(self, parts: list[_Call]) -> list[float]:
+    def _weights(self, parts: list[Call]) -> list[float]:
         """What each part's loss counts in the loss."""
         if self.reduction == "sum":
             return [1.0] * len(parts)
@@ -168,7 +133,45 @@ class SubBatches(nn.Module):
         return next(len(leaf) for leaf in tree_flatten(named)[0] if isinstance(leaf, Tensor) and leaf.ndim > 0)
 
 
-def _named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[int | str, Any]]:
+def split(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, whole: Collection[int | str]) -> list[Call]:
+    """The call of every part of `rows` rows. Raises InputError for arguments that cannot be split."""
+    leaves, tree = tree_flatten((tuple(args), dict(kwargs)))
+    cut = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves]
+    at = 0
+    for name, argument in _named(args, kwargs):
+        here = slice(at, at + len(tree_flatten(argument)[0]))
+        at = here.stop
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves[here]):
+            raise InputError(f"argument {name!r} requires a gradient; in parts only parameters get one. Detach it.")
+        if name in whole:
+            cut[here] = [False] * len(cut[here])
+    sizes = {len(leaf) for leaf, s in zip(leaves, cut, strict=True) if s}
+    if len(sizes) != 1:
+        found = " and ".join(map(str, sorted(sizes))) or "no"
+        raise InputError(
+            f"the tensors among the arguments have {found} rows: a batch has one number of rows. Name those that "
+            "every part should get whole in whole=(...)."
+        )
+    (total,) = sizes
+    parts: list[Call] = []
+    for start in range(0, max(1, total), rows):
+        of_part = [leaf[start : start + rows] if s else leaf for leaf, s in zip(leaves, cut, strict=True)]
+        parts.append(tree_unflatten(of_part, tree))
+    return parts
+
+
+def check_batch_norm(model: nn.Module) -> None:
+    """Raise InputError where a batch norm of `model` would take its statistics from a part."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise InputError(
+                f"{type(module).__name__} '{name}' takes its statistics from the batch, so parts of it have other "
+                "gradients. Put it in eval mode, use a norm within rows (GroupNorm, LayerNorm), or run the batch "
+                "as a whole."
+            )
+
+
+def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[int | str, Any]]:
     yield from enumerate(args)
     yield from kwargs.items()
 
@@ -178,7 +181,7 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss_of: Callable[[_Call], Tensor], parts: list[_Call], weights: list[float], *parameters: Tensor
+        ctx: Any, loss_of: Callable[[Call], Tensor], parts: list[Call], weights: list[float], *parameters: Tensor
     ) -> Tensor:
         total: Tensor | None = None
         sums: list[Tensor | None] = [None] * len(parameters)

@@ -315,7 +315,7 @@ def test_public_surface() -> None:
     assert sorted(remat.__all__) == [
         "ApplyError", "BudgetError", "ChangedError", "DiskTier", "ExportError", "FormatError", "HostTier",
         "InfeasibleError", "InputError", "Limits", "Link", "OffloadError", "PlanError", "ProblemError", "RematError",
-        "Result", "Status", "SubBatches", "apply", "export", "load", "solve", "verify",
+        "Result", "Status", "SubBatches", "apply", "export", "load", "solve", "solve_in_parts", "verify",
     ]  # fmt: skip
     assert all(getattr(remat, name).__module__.startswith(("remat.", "remat_solvers.")) for name in remat.__all__)
     assert all(callable(getattr(remat, name)) for name in ("apply", "export", "load", "solve", "verify"))

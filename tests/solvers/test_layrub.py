@@ -15,6 +15,7 @@ from remat_solvers.result import Status
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+from remat_solvers.swap.heap import pool_use
 from remat_solvers.swap.layrub import migrating_plan, migrations
 
 
@@ -94,3 +95,20 @@ def test_the_host_takes_what_it_has_room_for() -> None:
     problem = replace(chain(20, size_bytes=10), link=Link(10**9, 10**9, host_bytes=35))
     plan = migrating_plan(problem)
     assert [a.value for a in plan if isinstance(a, Offload)] == [0, 1, 2]
+
+
+def test_a_gradient_takes_the_space_of_data_whose_backward_use_is_over() -> None:
+    """Intra-layer reuse as far as no op writes over its own input. Data of 1 KB is read by another backward op before
+    the op that makes its gradient: the gradient lies where it lay. Read by that op itself, they lie side by side."""
+    for reads_itself in (False, True):
+        ops = (
+            Op("layer", "forward", (), (0,), 1),
+            Op("first", "backward", (0,), (1,), 1),
+            Op("gradient", "backward", (0, 1) if reads_itself else (1,), (2,), 1),
+        )
+        values = (Value("data", 1024, "activation"), Value("inner", 1024, "gradient"), Value("diff", 1024, "gradient"))
+        problem = linked(Problem("intra-layer", ops, values, (2,)))
+        use = pool_use(problem, migrating_plan(problem))
+        place = dict(zip(migrating_plan(problem), use.addresses, strict=True))
+        assert (place[Compute(2)] == place[Compute(0)]) is not reads_itself
+        assert use.pool_bytes == (3 if reads_itself else 2) * 1024

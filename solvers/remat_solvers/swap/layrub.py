@@ -2,9 +2,13 @@
 
 PPoPP 2018 (poster); ACM TACO 15(3), 2018.
 
-Layrub reuses memory in two ways. Inside a layer the gradient of its data takes the space of the data; here every op
-needs its inputs beside its outputs (docs/memory-model.md), so that is none of a plan's business. Between layers, data
-of different layers share the same slots:
+Layrub reuses memory in two ways. Inside a layer (intra-layer) the gradient of its data takes the space of the data once
+the data's backward use is over, which halves what a layer needs. A plan takes as much of that as it can say: data goes
+with its last reader, so that from the op after it on the gradient has the space (`heap.pool_use` puts it there). What
+it cannot say is that the reader itself writes over its input: here every op has its inputs beside its outputs
+(docs/memory-model.md), so a layer whose gradient op is also the last reader of its data needs both at that moment. That
+saving is one of sharing, for an executor with ops in place, and not made here. Between layers (inter-layer), data of
+different layers share the same slots:
 
 - The order in which layers access data is recorded. A count per data says how many layers of the forward pass still
   read it. When it is zero, the data moves to the host.

@@ -12,7 +12,7 @@ of it: only the abstract was at hand, the rules below are from memory.
   of use.
 - Every op has one implementation in a problem. Where there are several, with their times and workspaces,
   `workspaces.choose_workspaces` takes per op the fastest that fits the memory then free; solve the problem it returns.
-- Sub-batches change the model's call, not its plan: `remat.SubBatches`.
+- Sub-batches change the model's call, not its plan: `remat.SubBatches`; `remat.solve_in_parts` chooses their size.
 
 The same schedule without any copy ahead of need is tried too; the faster plan is the answer. Nothing is recomputed, and
 without a link there is nothing to schedule. There is no bound on the time.
