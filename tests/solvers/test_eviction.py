@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, random_chain, random_layered, training_graph
-from remat_solvers.problem import Op, Problem, Value
+from remat_solvers.problem import Op, Phase, Problem, Value
 from remat_solvers.recompute.belady import WEIGHTS, Belady
 from remat_solvers.recompute.dtr import DTR, EVICTORS, HEURISTICS
 from remat_solvers.recompute.eviction import PATIENCE, THRASHING, Memory, Replay
@@ -267,6 +267,19 @@ def test_every_replay_is_a_valid_plan(n: int, seed: int, share: float, eager: bo
         assert set(runs) == set(range(len(problem.ops)))
         assert all(problem.ops[op].recomputable for op, count in runs.items() if count > 1)
         assert validate(problem, plan_from_sequence(problem, sequence)) == []
+
+
+def test_what_nothing_can_make_again_takes_its_readers_along() -> None:
+    """Op 2 runs once. When what it made goes, ops 3 and 5 behind it cannot run again: the output of 5 has to stay."""
+    wiring: list[tuple[Phase, tuple[int, ...], tuple[int, ...]]] = [
+        *(("forward", (), (0,)), ("forward", (0,), (1,)), ("forward", (1, 0), (2,)), ("forward", (1, 2), (3, 4))),
+        *(("backward", (3,), (5,)), ("backward", (4, 0), (6,)), ("backward", (5,), (7, 8, 9))),
+        ("backward", (6,), (10, 11, 12)),
+    ]
+    ops = [Op(f"op{i}", *roles, 1, 4 if i == 6 else 0, i != 2) for i, roles in enumerate(wiring)]
+    problem = Problem("", tuple(ops), tuple(Value("", 1, "activation") for _ in range(13)), tuple(range(7, 13)))
+    for solver in ("belady", "dtr"):
+        assert solve(problem, 8, solver=solver).plan is None
 
 
 def test_a_method_that_thrashes_gives_up() -> None:

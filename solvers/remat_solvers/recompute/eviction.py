@@ -306,14 +306,25 @@ class Replay:
         readers = [op for op in memory.problem.consumers[value] if memory.may_run[op]]
         if any(self._is_missed(op) for op in readers):
             return
-        for op in readers:
+        self._forbid(readers)
+        self.held_back.discard(value)
+        memory.remove(value)
+
+    def _forbid(self, ops: list[int]) -> None:
+        """These do not run again, nor do those that read what they made and is gone."""
+        memory = self.memory
+        stack = list(ops)
+        while stack:
+            op = stack.pop()
+            if not memory.may_run[op]:
+                continue
             memory.may_run[op] = 0
             for output in memory.problem.ops[op].outputs:
                 memory.touch(output)
-                if memory.here[output] and not memory.pinned[output] and memory.next_use[output] == NEVER:
+                if not memory.here[output]:
+                    stack.extend(memory.problem.consumers[output])
+                elif not memory.pinned[output] and memory.next_use[output] == NEVER:
                     self.held_back.add(output)
-        self.held_back.discard(value)
-        memory.remove(value)
 
     def _is_missed(self, op: int) -> bool:
         """Whether something evicted that is still read needs `op` to run again."""
