@@ -87,7 +87,7 @@ class _Layers:
         if ascent.impossible:
             return Step(self.at, self.bound_ns, True, Ended.EMPTY, None, done=True)
         self.bound_ns = max(self.bound_ns, ascent.bound_ns)
-        point = _fitting(priced, ascent)
+        point = _fitting(priced, ascent, watch)
         if point is None:
             return Step(self.at, self.bound_ns, False, Ended.LIMIT, None)
         return self._expanded(priced, point)
@@ -124,12 +124,12 @@ class _Layers:
         return True
 
 
-def _fitting(priced: Priced, ascent: Ascent) -> Point | None:
-    """The fastest point found that fits at the moments; None: no prices were high enough for one."""
+def _fitting(priced: Priced, ascent: Ascent, watch: Stopwatch) -> Point | None:
+    """The fastest point found that fits at the moments; None: no prices were high enough for one in time."""
     points = list(ascent.points)
     prices = ascent.prices
     for _ in range(MOST_RISES):
-        if any((p.used_bytes <= ascent.room).all() for p in points):
+        if watch.expired or any((p.used_bytes <= ascent.room).all() for p in points):
             break
         prices = prices * DEARER
         points.append(priced.minimum(prices)[1])
