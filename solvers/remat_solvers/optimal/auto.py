@@ -109,7 +109,7 @@ class _Work:
         self.problem, self.budget_bytes, self.watch = standing.problem, standing.budget_bytes, standing.watch
         self.seed = seed
         self.searches = self._new_searches()
-        self.idle = 0  # moves since a search found a better plan
+        self.idle = dict.fromkeys(Order, 0)  # per search, moves since anything found a better plan
         self.turn = 0
         self.order = Order.FREE if asked.order == "free" else Order.GIVEN  # of the program
         self.program = self._new_program() if asked.program else None
@@ -141,9 +141,10 @@ class _Work:
             yield
 
     @property
-    def searching(self) -> bool:
-        """Whether the search may find something yet."""
-        return self.idle < PATIENCE * len(self.problem.ops) and any(not search.done for search in self.searches.values())
+    def searching(self) -> list[Order]:
+        """The searches that may find something yet."""
+        patience = PATIENCE * len(self.problem.ops)
+        return [order for order, search in self.searches.items() if not search.done and self.idle[order] < patience]
 
     @property
     def proving(self) -> bool:
@@ -198,17 +199,19 @@ class _Work:
 
     def _search(self) -> None:
         """A slice of search; in free order now and then, and mostly where that has paid."""
-        if not self.searching:
+        searching = self.searching
+        if not searching:
             return
         self.turn += 1
         best, ordered = self.standing.best, self.standing.best_ordered
         pays = best is not None and (ordered is None or ordered.time_ns - best.time_ns > self.standing.within_ns)
         seldom = self.turn % SELDOM == 0
         order = Order.FREE if pays is not seldom else Order.GIVEN
-        order, search = (order, self.searches[order]) if order in self.searches else next(iter(self.searches.items()))
+        order = order if order in searching else searching[0]
+        search = self.searches[order]
         left = self.watch.remaining
         seconds = SLICE_S if left is None else min(SLICE_S, left)
-        self.idle += search.run(moves=PATIENCE * len(self.problem.ops), seconds=seconds)
+        self.idle[order] += search.run(moves=PATIENCE * len(self.problem.ops), seconds=seconds)
         found = search.best
         known = self.standing.best_ordered if order is Order.GIVEN else self.standing.best
         if found is not None and (known is None or found.time_ns < known.time_ns):
@@ -254,7 +257,7 @@ class _Work:
         return better
 
     def _go_on_from(self, sequence: Sequence[int]) -> None:
-        self.idle = 0
+        self.idle = dict.fromkeys(Order, 0)
         ordered = keeps_order(plan_from_sequence(self.problem, sequence))
         for order, search in self.searches.items():
             if ordered or order is Order.FREE:
