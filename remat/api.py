@@ -18,7 +18,7 @@ from remat.execute.offload.measure import measure_link
 from remat.execute.offload.tiers import HostTier, Tier
 from remat.execute.reserve import reserve_of
 from remat.model_methods import bind
-from remat_solvers.budget import parse_budget
+from remat_solvers.budget import read_budget
 from remat_solvers.codec import PlanFile, load, load_plan
 from remat_solvers.errors import ApplyError, InfeasibleError, InputError
 from remat_solvers.match import check_match
@@ -68,7 +68,7 @@ class _Request:
         peak = simulate(problem, store_all(problem)).peak_bytes
         result = remat_solvers.solve(
             problem,
-            parse_budget(self.budget, peak),
+            read_budget(self.budget, peak),
             solver=bind(self.solver, exported) if isinstance(self.solver, str) else self.solver,
             limits=self.limits,
             on_progress=self.on_progress,
@@ -117,7 +117,7 @@ def solve(
 
     Args:
         budget: bytes as an int, "8GiB", "800MB", or "60%" of the peak of the unmodified step; constants
-            (parameters, buffers, inputs) and the reserve included.
+            (parameters, buffers, inputs) and the reserve included. "min": the smallest peak that is found.
         args, kwargs: an example of the call to plan for; its tensors' contents do not matter.
         solver: a name from the registry (`remat solvers`), or a solver object with its options.
         costs: "measure", "roofline", "roofline:NAME" or a `Hardware`; see `export`.
@@ -139,7 +139,7 @@ def solve(
     _check_arguments(model, args, reserve_bytes, limits)
     if on_change not in ON_CHANGE:
         raise InputError(f"on_change must be one of {', '.join(ON_CHANGE)}, not {on_change!r}")
-    parse_budget(budget, 10**15)  # before minutes of work
+    read_budget(budget, 10**15)  # before minutes of work
     if isinstance(link, str) and link != "auto":
         link = parse_link(link)
     if isinstance(model, RematModule):

@@ -58,7 +58,7 @@ def export(
 @app.command()
 def solve(
     source: Source,
-    budget: BudgetText,
+    budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, 60% of the store-all peak, or min")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="the plan.json to write")] = None,
     solver: Annotated[str, typer.Option(help="a name from `remat solvers`")] = "auto",
     link: LinkRate = None,
@@ -67,17 +67,20 @@ def solve(
     time_limit: Annotated[float, typer.Option(help="seconds")] = 60.0,
     costs: Costs = "measure",
     seed: Seed = 0,
+    certificate: Annotated[Path | None, typer.Option(help="the certificate.json of the bound to write")] = None,
     json: AsJson = False,
 ) -> int:
-    """Find the fastest plan within a budget."""
+    """Find the fastest plan within a budget; min: within the smallest that is found."""
     import remat_solvers
     from remat.summary import result_lines
-    from remat_solvers.codec import result_to_dict, save_plan
+    from remat_solvers.budget import MIN
+    from remat_solvers.codec import result_to_dict, save_certificate, save_plan
 
     check_writable(output)
+    check_writable(certificate)
     question = pose(
         source,
-        budgets=[budget],
+        budgets=[] if budget == MIN else [budget],
         solvers=[solver],
         link=link,
         tier=tier,
@@ -88,7 +91,7 @@ def solve(
     with quiet():
         result = remat_solvers.solve(
             question.problem,
-            question.budget_bytes(budget),
+            MIN if budget == MIN else question.budget_bytes(budget),
             solver=question.solver(solver),
             limits=question.limits,
             on_progress=progress_printer(),
@@ -97,6 +100,10 @@ def solve(
     written = output if result.plan is not None else None
     if written is not None:
         save_plan(written, result)
+    if certificate is not None and result.certificate is not None:
+        save_certificate(certificate, result.certificate)
+    elif certificate is not None:
+        log(f"{result.solver} has no certificate for this answer, so {certificate} is not written")
     if json:
         more = {"plan_file": None if written is None else str(written), **question.traffic()}
         print_json({**result_to_dict(result), **more})
@@ -258,6 +265,37 @@ def validate(problem: ProblemFile, plan: PlanPath, json: AsJson = False) -> int:
     else:
         print("\n".join(map(str, violations)) or f"valid: {len(made.plan)} actions")
     return ExitCode.FAILED if violations else ExitCode.OK
+
+
+@app.command(name="check-certificate")
+def check_certificate(
+    problem: ProblemFile,
+    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="a certificate.json")],
+    json: AsJson = False,
+) -> int:
+    """Prove the bound of CERTIFICATE again from PROBLEM, in exact arithmetic."""
+    from remat_solvers.codec import load_certificate, load_problem
+    from remat_solvers.errors import CertificateError
+    from remat_solvers.optimal.check_certificate import check_certificate as check
+    from remat_solvers.units import format_bytes, format_ns
+
+    loaded, claimed = load_problem(problem), load_certificate(certificate)
+    told = {"budget_bytes": claimed.budget_bytes, "order": claimed.order.value, "claimed_bound_ns": claimed.bound_ns}
+    try:
+        bound_ns = check(loaded, claimed)
+    except CertificateError as error:
+        if json:
+            print_json({"valid": False, **told, "bound_ns": None, "message": str(error)})
+        else:
+            log(f"rejected: {error}")
+        return ExitCode.FAILED
+    if json:
+        print_json({"valid": True, **told, "bound_ns": bound_ns, "message": ""})
+    else:
+        within = f"within {format_bytes(claimed.budget_bytes)} ({claimed.order.sentence.removesuffix('.').lower()})"
+        fact = "no plan fits" if bound_ns is None else f"no plan is faster than {format_ns(bound_ns)}"
+        print(f"proven: {fact} {within}")
+    return ExitCode.OK
 
 
 @app.command()

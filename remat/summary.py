@@ -90,6 +90,7 @@ def result_lines(result: Result, written: Path | None) -> list[str]:
         f"peak    {share(format_bytes(result.peak_bytes), result.peak_bytes, format_bytes(before), before)}",
         f"time    {share(format_ns(result.time_ns), result.time_ns, format_ns(step), step)}",
     ]
+    lines.append(f"floor   {format_bytes(result.peak_bound_bytes)}: no plan's peak is lower")
     if result.gap is not None:
         lines.append(f"gap     {result.gap:.2%}: no plan within the budget is faster by more than that")
     lines.append(f"solved  in {result.seconds:.2f} s; {result.stopped.sentence}")

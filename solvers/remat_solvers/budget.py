@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 from fractions import Fraction
-from typing import SupportsIndex
+from typing import Final, Literal, SupportsIndex
 
 from remat_solvers.errors import BudgetError
 from remat_solvers.problem import MAX_INT
 from remat_solvers.units import parse_size
 
-__all__ = ["parse_budget"]
+__all__ = ["MIN", "parse_budget", "read_budget"]
+
+MIN: Final = "min"  # the smallest peak that can be reached
 
 FORMS = "Write bytes (8000000000), a size (8GiB, 800MB) or a share of the store-all peak (60%)."
 
@@ -27,6 +29,11 @@ def parse_budget(budget: str | SupportsIndex, store_all_peak_bytes: int) -> int:
     if exact > MAX_INT:
         raise BudgetError(f"budget {_shorten(budget)} is more than 2**63 - 1 bytes. {FORMS}")
     return int(exact)
+
+
+def read_budget(budget: str | SupportsIndex, store_all_peak_bytes: int) -> int | Literal["min"]:
+    """The same, or "min": the smallest peak that a method finds a plan for."""
+    return MIN if budget == MIN else parse_budget(budget, store_all_peak_bytes)
 
 
 def _from_text(text: str, store_all_peak_bytes: int) -> Fraction:

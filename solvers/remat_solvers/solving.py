@@ -8,10 +8,13 @@ over the budget is a bug of ours, raised as AssertionError and never returned.
 from __future__ import annotations
 
 from dataclasses import dataclass, is_dataclass, replace
+from typing import Literal
 
 from remat_solvers.bounds import peak_bound, time_bound_ns
+from remat_solvers.budget import MIN
 from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import BudgetError
+from remat_solvers.optimal.forcing import forcing
 from remat_solvers.options import option_names
 from remat_solvers.problem import MAX_INT, Problem
 from remat_solvers.registry import Solver, create
@@ -29,7 +32,7 @@ VIOLATIONS_SHOWN = 3
 
 def solve(
     problem: Problem,
-    budget_bytes: int,
+    budget_bytes: int | Literal["min"],
     *,
     solver: str | Solver = "auto",
     limits: Limits = Limits(),  # noqa: B008  (frozen)
@@ -38,13 +41,20 @@ def solve(
 ) -> Result:
     """The fastest plan for `problem` that `solver` finds with a peak of at most `budget_bytes`.
 
-    `solver` is a name of the registry or a solver object with options of its own. Never returns an invalid plan;
-    without one, `status` and `reason` say why. Raises BudgetError for a budget that is not a positive integer and
-    InputError for an unknown solver.
+    The budget "min" is the smallest peak that it finds a plan for; the result carries it as its budget, and the proven
+    floor of every plan as `peak_bound_bytes`. `solver` is a name of the registry or a solver object with options of its
+    own. Never returns an invalid plan; without one, `status` and `reason` say why. Raises BudgetError for a budget that
+    is neither a positive integer nor "min", and InputError for an unknown solver.
     """
-    if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, int) or not 0 < budget_bytes <= MAX_INT:
-        raise BudgetError(f"a budget is a positive number of bytes below 2**63, not {budget_bytes!r}")
     method = create(solver) if isinstance(solver, str) else solver
+    watch = Stopwatch(limits)
+    if budget_bytes == MIN:
+        from remat_solvers.least import least
+
+        budget_bytes, outcome = least(problem, method, limits=limits, on_progress=on_progress, seed=seed)
+        return _Asked(problem, budget_bytes, method, seed).answer(outcome, seconds=watch.seconds)
+    if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, int) or not 0 < budget_bytes <= MAX_INT:
+        raise BudgetError(f"a budget is a positive number of bytes below 2**63, or 'min', not {budget_bytes!r}")
     asked = _Asked(problem, budget_bytes, method, seed)
     if asked.unmodified.peak_bytes <= budget_bytes:
         return asked.answer(
@@ -59,9 +69,8 @@ def solve(
             seconds=0.0,
         )
     if asked.floor.bytes > budget_bytes:
-        reason = f"every plan needs {asked.floor.bytes} bytes for {asked.floor.moment}, {budget_bytes} are allowed"
+        reason = f"every plan needs {forcing(problem, asked.floor)}"
         return asked.answer(Outcome(status=Status.INFEASIBLE, reason=reason), seconds=0.0)
-    watch = Stopwatch(limits)
     outcome = method.solve(problem, budget_bytes, limits=limits, on_progress=on_progress, seed=seed)
     return asked.answer(outcome, seconds=watch.seconds)
 
@@ -114,6 +123,7 @@ class _Asked:
             else {},
             seed=self.seed,
             reason=outcome.reason,
+            certificate=outcome.certificate,
         )
 
     def _check(self, outcome: Outcome) -> Timeline | None:

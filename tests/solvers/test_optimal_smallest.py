@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.bounds import peak_bound, peak_bound_bytes
+from remat_solvers.budget import read_budget
 from remat_solvers.codec import load_problem
+from remat_solvers.errors import BudgetError
 from remat_solvers.generate import adversarial, chain, random_chain, training_graph
 from remat_solvers.optimal.check_certificate import check_certificate
 from remat_solvers.optimal.forcing import forcing
@@ -18,9 +20,10 @@ from remat_solvers.optimal.smallest import Smallest, floor_certificate, smallest
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.recompute.brute_force import smallest_peak_bytes
-from remat_solvers.result import Limits, Order, Progress, Stopped
+from remat_solvers.result import Limits, Order, Progress, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
 from remat_solvers.units import format_bytes
 from remat_solvers.validate import validate
 
@@ -181,3 +184,41 @@ def test_what_is_held_is_the_floor(seed: int) -> None:
         assert str(told)
         kept = plan_from_sequence(problem, range(len(problem.ops)))
         assert told.bytes <= simulate(problem, kept).peak_bytes
+
+
+# budget="min"
+
+
+@pytest.mark.parametrize("name", ["auto", "revolve", "rotor", "store-all", "chen"])
+def test_the_budget_min(name: str) -> None:
+    """Three values of a chain are the floor, n + 1 what store-all needs; with a byte less a method has no plan."""
+    problem = chain(8)
+    result = solve(problem, "min", solver=name, limits=Limits(seconds=2))
+    assert result.budget_bytes == result.peak_bytes == result.smallest_peak_bytes
+    assert result.plan is not None
+    assert validate(problem, result.plan, result.budget_bytes) == []
+    assert result.peak_bytes == {"chen": result.peak_bytes, "store-all": 9}.get(name, 3)
+    assert solve(problem, result.budget_bytes - 1, solver=name).plan is None
+    assert result.peak_bound_bytes == 3
+    if name == "auto":
+        assert "no plan has a smaller peak" in result.reason
+        assert "B8" in result.reason
+        assert result.certificate is not None
+        assert check_certificate(problem, result.certificate) is None
+        assert result.certificate.budget_bytes == 2
+
+
+def test_the_budget_min_where_nothing_can_be_saved() -> None:
+    problem = Problem("one op", (Op("only", "forward", (), (0,), 1, 5),), (Value("v", 3, "activation"),), (0,))
+    result = solve(problem, "min")
+    assert (result.status, result.budget_bytes, result.gap) == (Status.OPTIMAL, 8, 0)
+
+
+def test_the_floor_is_told_where_a_budget_is_below_it() -> None:
+    result = solve(head(), 2000)
+    assert result.status is Status.INFEASIBLE
+    assert result.reason == f"every plan needs {forcing(head())}"
+    with pytest.raises(BudgetError, match="min"):
+        solve(head(), "smallest")  # type: ignore[arg-type]
+    assert read_budget("min", 100) == "min"
+    assert read_budget("60%", 100) == 60

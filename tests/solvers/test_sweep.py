@@ -18,6 +18,7 @@ from remat_solvers.bounds import peak_bound
 from remat_solvers.curve import Point, Sweep
 from remat_solvers.errors import BudgetError, FormatError, InputError
 from remat_solvers.generate import adversarial, chain, training_graph
+from remat_solvers.optimal.forcing import forcing
 from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force import best_sequence
@@ -113,7 +114,7 @@ def test_a_budget_below_the_floor_is_infeasible_with_the_floors_reason_and_so_is
     curve = sweep(CHAIN, budgets=(2, 1, 12), solver="gruslys")
     check(CHAIN, curve)
     assert [p.status for p in curve.points] == [Status.INFEASIBLE, Status.INFEASIBLE, Status.FEASIBLE]
-    assert curve.points[1].reason == f"every plan needs 3 bytes for {peak_bound(CHAIN).moment}, 2 are allowed"
+    assert curve.points[1].reason == f"every plan needs {forcing(CHAIN)}"
     assert curve.points[0].reason == curve.points[1].reason
     assert curve.points[0].seconds == 0
 

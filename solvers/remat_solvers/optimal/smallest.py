@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remat_solvers.bounds import peak_bound, time_bound_ns
+from remat_solvers.bounds import peak_bound
 from remat_solvers.clock import Stopwatch
 from remat_solvers.optimal.certificate import certify_floor
 from remat_solvers.optimal.forcing import Forcing, forcing
@@ -29,7 +29,7 @@ from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 
-__all__ = ["Smallest", "floor_certificate", "smallest", "smallest_outcome"]
+__all__ = ["Smallest", "floor_certificate", "smallest"]
 
 CYCLE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)  # of the way from the floor to the smallest peak: budgets in turn
 ROUNDS = 8  # through the cycle without a smaller peak, after which nothing more is expected
@@ -53,6 +53,18 @@ class Smallest:
     )  # that no plan fits the budget below that floor; None: the floor needs none, or a link
     forced_by: Forcing  # what is on the device at the moment that sets the floor
     stopped: Stopped
+
+    @property
+    def outcome(self) -> Outcome:
+        """The same as a method's answer to a budget of the peak."""
+        return Outcome(
+            status=Status.FEASIBLE,
+            plan=self.plan,
+            smallest_peak_bytes=self.peak_bytes,
+            peak_bound_bytes=self.peak_bound_bytes,
+            stopped=self.stopped,
+            certificate=self.certificate,
+        )
 
 
 def smallest(
@@ -88,26 +100,6 @@ def smallest(
         certificate=certificate,
         forced_by=forcing(problem, work.floor),
         stopped=stopped,
-    )
-
-
-def smallest_outcome(problem: Problem, *, limits: Limits, on_progress: OnProgress | None, seed: int) -> Outcome:
-    """The same as a method's outcome, for the budget of the peak found."""
-    found = smallest(problem, limits=limits, on_progress=on_progress, seed=seed)
-    if found.peak_bytes == found.peak_bound_bytes:
-        reason = f"no plan has a smaller peak: {found.forced_by}"
-    else:
-        reason = f"no plan has a peak below {found.forced_by}"
-    return Outcome(
-        status=Status.OPTIMAL if found.time_ns <= time_bound_ns(problem) else Status.FEASIBLE,
-        plan=found.plan,
-        reason=reason,
-        bound_ns=time_bound_ns(problem),
-        order=Order.FREE,
-        smallest_peak_bytes=found.peak_bytes,
-        peak_bound_bytes=found.peak_bound_bytes,
-        stopped=found.stopped,
-        certificate=found.certificate,
     )
 
 
