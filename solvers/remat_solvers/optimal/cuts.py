@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.optimal.stages import ONE, ZERO, Program
+from remat_solvers.optimal.stages import ONE, ZERO, Interval, Program
 
 __all__ = ["add_interval", "broken_by"]
 
@@ -32,20 +32,20 @@ Ints = NDArray[np.int64]
 def add_interval(program: Program, first: int, last: int) -> None:
     """Columns and rows of the interval of stages `first` to `last`."""
     runs = program.run[first : last + 1]
-    stages = program.stages
-    low, high = stages.low, stages.high
+    low, high = program.stages.low, program.stages.high
     inside = (runs == ONE).any(axis=0) | ((first <= low) & (high <= last))
     many = (runs >= 0).sum(axis=0)
-    interval = np.where(inside, ONE, np.where(many == 1, runs.max(axis=0), ZERO))
+    run = np.where(inside, ONE, np.where(many == 1, runs.max(axis=0), ZERO))
     ops = np.flatnonzero(~inside & (many > 1))
-    interval[ops] = program.new_columns(len(ops))
-    program.intervals.append((first, last, ops, interval[ops]))
-    program.rows.add([(run[ops], 1.0) for run in runs] + [(interval[ops], -1.0)], 0.0, np.inf)
-    for run in runs:
-        some = ops[run[ops] >= 0]
-        program.rows.add([(interval[some], 1.0), (run[some], -1.0)], 0.0, np.inf)
+    columns = run[ops] = program.new_columns(len(ops))
+    begin = program.rows.count
+    program.rows.add([(stage[ops], 1.0) for stage in runs] + [(columns, -1.0)], 0.0, np.inf)
+    for stage in runs:
+        some = np.flatnonzero(stage[ops] >= 0)
+        program.rows.add([(columns[some], 1.0), (stage[ops[some]], -1.0)], 0.0, np.inf)
     before = program.stay[first - 1] if first else np.full(len(program.graph.bytes), ZERO)
-    program.window(before, program.stay[last], interval)
+    program.window(before, program.stay[last], run)
+    program.intervals.append(Interval(first, last, ops, columns, (begin, program.rows.count)))
 
 
 def broken_by(program: Program, point: Floats, first: int, last: int) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from remat_solvers.optimal.stages import Program
 from remat_solvers.recompute.milp import quietly
 
-__all__ = ["Answer", "Ended", "margin", "new_highs", "solve_lp", "solve_mip", "to_lp"]
+__all__ = ["Answer", "Ended", "Relaxation", "margin", "new_highs", "solve_lp", "solve_mip", "to_lp"]
 
 Floats = NDArray[np.float64]
 
@@ -47,7 +47,6 @@ class Answer:
     point: Floats | None  # per column
     cost: float  # of the point
     nodes: int = 0
-    reduced: Floats | None = None  # reduced costs, of an LP
 
 
 def margin(program: Program, bound: float) -> float:
@@ -86,27 +85,54 @@ def to_lp(program: Program, *, whole: bool = True) -> Any:
     return lp
 
 
-def solve_lp(program: Program, highs: Any | None = None, **options: Any) -> Answer:
+def solve_lp(program: Program) -> Answer:
     """The linear relaxation."""
-    import highspy
-
-    if program.columns == 0:
-        return _without_columns(program)
-    highs = new_highs(**options) if highs is None else highs
-    highs.passModel(to_lp(program, whole=False))
-    highs.run()
-    return _read_lp(highspy, highs)
+    return Relaxation(program).solve(INFINITY)
 
 
-def _read_lp(highspy: Any, highs: Any) -> Answer:
-    status = highs.getModelStatus()
-    if status == highspy.HighsModelStatus.kInfeasible:
-        return Answer(Ended.EMPTY, INFINITY, None, INFINITY)
-    if status != highspy.HighsModelStatus.kOptimal:
-        return Answer(Ended.LIMIT, -INFINITY, None, INFINITY)
-    solution = highs.getSolution()
-    cost = highs.getInfo().objective_function_value
-    return Answer(Ended.COMPLETE, cost, np.array(solution.col_value), cost, reduced=np.array(solution.col_dual))
+class Relaxation:
+    """The linear relaxation of a program that grows; solved again, it starts from where it ended."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._highs = new_highs()
+        self._columns = 0
+        self._mark: tuple[int, int, int] | None = None
+        self.prices = np.empty(0)  # of the rows, after a solve
+
+    def solve(self, seconds: float) -> Answer:
+        """The optimum, if it is found in time."""
+        import highspy
+
+        program, highs = self.program, self._highs
+        if program.columns == 0:
+            return _without_columns(program)
+        if self._mark is None:
+            highs.passModel(to_lp(program, whole=False))
+        else:
+            self._append(self._mark)
+        self._columns, self._mark = program.columns, program.rows.mark
+        highs.setOptionValue("time_limit", highs.getRunTime() + max(0.0, seconds))
+        highs.run()
+        status = highs.getModelStatus()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return Answer(Ended.EMPTY, INFINITY, None, INFINITY)
+        if status != highspy.HighsModelStatus.kOptimal:
+            return Answer(Ended.LIMIT, -INFINITY, None, INFINITY)
+        solution, cost = highs.getSolution(), highs.getInfo().objective_function_value
+        self.prices = np.array(solution.row_dual)
+        return Answer(Ended.COMPLETE, cost, np.array(solution.col_value), cost)
+
+    def _append(self, mark: tuple[int, int, int]) -> None:
+        """The columns and rows that came since the last solve; columns first, they have no coefficients in old rows."""
+        program, highs = self.program, self._highs
+        many = program.columns - self._columns
+        none, nowhere = np.empty(0), np.empty(0, dtype=np.int32)
+        costs = program.costs()[self._columns :]
+        highs.addCols(many, costs, np.zeros(many), np.ones(many), 0, np.zeros(many, dtype=np.int32), nowhere, none)
+        starts, columns, coefficients, low, high = program.rows.matrix(mark)
+        index = columns.astype(np.int32)
+        highs.addRows(len(low), low, high, len(index), starts[:-1].astype(np.int32), index, coefficients)
 
 
 def solve_mip(

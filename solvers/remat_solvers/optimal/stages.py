@@ -67,7 +67,7 @@ from remat_solvers.errors import InputError
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 
-__all__ = ["ONE", "ZERO", "Graph", "Program", "Rows", "Stages"]
+__all__ = ["ONE", "ZERO", "Graph", "Interval", "Program", "Rows", "Stages"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -206,16 +206,34 @@ class Rows:
         self.high.append(np.broadcast_to(np.asarray(high, dtype=np.float64), (many,)))
         self.count += many
 
-    def matrix(self) -> tuple[Ints, Ints, Floats, Floats, Floats]:
-        """Row starts, columns, coefficients, lower and upper bounds."""
+    @property
+    def mark(self) -> tuple[int, int, int]:
+        """Where the rows end now, for `matrix`."""
+        return self.count, len(self.places), len(self.low)
+
+    def matrix(self, since: tuple[int, int, int] = (0, 0, 0)) -> tuple[Ints, Ints, Floats, Floats, Floats]:
+        """Row starts, columns, coefficients, lower and upper bounds; of the rows added since a mark."""
+        begin, places, bounds = since
         none = np.empty(0, dtype=np.int64)
         row, column, coefficient = (
-            np.concatenate(parts) for parts in zip((none, none, np.empty(0)), *self.places, strict=True)
+            np.concatenate(parts) for parts in zip((none, none, np.empty(0)), *self.places[places:], strict=True)
         )
+        row = row - begin
         by_row = np.argsort(row, kind="stable")
-        starts = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=self.count))))
-        low, high = (np.concatenate([np.empty(0), *bounds]) for bounds in (self.low, self.high))
+        starts = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=self.count - begin))))
+        low, high = (np.concatenate([np.empty(0), *both[bounds:]]) for both in (self.low, self.high))
         return starts, column[by_row], coefficient[by_row], low, high
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Stages `first` to `last` as one, in a program."""
+
+    first: int
+    last: int
+    ops: Ints  # with a column of their own for it
+    columns: Ints  # of these ops
+    rows: tuple[int, int]  # its first row, and the first behind it
 
 
 class Program:
@@ -240,7 +258,7 @@ class Program:
         self.stay = self._stay()
         self.run = self._run()
         self.whole = self.columns  # columns from here on are continuous
-        self.intervals: list[tuple[int, int, Ints, Ints]] = []  # first and last stage, ops, their columns (cuts.py)
+        self.intervals: list[Interval] = []  # see cuts.py
         self.rows = Rows()
         before = np.full(len(graph.bytes), ZERO)
         for k in range(len(stages.at) + 1):
@@ -349,15 +367,31 @@ class Program:
         point = np.zeros(self.columns)
         for columns, true in ((self.stay, stay), (self.run, run)):
             point[columns[(columns >= 0) & true]] = 1.0
-        for first, last, ops, columns in self.intervals:
-            inside = slice(first, last + 1)
-            point[columns] = (run[inside, ops] & (self.run[inside, ops] >= 0)).any(axis=0)
+        for interval in self.intervals:
+            inside, ops = slice(interval.first, interval.last + 1), interval.ops
+            point[interval.columns] = (run[inside, ops] & (self.run[inside, ops] >= 0)).any(axis=0)
         return point
 
     def decisions(self, point: Floats) -> tuple[Mask, Mask]:
         """S and R at a whole point."""
         whole = np.append(point > HALF, [True, False])  # at ONE and ZERO
         return whole[self.stay], whole[self.run]
+
+    def rounded(self, point: Floats) -> tuple[Mask, Mask]:
+        """A fractional point as decisions that may break rows: what mostly stays, and one first run per op."""
+        stay, _ = self.decisions(point)
+        run: Mask = self.run == ONE
+        stages = self.stages
+        ops = np.flatnonzero(stages.low < stages.high)
+        stage = np.arange(len(run))[:, None]
+        inside = (stage >= stages.low[ops]) & (stage <= stages.high[ops])
+        much = np.where(inside & (self.run[:, ops] >= 0), np.append(point, 0.0)[self.run[:, ops]], -1.0)
+        run[much.argmax(axis=0), ops] = True
+        return stay, run
+
+    def time_ns(self, cost: float) -> int:
+        """The time of a point of some cost, in units."""
+        return self.base_ns + round(cost * self.time_unit_ns)
 
     def costs(self) -> Floats:
         """Of the columns, in units."""
