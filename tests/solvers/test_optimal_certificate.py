@@ -23,6 +23,7 @@ from remat_solvers.codec import (
 from remat_solvers.errors import CertificateError, FormatError, InputError
 from remat_solvers.generate import adversarial, chain, random_chain, training_graph
 from remat_solvers.optimal.certificate import certify, certify_floor
+from remat_solvers.optimal.certificate_tree import certify_tree
 from remat_solvers.optimal.check_certificate import check_certificate
 from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.brute_force_search import Search
@@ -335,3 +336,41 @@ def test_files_of_another_form_are_refused(
     document = {**json.loads(encode_certificate(sample[1])), **change}
     with pytest.raises(FormatError, match=place):
         decode(json.dumps(document).encode())
+
+
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_a_tree_proves_no_more_than_the_optimum_and_no_less_than_its_root(seed: int, share: float) -> None:
+    problem, rng = tiny(seed), random.Random(seed)
+    if len(problem.ops) > 8:
+        return
+    low, high = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    budget_bytes = low + round(share * (high - low))
+    for order in ORDERS:
+        at, best = path(problem, order, rng), optimum(problem, budget_bytes, order)
+        root = certify(problem, budget_bytes, order=order, at=at)
+        tree = certify_tree(problem, budget_bytes, order=order, at=at, target_ns=best or 10**6, nodes=20)
+        proven = check_certificate(problem, tree)
+        assert proven == tree.bound_ns
+        if best is not None:
+            assert proven is not None
+            assert root.bound_ns is not None
+            assert root.bound_ns <= proven <= best
+
+
+def test_a_tree_closes_what_the_relaxation_leaves_open() -> None:
+    """Here branching goes on to the optimum that exhaustive search finds."""
+    problem = random_chain(4, 0)
+    best = optimum(problem, 16, Order.GIVEN)
+    assert best is not None
+    root = certify(problem, 16, order=Order.GIVEN, at=(3, 4, 5, 6))
+    tree = certify_tree(problem, 16, order=Order.GIVEN, at=(3, 4, 5, 6), target_ns=best)
+    assert root.bound_ns is not None
+    assert tree.bound_ns is not None
+    assert root.bound_ns < tree.bound_ns == best
+    assert len(tree.leaves) > 1
+    assert check_certificate(problem, tree) == tree.bound_ns
+    with pytest.raises(CertificateError, match=r"no leaf covers|do not split"):
+        check_certificate(problem, replace(tree, leaves=tree.leaves[1:]))
+    decoded = decode(encode_certificate(tree))
+    assert decoded == tree

@@ -72,11 +72,14 @@ def certify_floor(
     """
     lowest = problem.constant_bytes + problem.reserve_bytes
     program = Relaxed(problem, lowest, order, at, intervals)
-    weights = program.multipliers(excess=True, seconds=seconds)
-    if not weights.multipliers:  # the end of the step, with its results, is never below its own bytes
-        weights = Leaf(multipliers=(("memory", (len(at),), 1.0),))
-    certificate = replace(program.certificate(weights), bound_ns=None)
-    return raised(problem, certificate, lowest + round(program.objective) + 1)
+    found = program.multipliers(excess=True, seconds=seconds)
+    end = Leaf(multipliers=(("memory", (len(at),), 1.0),))  # which never is below the bytes of its results
+    results_bytes = sum(problem.values[v].bytes for v in problem.results)
+    claims = (
+        raised(problem, replace(program.certificate(leaf), bound_ns=None), high)
+        for leaf, high in ((found, lowest + round(program.objective) + 1), (end, lowest + results_bytes))
+    )
+    return max(filter(None, claims), key=lambda claim: claim.budget_bytes, default=None)
 
 
 def raised(problem: Problem, certificate: Certificate, high: int) -> Certificate | None:
@@ -238,8 +241,11 @@ class Relaxed:
         solver.run()
         self.solved = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
         self.objective = solver.getInfo().objective_function_value * unit
-        duals = solver.getSolution().row_dual
-        weights = ((name, _tidy(y * s * unit)) for name, y, s in zip(self.names, duals, self.scale, strict=True))
+        return self.leaf([y * unit for y in solver.getSolution().row_dual])
+
+    def leaf(self, duals: Sequence[float]) -> Leaf:
+        """Weights of the rows as the solver has them, as weights of rows as they are named."""
+        weights = ((name, _tidy(y * s)) for name, y, s in zip(self.names, duals, self.scale, strict=True))
         return Leaf(multipliers=tuple((kind, indices, weight) for (kind, indices), weight in weights if weight > 0))
 
     def certificate(self, *leaves: Leaf) -> Certificate:
