@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeAlias
 
 from remat_solvers.clock import Stopwatch
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
-from remat_solvers.problem import Problem
+from remat_solvers.problem import MAX_INT, Problem
 from remat_solvers.recompute.brute_force_search import OrderOption, Search, bits, members
 from remat_solvers.simulate import copy_ns
 
@@ -61,9 +61,14 @@ def best_moving_plan(
     order: OrderOption = "given",
     watch: Stopwatch | None = None,
     tangents_first: bool = True,
+    below_ns: int | None = None,
 ) -> Plan | None:
-    """A fastest plan of all; None: none fits. The problem needs a link. May raise OutOfReachError."""
-    return _Moving(problem, budget_bytes, order, watch, tangents_first=tangents_first).fastest()
+    """A fastest plan of all; None: none fits. The problem needs a link. May raise OutOfReachError.
+
+    below_ns: only plans that are faster are looked for, which leaves most states out where a good plan is known.
+    """
+    moving = _Moving(problem, budget_bytes, order, watch, tangents_first=tangents_first)
+    return moving.fastest(MAX_INT if below_ns is None else below_ns - sum(moving.time))
 
 
 class _Moving(Search):
@@ -86,8 +91,8 @@ class _Moving(Search):
         self.host_room = link.host_bytes
         self.movable = bits(v for v, size in enumerate(self.size) if size and problem.producer[v] >= 0)
 
-    def fastest(self) -> Plan | None:
-        """Dijkstra on waits and repeated runs."""
+    def fastest(self, below_ns: int) -> Plan | None:
+        """Dijkstra on waits and repeated runs, of less than `below_ns` together."""
         if self.room < 0:
             return None
         start = State(0, 0, 0, 0, 0, (), (), False)
@@ -109,9 +114,10 @@ class _Moving(Search):
             missing = -state.computed.bit_count()
             if state.computed == self.all_ops and not self.results & ~state.present:
                 last = max((left for v, left in state.back if self.results >> v & 1), default=0)
-                heapq.heappush(heap, (cost + last, missing - 1, state, True))
+                if cost + last < below_ns:
+                    heapq.heappush(heap, (cost + last, missing - 1, state, True))
             for after, more, actions in self._steps(state):
-                if cost + more < costs.get(after, cost + more + 1):
+                if cost + more < min(below_ns, costs.get(after, below_ns)):
                     costs[after] = cost + more
                     came[after] = state, actions
                     heapq.heappush(heap, (cost + more, -after.computed.bit_count(), after, False))

@@ -37,8 +37,12 @@ counts copies:
 - `overlapped`: per stage and direction, copies beyond the time of its compute make it wait, and waits are added
 - `additive`: the time of every copy is added, as POET does; its plan is taken as it comes, without small steps
 
-Both are accounts of what the replay counts exactly, and memory is looked at in the moments only, so nothing is proven:
-with a link there is no bound, unless nothing runs twice and nobody waits.
+Both are accounts of what the replay counts exactly, and memory is looked at in the moments only, so they prove nothing.
+Small problems (up to `exact_moves` ops) are exact all the same, by the clock of the replay, which is the time model
+that plans are judged by: what the program and the small steps found is the limit below which every plan in the given
+order is searched, whatever it moves and computes again and in whichever order its copies run (brute_force_moves.py).
+Either a faster one is found, or what was found is `optimal` among plans in the given order. Larger problems have no
+bound with a link, unless nothing runs twice and nobody waits.
 """
 
 from __future__ import annotations
@@ -51,6 +55,8 @@ from remat_solvers.clock import Stopwatch
 from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
+from remat_solvers.recompute.brute_force_moves import best_moving_plan
+from remat_solvers.recompute.brute_force_search import OutOfReachError
 from remat_solvers.recompute.checkmate_program import Solved, solve_exactly, solve_rounded
 from remat_solvers.recompute.coarse import contract
 from remat_solvers.recompute.milp import Backend, Ended
@@ -77,6 +83,8 @@ NONE_FOUND = "none of the schedules found fits"
 STRUCK = "a program was ended at its share of the time limit"
 NO_SCHEDULE = "none of Checkmate's schedules fits: the program is infeasible"
 ROUNDED = "two-phase rounding of the linear relaxation"
+EVERY_MOVE = "the search of every plan in the given order"
+NONE_MOVING = "no plan in the given order fits, whatever it moves"
 INCUMBENT = "the best found in the time that the program had"
 
 
@@ -93,9 +101,10 @@ class Checkmate:
     swap: bool | None = None  # move values to the host as well; None: where the problem has a link
     swap_time: SwapTime = "overlapped"  # how the program counts the time of copies
     swap_tries: int = 4000  # small steps after each program
+    exact_moves: int = 6  # problems of more ops are not searched for every plan that moves
 
     name: ClassVar[str] = "checkmate"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def __post_init__(self) -> None:
         check_options(self, epsilon=(0, MOST_EPSILON))
@@ -113,6 +122,8 @@ class Checkmate:
                 search.directly(EXACT_SHARE_BESIDE_SWAP if swap else EXACT_SHARE)
             if swap and not search.unbeatable:
                 search.jointly(seed)
+                if len(problem.ops) <= self.exact_moves and self.swap_time == "overlapped":
+                    search.exhaustively()
             if not search.settled and not (swap and search.best is not None):
                 search.coarsened()
         except KeyboardInterrupt:
@@ -135,6 +146,7 @@ class _Search:
         self.sequence: list[int] | None = None  # of the best plan without moves
         self.smallest: int | None = None
         self.bound_ns: int | None = None
+        self.moving_bound_ns: int | None = None  # of plans that move, too
         self.settled = False  # the direct form leaves nothing to be tried
         self.stopped = Stopped.COMPLETE
         self.struck = False  # a part of the time limit has ended a program
@@ -181,6 +193,24 @@ class _Search:
         if remaining is not None and self.watch.remaining is not None:
             self.struck |= self.watch.remaining <= (1 - JOINT_SHARE) * remaining
 
+    def exhaustively(self) -> None:
+        """Every plan that moves and is faster than the best so far."""
+        best_ns = None if self.best is None else self.best[0]
+        try:
+            for tangents_first in (True, False):  # the second proves; plans of the first are those that run
+                faster = best_moving_plan(
+                    self.problem, self.budget_bytes, watch=self.watch, tangents_first=tangents_first, below_ns=best_ns
+                )
+                if faster is not None and tangents_first:
+                    self._offer_plan(faster, EVERY_MOVE)
+                    best_ns = self.best[0] if self.best is not None else None
+        except OutOfReachError:
+            return
+        if self.best is None:
+            self.reason = NONE_MOVING
+        elif faster is None:
+            self.moving_bound_ns = self.best[0]
+
     def coarsened(self) -> None:
         """The program over runs of ops, within the largest coarse budget whose plan, expanded, fits."""
         coarse = contract(self.problem, min(self.options.coarse_ops, len(self.problem.ops)))
@@ -225,7 +255,7 @@ class _Search:
         if time_ns == time_bound_ns(self.problem):
             bound_ns, order = time_ns, Order.FREE
         elif self.problem.link is not None:
-            bound_ns = None  # the bound is one on plans without offload
+            bound_ns = self.moving_bound_ns  # the other one is on plans without offload
         optimal = bound_ns is not None and bound_ns >= time_ns
         return Outcome(
             status=Status.OPTIMAL if optimal else Status.FEASIBLE,
