@@ -10,7 +10,9 @@
 The program is that of stages.py, whose memory rows are relaxed to prices; everything else stays whole, and the graph is
 taken apart along its layers (layered_network.py), alike ones once (layered_tables.py, repeats.py). What the prices
 leave open is less than what one layer can do, so the more layers, the closer bound and plan are. A graph of few layers
-leaves a gap to lazy.py; one that is entangled (a table too large) has no answer here.
+leaves a gap to lazy.py.
+
+Where memory is so tight that tables get too large before a sequence fits, layered_tight.py goes on with bounds only.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.clock import Stopwatch
 from remat_solvers.optimal.expansion import bytes_at_first_runs, expand
@@ -27,6 +28,7 @@ from remat_solvers.optimal.layered_mixture import mix
 from remat_solvers.optimal.layered_network import Point, Priced
 from remat_solvers.optimal.layered_prices import Ascent
 from remat_solvers.optimal.layered_tables import TooLargeError
+from remat_solvers.optimal.layered_tight import tight_bounds
 from remat_solvers.optimal.lazy import Step
 from remat_solvers.optimal.repeats import find_repeats
 from remat_solvers.optimal.stages import Graph, Stages
@@ -38,7 +40,6 @@ from remat_solvers.simulate import simulate
 __all__ = ["layered_steps"]
 
 WITHIN = 5e-4  # of store-all's time: a gap that is closed
-MOST_STEPS = 60  # of one ascent
 DEARER = 1.3  # by what prices rise until a point fits
 MOST_RISES = 40
 
@@ -49,7 +50,7 @@ def layered_steps(
     """After each round what is known: the best bound so far, and this round's sequence, which may exceed the budget.
 
     Ends when a sequence fits and is within `WITHIN` of the bound, or no anchor helps, or the graph is too entangled for
-    more anchors (maybe for the first one: no steps at all), or the watch expires.
+    more anchors (maybe for the first one: no steps at all), or the watch expires. Later steps may have bounds only.
     """
     if not problem.ops:
         return
@@ -61,7 +62,10 @@ def layered_steps(
             if step.done or not layers.refine():
                 return
     except TooLargeError:
-        return
+        for at, bound_ns, impossible in tight_bounds(layers.graph, budget_bytes, layers.repeats, watch):
+            layers.bound_ns = max(layers.bound_ns, bound_ns)
+            ended = Ended.EMPTY if impossible else Ended.LIMIT
+            yield Step(at, layers.bound_ns, impossible, ended, None, done=impossible)
 
 
 class _Layers:
@@ -79,10 +83,7 @@ class _Layers:
         """Bound and plan for the anchors at hand; raises TooLargeError."""
         priced = Priced(Stages(self.graph, self.at), self.repeats)
         ascent = Ascent(priced, self.budget_bytes, np.array([self.prices.get(a, 0.0) for a in self.at]))
-        for _ in range(MOST_STEPS):
-            ascent.step()
-            if ascent.done or watch.expired:
-                break
+        ascent.climb(watch)
         self.prices = dict(zip(self.at, ascent.prices.tolist(), strict=True))
         if ascent.impossible:
             return Step(self.at, self.bound_ns, True, Ended.EMPTY, None, done=True)
@@ -93,7 +94,7 @@ class _Layers:
         return self._expanded(priced, point)
 
     def _expanded(self, priced: Priced, point: Point) -> Step:
-        sequence = expand(priced.stages, *_masks(priced, point))
+        sequence = expand(priced.stages, *priced.masks(point))
         plan = plan_from_sequence(self.problem, sequence)
         timeline = simulate(self.problem, plan)
         self.worst = np.maximum(*bytes_at_first_runs(self.problem, plan))
@@ -140,9 +141,3 @@ def _fitting(priced: Priced, ascent: Ascent, watch: Stopwatch) -> Point | None:
     for other in sorted(points, key=lambda p: -p.time_ns):
         best = mix(priced, ascent.room, best, other)
     return best
-
-
-def _masks(priced: Priced, point: Point) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """S as [moment, value] and R as [stage, op]."""
-    bits = np.arange(priced.moments + 1)[:, None]
-    return (point.stays >> bits & 1).astype(bool), (point.runs >> bits & 1).astype(bool)

@@ -20,6 +20,12 @@ op, and one A_d per value of several readers that contains x_c of each, the sum 
     0 or infinity                       for x_c within A_d or not
 
 The tables of alike layers are alike, which is all that layered_tables.py asks for.
+
+Lenient programs ask for less, so that more moments can be had where memory is tight; less asked is a lower minimum, so
+L stays a bound. Repeats of backward ops do without what forward ops make: then nothing of a layer's forward ops is
+wanted after its backward ops ran, and the sets of their stages are few. And values that are light beside the largest
+weigh nothing: they are kept, and what makes nothing else runs once. On the networks at hand this costs a few hundredths
+of a point.
 """
 
 from __future__ import annotations
@@ -42,7 +48,9 @@ __all__ = ["Point", "Priced"]
 Ints = NDArray[np.int64]
 Scope = tuple[int, ...]
 MOST_MOMENTS = 10
+LARGEST, LARGEST_LENIENT = 20, 22  # log2 of the entries of a table
 IMPOSSIBLE = -1
+LIGHT = 1e-3  # of the largest value: what weighs nothing in a lenient program
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +73,21 @@ class Given:
 
 
 class Priced:
-    """The program over some stages, compiled; raises TooLargeError where the graph is too entangled for it."""
+    """The program over some stages, compiled; raises TooLargeError where the graph is too entangled for it.
 
-    def __init__(self, stages: Stages, runs: Sequence[Run]) -> None:
+    Alike blocks of `runs` share tables. `lenient`: rows are left out; the points may be no plans.
+    """
+
+    def __init__(self, stages: Stages, runs: Sequence[Run], *, lenient: bool = False) -> None:
         if len(stages.at) > MOST_MOMENTS:
             raise TooLargeError
         self.stages = stages
         self.graph: Graph = stages.graph
         self.moments = len(stages.at)
         self.workspace = np.array([self.graph.problem.ops[a].workspace_bytes for a in stages.at], dtype=np.int64)
+        self.lenient = lenient
+        light = LIGHT * int(self.graph.bytes.max(initial=0)) if lenient else 0
+        self.bytes = np.where(self.graph.bytes <= light, 0, self.graph.bytes)
         self.must_stay = self._must_stay()
         self.domains = self._domains()
         self.sizes: list[int] = []
@@ -102,12 +116,24 @@ class Priced:
         """The point with these runs that keeps no more than it must."""
         graph = self.graph
         wanted = np.zeros(len(graph.bytes), dtype=np.int64)
-        np.bitwise_or.at(wanted, graph.reads, runs[graph.readers])
+        asked = np.where(self._forgiven(graph.readers, graph.reads), 1 << self.stages.low[graph.readers], -1)
+        np.bitwise_or.at(wanted, graph.reads, runs[graph.readers] & asked)
         made = np.where(graph.made, runs[graph.producer], -1) if len(runs) else np.zeros(0, dtype=np.int64)
-        stays = _stays(made, wanted, self.must_stay, self.moments)
-        used = [int(graph.bytes[(stays >> k) & 1 == 1].sum()) for k in range(self.moments)]
+        stays = self._stays(made, wanted, self.must_stay)
+        used = [int(self.bytes[(stays >> k) & 1 == 1].sum()) for k in range(self.moments)]
         time = int((graph.time_ns * _count(runs)).sum())
         return Point(runs, stays, time, np.array(used, dtype=np.int64))
+
+    def masks(self, point: Point) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """S as [moment, value] and R as [stage, op]."""
+        bits = np.arange(self.moments + 1)[:, None]
+        return (point.stays >> bits & 1).astype(bool), (point.runs >> bits & 1).astype(bool)
+
+    def _forgiven(self, reader: Any, value: Any) -> Any:
+        """Whether repeats of the reader do without the value."""
+        graph, stages = self.graph, self.stages
+        crosses = graph.backward[reader] & graph.made[value] & ~graph.backward[graph.producer[value]]
+        return crosses & (stages.low[reader] == stages.high[reader]) & self.lenient
 
     def _must_stay(self) -> Ints:
         """Rows (4), per value as bits."""
@@ -124,23 +150,34 @@ class Priced:
     def _domains(self) -> list[tuple[int, ...]]:
         """Per op, the sets of stages in which it may run: once at least between lo and hi, and later where wanted."""
         stages, graph = self.stages, self.graph
-        latest = [
-            max((int(stages.wanted[v]) for v in op.outputs), default=-1) if op.recomputable else -1
-            for op in graph.problem.ops
-        ]
+        latest = self._latest()
         known: dict[tuple[int, int, int], tuple[int, ...]] = {}
         domains = []
         for op, (low, high) in enumerate(zip(stages.low.tolist(), stages.high.tolist(), strict=True)):
             key = low, high, min(latest[op], self.moments)
-            if not graph.recomputable[op]:
+            outputs = list(graph.problem.ops[op].outputs)
+            if not graph.recomputable[op] or (low == high and not self.bytes[outputs].any()):
                 key = low, high, -1
             if key not in known:
                 known[key] = _subsets(*key)
             domains.append(known[key])
         return domains
 
+    def _latest(self) -> list[int]:
+        """Per op, the last stage in which a repeat could be wanted; stages.py says why none is later."""
+        graph, high = self.graph, self.stages.high.tolist()
+        latest = [-1] * len(high)
+        for op in range(len(high) - 1, -1, -1):
+            for value in graph.problem.ops[op].outputs if graph.recomputable[op] else ():
+                if graph.result[value]:
+                    latest[op] = self.moments
+                for r in graph.problem.consumers[value]:
+                    forgiven = self._forgiven(r, value)
+                    latest[op] = max(latest[op], high[r] if forgiven else max(high[r], latest[r]))
+        return latest
+
     def _compile(self, runs: Sequence[Run]) -> Elimination:
-        graph, ops = self.graph, self.graph.problem.ops
+        ops = self.graph.problem.ops
         turn = _turns(len(ops), runs)
         variable = [-1] * len(ops)
         rank: list[int] = []
@@ -153,34 +190,44 @@ class Priced:
             rank.append(order)
             return len(self.sizes) - 1
 
-        sure_of = [
-            reduce(or_, (self.domains[r][0] for r in readers if len(self.domains[r]) == 1), 0)
-            for readers in graph.problem.consumers
-        ]
+        sure_of, free_of = self._demands()
         gathered: dict[int, int] = {}
         for op, known in enumerate(ops):
             if len(self.domains[op]) > 1:
                 variable[op] = add(self.domains[op], op, 2 * turn[op])
             for value in known.outputs:
-                free = [r for r in graph.problem.consumers[value] if len(self.domains[r]) > 1]
-                if len(free) > 1:
-                    gathered[value] = add(self._unions(free, sure_of[value]), -1, 2 * turn[op] + 1)
+                if len(free_of[value]) > 1:
+                    gathered[value] = add(self._unions(free_of[value], sure_of[value]), -1, 2 * turn[op] + 1)
         for op, known in enumerate(ops):
             own: Scope = (variable[op],) if variable[op] >= 0 else ()
             tables.append((("run", self.domains[op], known.time_ns, False), own))
             for value in known.outputs:
-                readers = graph.problem.consumers[value]
-                sure = sure_of[value]
-                other = gathered.get(value, max((variable[r] for r in readers), default=-1))
-                wanted = self.states[other] if other >= 0 else (0,)
-                name = ("stay", self.domains[op], wanted, sure, int(self.must_stay[value]), int(graph.bytes[value]))
-                tables.append(_sorted(name, own, (other,) if other >= 0 else ()))
+                sure, free = sure_of[value], free_of[value]
+                other: Scope = (gathered[value],) if value in gathered else tuple(variable[r] for r in free)
+                wanted = self.states[other[0]] if other else (0,)
+                name = ("stay", self.domains[op], wanted, sure, int(self.must_stay[value]), int(self.bytes[value]))
+                tables.append(_sorted(name, own, other))
                 if value in gathered:
-                    for r in readers:
-                        if variable[r] >= 0:
-                            within = ("within", self.domains[r], self.states[other], sure)
-                            tables.append(_sorted(within, (variable[r],), (other,)))
-        return eliminate(self.sizes, tables, rank)
+                    for r in free:
+                        tables.append(_sorted(("within", self.domains[r], wanted, sure), (variable[r],), other))
+        return eliminate(self.sizes, tables, rank, LARGEST_LENIENT if self.lenient else LARGEST)
+
+    def _demands(self) -> tuple[list[int], list[list[int]]]:
+        """Per value, the stages in which some reader surely wants it, as bits, and the readers that are open."""
+        sure: list[int] = []
+        free: list[list[int]] = []
+        fixed = self.stages.low == self.stages.high
+        for value, readers in enumerate(self.graph.problem.consumers):
+            sure.append(0)
+            free.append([])
+            if not self.bytes[value] and fixed[self.graph.producer[value]]:
+                continue  # it is kept
+            for r in readers:
+                if len(self.domains[r]) == 1 or self._forgiven(r, value):
+                    sure[value] |= self.domains[r][0]
+                else:
+                    free[value].append(r)
+        return sure, free
 
     def _unions(self, readers: Sequence[int], sure: int) -> tuple[int, ...]:
         """What the readers' stages together can be, beside the stages in which readers run for `sure`."""
@@ -200,7 +247,7 @@ class Priced:
             table = _count(np.array(domain)) * float(time_ns)
         elif kind == "stay":
             domain, wanted, sure, must, size = what
-            stays = _stays(np.array(domain)[:, None], np.array(wanted)[None, :] | sure, np.array(must), self.moments)
+            stays = self._stays(np.array(domain)[:, None], np.array(wanted)[None, :] | sure, np.array(must))
             table = np.where(stays == IMPOSSIBLE, np.inf, 0.0)
             sets = np.where(stays == IMPOSSIBLE, 0, stays & ((1 << self.moments) - 1))
         else:
@@ -208,6 +255,18 @@ class Priced:
             table = np.where(np.array(inner)[:, None] & ~(np.array(outer)[None, :] | sure), np.inf, 0.0)
         numbers, sets = (np.squeeze(t.T if swapped else t) for t in (table, sets))
         return Given(numbers, float(size), sets)
+
+    def _stays(self, made: Ints, wanted: Ints, must: Ints) -> Ints:
+        """The moments at which a value has to be there, as bits; IMPOSSIBLE: wanted before it is made.
+
+        made, wanted: the stages in which its producer and its readers run; must: the moments of rows (4).
+        """
+        stays = np.broadcast_to(must, np.broadcast_shapes(made.shape, wanted.shape, must.shape)).astype(np.int64)
+        for k in range(self.moments, -1, -1):
+            before = ((stays | wanted) & ~made) >> k & 1
+            if k:
+                stays = stays | before << (k - 1)
+        return np.where(before, IMPOSSIBLE, stays)
 
 
 def _sorted(name: tuple[Hashable, ...], own: Scope, other: Scope) -> tuple[Hashable, Scope]:
@@ -224,19 +283,6 @@ def _subsets(low: int, high: int, latest: int) -> tuple[int, ...]:
     last = max(latest, high)
     early = sum(1 << k for k in first)
     return tuple(s << low for s in range(1, 1 << (last - low + 1)) if (s << low) & early)
-
-
-def _stays(made: Ints, wanted: Ints, must: Ints, moments: int) -> Ints:
-    """The moments at which a value has to be there, as bits; IMPOSSIBLE: wanted before it is made.
-
-    made, wanted: the stages in which its producer and its readers run; must: the moments of rows (4).
-    """
-    stays = np.broadcast_to(must, np.broadcast_shapes(made.shape, wanted.shape, must.shape)).astype(np.int64)
-    for k in range(moments, -1, -1):
-        before = ((stays | wanted) & ~made) >> k & 1
-        if k:
-            stays = stays | before << (k - 1)
-    return np.where(before, IMPOSSIBLE, stays)
 
 
 def _count(sets: Ints) -> Ints:

@@ -17,12 +17,14 @@ from math import ceil, inf
 import numpy as np
 from numpy.typing import NDArray
 
+from remat_solvers.clock import Stopwatch
 from remat_solvers.optimal.highs import new_highs
 from remat_solvers.optimal.layered_network import Point, Priced
 
 __all__ = ["Ascent"]
 
 Floats = NDArray[np.float64]
+MOST_STEPS = 60
 DAMPING = 0.3  # share of the best prices in the next ones
 FIRST_CAP = 4.0  # on a price of all the room, in store-all times
 MOST_CAP = 1e6
@@ -56,6 +58,13 @@ class Ascent:
     def impossible(self) -> bool:
         """Whether no point fits: the bound is above the time of every point, each op in each stage at most."""
         return self.bound_ns > (self.priced.moments + 1) * self.unit_ns
+
+    def climb(self, watch: Stopwatch) -> None:
+        """Step to the end, or until the watch expires."""
+        for _ in range(MOST_STEPS):
+            self.step()
+            if self.done or watch.expired:
+                return
 
     def step(self) -> None:
         """Ask for the point at the next prices."""

@@ -20,18 +20,19 @@ import heapq
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from math import log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Elimination", "TooLargeError", "eliminate"]
 
-LARGEST_TABLE = 22  # log2 of the entries that a table may have
+LARGE = 4096  # entries
 Table = NDArray[np.float64]
 
 
 class TooLargeError(Exception):
-    """The network is too entangled: a table would have more than 2**LARGEST_TABLE entries."""
+    """The network is too entangled: a table would have too many entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +57,51 @@ class Elimination:
     def minimum(self, given: Sequence[Table]) -> tuple[float, dict[int, int]]:
         """The least sum, and a state per variable that attains it; `given` are the tables in the order of the names."""
         tables = list(given)
-        choices: list[NDArray[np.intp]] = []
+        choices: list[NDArray[np.intp] | None] = []
         for join in self.joins:
             first, *others = join.parts
             total = tables[first[0]].reshape(first[1])
             for part, shape in others:
                 total = total + tables[part].reshape(shape)
-            choice = total.argmin(axis=join.axis)
-            choices.append(choice)
-            tables.append(np.take_along_axis(total, np.expand_dims(choice, join.axis), join.axis).squeeze(join.axis))
+            if total.size < LARGE:
+                choice = total.argmin(axis=join.axis)
+                choices.append(choice)
+                least = np.take_along_axis(total, np.expand_dims(choice, join.axis), join.axis).squeeze(join.axis)
+            else:
+                choices.append(None)  # found where it is asked for: argmin is slow
+                least = total.min(axis=join.axis)
+            tables.append(least)
         chosen = dict.fromkeys(self.idle, 0)
-        for variable, join_index, neighbours in reversed(self.turns):
-            chosen[variable] = int(choices[join_index][tuple([chosen[n] for n in neighbours])])
+        for variable, number, neighbours in reversed(self.turns):
+            states = [chosen[n] for n in neighbours]
+            known = choices[number]
+            chosen[variable] = int(self._choice(number, states, tables) if known is None else known[tuple(states)])
         return float(sum(float(tables[t]) for t in self.alone)), chosen
+
+    def _choice(self, number: int, states: list[int], tables: list[Table]) -> int:
+        """The best state of the variable that goes in a join, where its neighbours are in these."""
+        join = self.joins[number]
+        place: list[Any] = [*states[: join.axis], slice(None), *states[join.axis :]]
+        total = np.zeros(1)
+        for part, shape in join.parts:
+            at = tuple(0 if size == 1 else state for size, state in zip(shape, place, strict=True))
+            total = total + tables[part].reshape(shape)[at]
+        return int(total.argmin())
 
 
 def eliminate(
-    sizes: Sequence[int], tables: Sequence[tuple[Hashable, tuple[int, ...]]], rank: Sequence[int]
+    sizes: Sequence[int], tables: Sequence[tuple[Hashable, tuple[int, ...]]], rank: Sequence[int], largest: float
 ) -> Elimination:
     """Compile a network: `sizes` of the variables, and `tables` as (name, variables in ascending order).
 
-    Raises TooLargeError.
+    Raises TooLargeError where a table would have more than 2**largest entries.
     """
-    return _Compiler(sizes, rank).compile(tables)
+    return _Compiler(sizes, rank, largest).compile(tables)
 
 
 class _Compiler:
-    def __init__(self, sizes: Sequence[int], rank: Sequence[int]) -> None:
-        self.sizes, self.rank = sizes, rank
+    def __init__(self, sizes: Sequence[int], rank: Sequence[int], largest: float) -> None:
+        self.sizes, self.rank, self.largest = sizes, rank, largest
         self.bits = [log2(size) for size in sizes]
         self.out = Elimination()
         self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table in play: which, and its variables
@@ -135,7 +153,7 @@ class _Compiler:
     def _remove(self, variable: int) -> list[int]:
         """Eliminate; what its neighbours were."""
         scope = sorted(self.near[variable])
-        if sum(self.bits[v] for v in scope) > LARGEST_TABLE:
+        if sum(self.bits[v] for v in scope) > self.largest:
             raise TooLargeError
         place = {v: k for k, v in enumerate(scope)}
         parts = sorted(
