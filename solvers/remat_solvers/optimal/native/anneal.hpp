@@ -33,12 +33,16 @@ public:
         price_ = 0;
     }
 
+    // Goes on from a sequence, where it is better than what is known.
     void offer(const vector<int>& sequence, std::size_t boundary) {
-        state_.build(sequence, boundary);
-        state_.profile.set_budget(budget_);
+        State offered(g_);
+        offered.build(sequence, boundary);
+        const Found found{sequence, offered.time(), offered.profile.peak()};
+        if (!note(found) && !(best_.time < 0 && (start_.time < 0 || found.peak < start_.peak))) return;
+        if (best_.time < 0 || start_.time < 0) start_ = found;
+        build(found);
+        offered_ = started_;  // the first is where the first cycle starts anyway
         started_ = true;
-        note();
-        if (best_.time < 0 && (start_.time < 0 || state_.profile.peak() < start_.peak)) start_ = snapshot();
         left_ = 0;
     }
 
@@ -62,34 +66,57 @@ public:
 
 private:
     static constexpr int BATCH = 64;
+    static constexpr int ARMS = 12, FIRST_ARM = 7, GENTLE_ARM = 3;
+    static constexpr double WIDTHS[] = {0.005, 0.03, 0.1, 0.4}, HEATS[] = {0.0003, 0.001, 0.003}, COLD = 0.01;
 
     Found snapshot() const { return {state_.sequence(), state_.time(), state_.profile.peak()}; }
 
+    // Keeps what is the fastest within the budget; and what has the smallest peak. Whether it was the first.
+    bool note(const Found& found) {
+        if (smaller(found.peak, found.time)) smallest_ = found;
+        if (!faster(found.peak, found.time)) return false;
+        best_ = found;
+        return true;
+    }
     void note() {
         const Bytes peak = state_.profile.peak();
-        if (peak <= budget_ && (best_.time < 0 || state_.time() < best_.time)) best_ = snapshot();
-        if (smallest_.time < 0 || peak < smallest_.peak || (peak == smallest_.peak && state_.time() < smallest_.time))
-            smallest_ = snapshot();
+        if (peak <= budget_) lowest_ = std::min(lowest_, static_cast<double>(state_.time()));
+        if (faster(peak, state_.time()) || smaller(peak, state_.time())) note(snapshot());
+    }
+    bool faster(Bytes peak, std::int64_t time) const {
+        return peak <= budget_ && (best_.time < 0 || time < best_.time);
+    }
+    bool smaller(Bytes peak, std::int64_t time) const {
+        return smallest_.time < 0 || peak < smallest_.peak || (peak == smallest_.peak && time < smallest_.time);
     }
 
-    // Heats up again, from the best sequence where there is one.
+    // A cycle cools down from the start, with a width and a temperature by which earlier cycles did well; or from the
+    // best sequence, or one that was offered. Cycles get longer.
     void begin_cycle() {
-        const Found& from = best_.time >= 0 ? best_ : start_;
-        if (from.time >= 0 && cycles_ > 0) {
-            state_.build(from.sequence, boundary_of(from.sequence));
-            state_.profile.set_budget(budget_);
-        }
-        const double scale = std::max(1.0, static_cast<double>(base_time_));  // even where nothing takes any time
+        if (fresh_) reached_[arm_] = lowest_;
+        const bool reheat = offered_ || (cycles_ > 1 && best_.time >= 0 && random_.below(2));
+        if (cycles_ > 0 && !offered_) build(reheat ? best_ : start_);
         if (price_ == 0) {
             const double excess = state_.profile.excess();
-            price_ = excess > 0 ? 0.3 * scale / excess : 1;
+            price_ = excess > 0 ? 0.3 * static_cast<double>(base_time_) / excess : 1;
         }
-        const double hot = cycles_ == 0 ? 0.005 : 0.001 * std::pow(5.0, random_.unit());
-        length_ = left_ = static_cast<std::int64_t>(100.0 * (g_.ops + 100) * std::pow(1.3, std::min(cycles_, 12)));
-        hot_ = hot * scale;
-        cold_ = 0.01 * hot_;
-        temperature_ = hot_;
+        fresh_ = !reheat;
+        if (cycles_ == 0) arm_ = FIRST_ARM;
+        else if (offered_) arm_ = GENTLE_ARM;
+        else if (reheat || random_.below(2)) arm_ = random_.below(ARMS);
+        else arm_ = static_cast<int>(std::min_element(reached_, reached_ + ARMS) - reached_);
+        offered_ = false;
+        width_ = WIDTHS[arm_ / 3];
+        hot_ = temperature_ = HEATS[arm_ % 3] * static_cast<double>(base_time_);
+        const double growth = std::min(std::pow(1.3, cycles_), 20.0);
+        length_ = left_ = static_cast<std::int64_t>(100.0 * (g_.ops + 400) * growth);
+        lowest_ = std::numeric_limits<double>::infinity();
         ++cycles_;
+    }
+
+    void build(const Found& from) {
+        state_.build(from.sequence, boundary_of(from.sequence));
+        state_.profile.set_budget(budget_);
     }
 
     std::size_t boundary_of(const vector<int>& sequence) const {
@@ -102,9 +129,13 @@ private:
 
     void adapt() {
         const double done = 1.0 - static_cast<double>(left_) / static_cast<double>(length_);
-        temperature_ = hot_ * std::pow(cold_ / hot_, done);
+        temperature_ = hot_ * std::pow(COLD, done);
         const double swing = best_.time < 0 ? 1.1 : 1.02;
-        price_ *= state_.profile.excess() > 0 ? swing : 1 / swing;
+        price_ *= state_.profile.peak() > budget_ ? swing : 1 / swing;
+        if (++ticks_ % 16 == 0 || left_ == 0) {
+            const double width = left_ == 0 ? 0 : width_ * std::pow(COLD, done) * static_cast<double>(budget_ - g_.base);
+            state_.profile.set_budget(budget_ - static_cast<Bytes>(std::max(0.0, width)));
+        }
     }
 
     double value() const { return static_cast<double>(state_.time()) + price_ * state_.profile.excess(); }
@@ -114,10 +145,12 @@ private:
         const bool over = state_.profile.excess() > 0;
         const double way = random_.unit();
         bool changed;
-        if (free_order_ && way < 0.3) changed = moves_.reorder();
-        else {
+        if (free_order_ && way < 0.3) {
+            changed = moves_.reorder();
+        } else {
             const double kind = random_.unit();
-            if (kind < (over ? 0.4 : 0.2)) changed = moves_.insert(price_);
+            if (kind >= 0.9) changed = moves_.exchange(price_);
+            else if (kind < (over ? 0.4 : 0.2)) changed = moves_.insert(price_);
             else if (kind < 0.7) changed = moves_.remove();
             else changed = moves_.shift();
         }
@@ -140,9 +173,12 @@ private:
     std::int64_t base_time_ = 0;
     Found best_, smallest_, start_;
     std::int64_t made_ = 0, left_ = 0, length_ = 1;
-    int cycles_ = 0;
-    double price_ = 0, hot_ = 0, cold_ = 0, temperature_ = 0;
+    int cycles_ = 0, ticks_ = 0, arm_ = 0;
+    double reached_[ARMS] = {};  // per arm: the time that its latest cycle reached
+    double price_ = 0, hot_ = 0, width_ = 0, lowest_ = 0, temperature_ = 0;
     bool started_ = false;  // a sequence was offered
+    bool offered_ = false;  // the next cycle starts from one
+    bool fresh_ = false;    // this cycle started from the start
 };
 
 }  // namespace search

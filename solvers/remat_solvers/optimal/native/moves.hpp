@@ -66,6 +66,14 @@ public:
         return true;
     }
 
+    // Leaves out a repeat, and where that is beyond the budget, drops up to three others instead.
+    bool exchange(double price_per_byte) {
+        const double before = s.profile.excess();
+        if (!remove()) return false;
+        for (int left = 1 + random_.below(3); left > 0 && s.profile.excess() > before; --left) insert(price_per_byte);
+        return true;
+    }
+
     // Moves a repeat to another place between its neighbours of the same op.
     bool shift() {
         if (s.repeats().empty()) return false;
