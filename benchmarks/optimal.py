@@ -132,7 +132,11 @@ def _figures(case: Case, answer: Answer) -> Iterator[str]:
     else:
         found = answer.status if answer.overhead is None else _per_cent(answer.overhead)
         yield from (found, _per_cent(answer.bound), _per_cent(answer.gap))
-    yield " .. ".join("?" if known is None else f"{known:.2f}" for known in case.known) if any(case.known) else ""
+    yield (
+        " .. ".join("?" if known is None else f"{known:.2f}" for known in case.known)
+        if case.known != (None, None)
+        else ""
+    )
     yield from (_seconds(answer.seconds), _seconds(answer.cpu_s), _seconds(answer.first_s))
     yield _seconds(None if case.target.gap is None else answer.reached_s(case.target.gap + EXACT))
 
