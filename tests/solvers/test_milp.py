@@ -15,8 +15,8 @@ FINDS_AND_HANGS = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from remat_solvers.recompute.highs_apart import _write
-_write(Path(sys.argv[1]), "", np.array([1.0, 1.0, 0.0]), 4.0)
+from remat_solvers.recompute.highs_apart import Apart, _write
+_write(Path(sys.argv[1]), Apart("", np.array([1.0, 1.0, 0.0]), 4.0))
 time.sleep(600)
 """
 

@@ -28,14 +28,16 @@ struct Object {
 Mover& mover_of(PyObject* self) { return *reinterpret_cast<Object*>(self)->mover; }
 
 PyObject* mover_new(PyTypeObject* type, PyObject* args, PyObject*) {
-    PyObject *graph, *to_host, *to_device;
-    long long budget, host, least, seed;
-    if (!PyArg_ParseTuple(args, "OOOLLLL", &graph, &to_host, &to_device, &host, &least, &budget, &seed)) return nullptr;
+    PyObject *graph, *to_host, *to_device, *moves;
+    long long budget, host, seed;
+    if (!PyArg_ParseTuple(args, "OOOOLLL", &graph, &to_host, &to_device, &moves, &host, &budget, &seed)) return nullptr;
     try {
         Graph g;
         Link link;
-        link.host = host, link.least = least;
-        if (!read_graph(graph, g) || !read_numbers(to_host, link.to_host) || !read_numbers(to_device, link.to_device)) return nullptr;
+        link.host = host;
+        if (!read_graph(graph, g) || !read_numbers(to_host, link.to_host) || !read_numbers(to_device, link.to_device) ||
+            !read_numbers(moves, link.moves))
+            return nullptr;
         auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
         auto* self = reinterpret_cast<Object*>(allocate(type, 0));
         if (self == nullptr) return nullptr;

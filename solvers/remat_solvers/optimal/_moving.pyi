@@ -6,8 +6,8 @@ class Mover:
         graph: Flat,
         to_host_ns: list[int],
         to_device_ns: list[int],
+        moves: list[int],
         host_bytes: int,
-        least_bytes: int,
         budget_bytes: int,
         seed: int,
     ) -> Mover: ...

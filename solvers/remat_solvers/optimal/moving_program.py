@@ -75,6 +75,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -377,9 +378,13 @@ class MovingProgram:
         )
 
     def bound_ns(self, objective: float) -> int:
-        """What HiGHS's bound on the objective, offset included, says about the time of every plan, safely rounded."""
+        """What HiGHS's bound on the objective, offset included, says about the time of every plan: whole ns, safely."""
         doubt = TOLERANCE * (len(self._cost) + 1 + abs(objective))
-        return max(self.once_ns, int((objective - doubt) * self.ns))
+        return max(self.once_ns, ceil((objective - doubt) * self.ns))
+
+    def cost(self, point: NDArray[np.float64]) -> float:
+        """The objective of a point, offset included."""
+        return float(np.dot(self._cost, point)) + self._offset()
 
     def value(self, terms: NDArray[np.int64], point: NDArray[np.float64]) -> NDArray[np.float64]:
         """The values of an array of terms in a point."""

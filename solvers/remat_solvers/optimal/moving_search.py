@@ -33,7 +33,6 @@ __all__ = ["AVAILABLE", "MovingSearch", "Trip", "choice_of"]
 
 SMALL_PART = 2_000  # values below this part of the budget are left where they are
 LONGEST_NS = 2**53  # of one copy of everything, out and back: thousands of trips stay below 2**63
-SLICE_MOVES = 256
 SLICE_SECONDS = 0.2  # how long a Ctrl-C or a stop may wait
 KINDS = (Compute, Free, Offload, Fetch)  # as native/clock.hpp numbers them
 
@@ -83,11 +82,15 @@ class MovingSearch:
         self._number = {v: k for k, v in enumerate(self._values)}
         rates = link.to_host_bytes_per_s, link.to_device_bytes_per_s
         out, back = ([copy_ns(problem.values[v].bytes, rate, link.latency_ns) for v in self._values] for rate in rates)
-        if sum(out) + sum(back) > LONGEST_NS:
-            raise SearchError("the copies take longer than the arithmetic of the search allows")
         host = MAX_INT if link.host_bytes is None else link.host_bytes
         least = max(1, budget_bytes // SMALL_PART)
-        self._mover = Mover(flat(problem), out, back, host, least, min(budget_bytes, MAX_INT), seed)
+        longest_ns = LONGEST_NS // max(1, len(self._values))
+        moves = [
+            int(problem.values[v].bytes >= least and out_ns + back_ns <= longest_ns)
+            for v, out_ns, back_ns in zip(self._values, out, back, strict=True)
+        ]
+        out, back = ([min(ns, longest_ns) for ns in some] for some in (out, back))
+        self._mover = Mover(flat(problem), out, back, moves, host, min(budget_bytes, MAX_INT), seed)
         self._stop = threading.Event()
 
     def offer(self, sequence: Sequence[int], trips: Iterable[Trip] = ()) -> bool:
@@ -100,18 +103,25 @@ class MovingSearch:
 
     def run(self, moves: int, hot_ns: float, cold_ns: float, seconds: float = FOREVER) -> int:
         """So many moves from the best, at a temperature that falls; how many were made."""
-        self._mover.restart()
+        self.restart()
         deadline = time.perf_counter() + seconds
         made = 0
         while made < moves and not self._stop.is_set():
-            left = deadline - time.perf_counter()
-            hot, cold = (hot_ns * (cold_ns / hot_ns) ** (k / moves) for k in (made, min(moves, made + SLICE_MOVES)))
-            now = self._mover.run(min(SLICE_MOVES, moves - made), min(SLICE_SECONDS, left), hot, cold)
+            hot = hot_ns * (cold_ns / hot_ns) ** (made / moves)
+            now = self.anneal(moves - made, hot, cold_ns, min(SLICE_SECONDS, deadline - time.perf_counter()))
             made += now
-            if now == 0 or left <= 0:
+            if now == 0 or time.perf_counter() >= deadline:
                 break
         self._stop.clear()
         return made
+
+    def restart(self) -> None:
+        """Go on from the best."""
+        self._mover.restart()
+
+    def anneal(self, moves: int, hot_ns: float, cold_ns: float, seconds: float) -> int:
+        """Moves from where the search stands, fewer when the seconds are over; how many were made."""
+        return self._mover.run(moves, seconds, hot_ns, cold_ns)
 
     def stop(self) -> None:
         """Ends the run under way in another thread, or the next one."""

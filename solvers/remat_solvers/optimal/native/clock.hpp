@@ -119,7 +119,7 @@ private:
             for (auto v = g.inputs.begin(op); v != g.inputs.end(op); ++v) {
                 const int last = last_[*v];
                 last_[*v] = p;
-                if (p - last > 1 && !g.forward_result[*v] && g.size[*v] >= link_.least) absences.push_back({*v, last, p});
+                if (p - last > 1 && !g.forward_result[*v] && link_.moves[*v]) absences.push_back({*v, last, p});
             }
             for (; next < trips.size() && trips[next].back <= p; ++next) {
                 const Trip trip = trips[next];

@@ -19,7 +19,7 @@ using Time = std::int64_t;
 struct Link {
     vector<Time> to_host, to_device;  // per value: how long a copy takes
     Bytes host = 0;                   // most bytes of distinct copied values
-    Bytes least = 0;                  // values of fewer bytes stay where they are
+    vector<char> moves;               // per value: whether it may be moved
 };
 
 struct Trip {
