@@ -299,7 +299,7 @@ class _Curve:
     def _share(self, left: int) -> Limits:
         """What each of `left` questions has of the time that is left."""
         remaining = self.watch.remaining
-        return Limits(None if remaining is None else remaining / left)
+        return replace(self.limits, seconds=None if remaining is None else remaining / left)
 
 
 def _bound(results: list[Result], plan: Plan | None) -> tuple[int | None, Order | None]:
