@@ -6,10 +6,21 @@ annealing on
 
     time + price * (bytes beyond the budget, summed over the sequence)
 
-where the price rises while the sequence is over the budget and falls while it is within, so that the search swings
-about the border of what is feasible. Every move is evaluated incrementally (native/state.hpp, native/profile.hpp).
+where the price rises while the peak is beyond the budget and falls while it is within, so that the search swings about
+the border of what is feasible. While it is hot, bytes cost something already a little below the budget: a border that
+is wide lets one large value take the place of several small ones, which a sharp one punishes half-way. Cycles of
+different heats and widths start over, mostly with what has gone well, or go on from the best sequence
+(native/anneal.hpp).
 
-The search is a C++ extension, `_search`.
+A move changes the lives of a few instances, and a life is a range of the sequence. The bytes during every occurrence are
+kept in blocks of at most 64, so a range costs two blocks and one number for each block between them (native/state.hpp,
+native/profile.hpp). `scripts/bench search` prints moves per second; attempts that find nothing to change count.
+
+The search is an extension in C++, `_search`, over Python's limited API: one wheel per platform, and nothing to compile
+when it is first called. numba would have to: projects built on its classes report from ten seconds to a minute for the
+first call (hftbacktest's documentation, stumpy's issue 699), and it would be one more dependency for everybody.
+Without a compiler it is left out of the installation: AVAILABLE is False, and Search raises.
+`pip install --editable .` builds it beside its source, `scripts/venv` again whenever the source changes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""How fast the local search of `auto` moves, and what it reaches alone: `scripts/bench search [PROBLEM...]`.
+
+Targets: at least 100,000 moves/s at 400 ops and 10,000 at 4,400, on one core. A budget is the constants and the reserve
+and a share of what store-all needs beside them; for a uniform chain of `chain`N, a number of values. `first` is when
+the first plan within the budget was there. Seconds are of processor time; figures are medians of the seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "solvers"))
+from problems import load
+
+from remat_solvers import generate
+from remat_solvers.bounds import time_bound_ns
+from remat_solvers.optimal.search import Search
+from remat_solvers.problem import Problem
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+
+SECONDS = 10.0
+SEEDS = range(5)
+SLICE_MOVES = 2000
+CASES: tuple[tuple[str, float, bool], ...] = (  # problem, budget, whether first computations may move
+    ("unet", 0.4, False),
+    ("r50", 0.4, False),
+    ("r50", 0.2, False),
+    ("gpt", 0.4, False),
+    ("gptm", 0.4, False),
+    ("gpt48", 0.2, False),
+    ("gptm96", 0.4, False),
+    ("lstm", 0.4, False),
+    ("rl250", 0.9, True),
+    ("rl250", 0.8, True),
+    ("rl1000", 0.8, True),
+    ("chain100", 8, False),
+    ("chain500", 16, False),
+    ("chain1000", 32, False),
+)
+
+
+def problem_of(name: str) -> Problem:
+    """A problem of problems.py, or a uniform chain of any length."""
+    length = name.removeprefix("chain")
+    return generate.chain(int(length)) if length != name and length.isdigit() else load(name)
+
+
+def budget_of(problem: Problem, share: float) -> int:
+    """In bytes; a share above 1 is a number of bytes itself."""
+    base = problem.constant_bytes + problem.reserve_bytes
+    return base + int(share if share > 1 else share * (simulate(problem, store_all(problem)).peak_bytes - base))
+
+
+def one_run(problem: Problem, budget_bytes: int, free_order: bool, seed: int) -> tuple[float, float, float]:
+    """Moves per second, seconds to the first plan, and the overhead in % at the end; nan without a plan."""
+    start = time.process_time()
+    search = Search(problem, budget_bytes, free_order=free_order, seed=seed)
+    first = float("nan")
+    moves = 0
+    while (seconds := time.process_time() - start) < SECONDS:
+        made = search.run(moves=SLICE_MOVES)
+        moves += made
+        if first != first and search.best is not None:
+            first = time.process_time() - start
+        if made == 0:
+            break
+    best = search.best
+    overhead = float("nan") if best is None else 100 * (best.time_ns / time_bound_ns(problem) - 1)
+    return moves / seconds, first, overhead
+
+
+def main() -> None:
+    """One line per case."""
+    asked = sys.argv[1:]
+    for name, share, free_order in CASES:
+        if asked and name not in asked:
+            continue
+        problem = problem_of(name)
+        budget_bytes = budget_of(problem, share)
+        runs = [one_run(problem, budget_bytes, free_order, seed) for seed in SEEDS]
+        speed, first, overhead = (statistics.median(figures) for figures in zip(*runs, strict=True))
+        budget = f"{share:.0%}" if share <= 1 else f"{share} values"
+        print(
+            f"{name:9} {len(problem.ops):6,} ops  {budget:>9} {'free ' if free_order else 'given'}  "
+            f"{speed:11,.0f} moves/s  first {first:5.2f} s  overhead {overhead:7.3f} %  "
+            f"best {min(run[2] for run in runs):7.3f} %",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
