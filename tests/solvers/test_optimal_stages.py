@@ -14,6 +14,7 @@ from remat_solvers.optimal.cuts import add_interval
 from remat_solvers.optimal.expansion import bytes_at_first_runs, expand, point_of
 from remat_solvers.optimal.highs import Ended, margin, solve_lp, solve_mip
 from remat_solvers.optimal.lazy import LazyStages
+from remat_solvers.optimal.pressure import pressure
 from remat_solvers.optimal.stages import Graph, Program, Stages
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Op, Problem, Value
@@ -262,3 +263,14 @@ def test_anchors_must_be_a_chain() -> None:
         Stages(graph, apart)
     with pytest.raises(InputError, match="one after the other"):
         Stages(Graph(problem, Order.GIVEN), [5, 3])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_pressure_of_a_plan_without_repeats_is_its_memory(seed: int) -> None:
+    problem = training_graph(6, seed)
+    plan = store_all(problem)
+    stages = Stages(Graph(problem, Order.GIVEN), anchors(Graph(problem, Order.GIVEN), random.Random(seed), 4))
+    program = Program(stages, simulate(problem, plan).peak_bytes)
+    pressed = pressure(program, program.point(*point_of(stages, plan)))
+    first, _ = bytes_at_first_runs(problem, plan)
+    assert pressed.tolist() == first.tolist()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from remat_solvers.optimal.stages import ONE, ZERO, Interval, Program
 
-__all__ = ["add_interval", "broken_by"]
+__all__ = ["add_interval", "broken_by", "values_at"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -51,10 +51,10 @@ def add_interval(program: Program, first: int, last: int) -> None:
 def broken_by(program: Program, point: Floats, first: int, last: int) -> float:
     """How much a point breaks the rows of an interval, in time units: sum of time x (least R[v, J] - sum of R)."""
     graph = program.graph
-    runs = _at(point, program.run[first : last + 1])
+    runs = values_at(point, program.run[first : last + 1])
     count = len(graph.bytes)
-    before = _at(point, program.stay[first - 1]) if first else np.zeros(count)
-    after = _at(point, program.stay[last])
+    before = values_at(point, program.stay[first - 1]) if first else np.zeros(count)
+    after = values_at(point, program.stay[last])
     least = runs.max(axis=0)
     made = np.flatnonzero(graph.made)
     np.maximum.at(least, graph.producer[made], (after - before)[made])
@@ -71,7 +71,7 @@ def broken_by(program: Program, point: Floats, first: int, last: int) -> float:
     return float((np.maximum(over, 0.0) * graph.time_ns).sum() / program.time_unit_ns)
 
 
-def _at(point: Floats, columns: Ints) -> Floats:
+def values_at(point: Floats, columns: Ints) -> Floats:
     """The values of columns, those that are fixed included."""
     values: Floats = (columns == ONE).astype(np.float64)
     there = columns >= 0
