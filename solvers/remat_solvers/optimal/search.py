@@ -12,8 +12,8 @@ is wide lets one large value take the place of several small ones, which a sharp
 different heats and widths start over, mostly with what has gone well, or go on from the best sequence
 (native/anneal.hpp).
 
-A move changes the lives of a few instances, and a life is a range of the sequence. The bytes during every occurrence are
-kept in blocks of at most 64, so a range costs two blocks and one number for each block between them (native/state.hpp,
+A move changes the lives of a few instances, and a life is a range of the sequence. The bytes during every occurrence
+are kept in blocks of at most 64: a range costs two blocks and one number for each block between them (native/state.hpp,
 native/profile.hpp). `scripts/bench search` prints moves per second; attempts that find nothing to change count.
 
 The search is an extension in C++, `_search`, over Python's limited API: one wheel per platform, and nothing to compile
