@@ -17,7 +17,7 @@ are kept in blocks of at most 64: a range costs two blocks and one number for ea
 native/profile.hpp). `scripts/bench search` prints moves per second; attempts that find nothing to change count.
 
 The search is an extension in C++, `_search`, over Python's limited API: one wheel per platform, and nothing to compile
-when it is first called. numba would have to: projects built on its classes report from ten seconds to a minute for the
+when it is first called. numba would have to: projects built on it report from tens of seconds to a minute for the
 first call (hftbacktest's documentation, stumpy's issue 699), and it would be one more dependency for everybody.
 Without a compiler it is left out of the installation: AVAILABLE is False, and Search raises.
 `pip install --editable .` builds it beside its source, `scripts/venv` again whenever the source changes.
