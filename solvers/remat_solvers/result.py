@@ -79,6 +79,7 @@ class Limits:
     """How long a solver may work."""
 
     seconds: float | None = 60.0  # wall-clock limit; None: until the method ends
+    work: int | None = None  # slices of `auto`, the same on every machine (others do not count); None: no limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 
 from remat_solvers.codec import load_problem
 from remat_solvers.generate import chain
-from remat_solvers.optimal.bounding import Bounder
+from remat_solvers.optimal.bounding import Bounder, Question
 from remat_solvers.optimal.lazy import Step
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
@@ -45,7 +45,7 @@ def gpt_at_80() -> tuple[Problem, int]:
 def test_bounds_rise_to_the_plan(order: Order) -> None:
     """GPT-2 at 80 %: 1.538 % overhead, in the study for both orders."""
     problem, budget = gpt_at_80()
-    with Bounder(problem, budget, order=order) as bounder:
+    with Bounder(Question(problem, budget, order)) as bounder:
         steps = wait_for(bounder, lambda step: step.done)
     bounds = [step.bound_ns for step in steps]
     assert bounds == sorted(bounds)
@@ -62,11 +62,11 @@ def test_bounds_rise_to_the_plan(order: Order) -> None:
 def test_it_is_told_of_plans() -> None:
     """Told of a plan as good as any, it only has to prove that."""
     problem, budget = gpt_at_80()
-    with Bounder(problem, budget) as bounder:
+    with Bounder(Question(problem, budget)) as bounder:
         found = wait_for(bounder, lambda step: step.done)[-1]
     assert found.sequence is not None
     assert found.time_ns is not None
-    with Bounder(problem, budget) as bounder:
+    with Bounder(Question(problem, budget)) as bounder:
         bounder.tell(found.sequence, found.time_ns)
         last = wait_for(bounder, lambda step: step.done)[-1]
         assert not bounder.busy
@@ -75,14 +75,13 @@ def test_it_is_told_of_plans() -> None:
 
 
 def test_no_plan_is_said() -> None:
-    with Bounder(chain(6), 2) as bounder:
+    with Bounder(Question(chain(6), 2)) as bounder:
         assert wait_for(bounder, lambda step: step.done)[-1].infeasible
 
 
 def test_close_kills_whatever_it_does() -> None:
     problem = load_problem(CORPUS / "lstm.json")
-    bounder = Bounder(problem, problem.constant_bytes + 10**8)
-    bounder.start()
+    bounder = Bounder(Question(problem, problem.constant_bytes + 10**8))
     process = bounder._process
     assert process is not None
     begun = time.perf_counter()
@@ -98,9 +97,8 @@ def test_the_child_ends_with_its_parent() -> None:
     program = """
 import os, sys
 from remat_solvers.generate import chain
-from remat_solvers.optimal.bounding import Bounder
-bounder = Bounder(chain(6), 3)
-bounder.start()
+from remat_solvers.optimal.bounding import Bounder, Question
+bounder = Bounder(Question(chain(6), 3))
 print(bounder._process.pid, flush=True)
 os._exit(0)
 """

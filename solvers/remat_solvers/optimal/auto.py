@@ -20,28 +20,33 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from remat_solvers.bounds import time_bound_ns
 from remat_solvers.clock import Stopwatch
-from remat_solvers.optimal.bounding import Bounder, Bounding
+from remat_solvers.optimal.bounding import Bounder, Bounding, Question
+from remat_solvers.optimal.certificate_tree import certify_tree
 from remat_solvers.optimal.chains import solve_chain
 from remat_solvers.optimal.layered import layered_steps
 from remat_solvers.optimal.lazy import Step
+from remat_solvers.optimal.moving import solve_moving
 from remat_solvers.optimal.search import AVAILABLE, Search, SearchError
-from remat_solvers.optimal.standing import Standing
-from remat_solvers.optimal.starts import starts
+from remat_solvers.optimal.standing import Evidence, Standing
+from remat_solvers.optimal.starts import MOVING, starts
 from remat_solvers.options import check_options
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Order, Outcome, Status, Stopped
+from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence
-from remat_solvers.simulate import simulate
 
 __all__ = ["Auto"]
 
 SLICE_S = 0.1  # of search, before the program is asked again
+SLICE_MOVES, SLICE_NODES = 50_000, 200  # of search and program, where work is limited
+TURNS_GIVEN = 100  # after which a faster plan in another order makes the program go over to any order
 SELDOM = 4  # one slice in so many goes to the search that has found less
 PATIENCE = 2_000  # moves per op without a better plan, after which the search has nothing more to say
+AT_ONCE = 2  # methods asked before anything else, so that there is a plan
 LAYERED_SHARE = 0.2  # of the time
+CERTIFY_S = 20.0  # for a certificate, beyond the limit
+ALONE_SHARE = 0.3  # of the time, for a plan that only recomputes, where there is a link
 POLL_S = 0.5  # of the program, where it is in this process or nothing else is at work
 SMALL_OPS = 60  # up to so many, the program runs in this process, which spares .5 s, and needs no help
 
@@ -60,6 +65,7 @@ class Auto:
     cuts: bool = True  # interval cuts in the program
     lazy: bool = True  # moments are added to the program
     apart: bool = True  # the program in a process of its own, on the other core
+    certify: bool = False  # evidence for the bound that check_certificate accepts, in some more seconds
     starts: tuple[Plan, ...] = field(default=(), repr=False, metadata={"option": False})  # more plans to start from
     name: ClassVar[str] = "auto"
     version: ClassVar[str] = "2"
@@ -75,42 +81,87 @@ class Auto:
             return self._with_link(problem, budget_bytes, limits, on_progress, seed)
         standing = Standing(problem, budget_bytes, self.within, Stopwatch(limits), on_progress)
         stopped = Stopped.COMPLETE
-        with closing(_Work(self, standing, seed)) as work:
+        with closing(_Work(self, standing, seed, by_work=limits.work is not None)) as work:
             try:
                 for _ in work.turns():
                     if standing.closed:
                         break
-                    if standing.watch.expired:
+                    if standing.watch.expired or work.turn == limits.work:
                         stopped = Stopped.TIME
                         break
             except KeyboardInterrupt:
                 stopped = Stopped.INTERRUPT
-        return standing.outcome(stopped)
+        outcome = standing.outcome(stopped)
+        return replace(outcome, certificate=_certificate(standing, outcome)) if self.certify else outcome
 
     def _with_link(
         self, problem: Problem, budget_bytes: int, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        alone = replace(problem, link=None)
-        outcome = self.solve(alone, budget_bytes, limits=limits, on_progress=on_progress, seed=seed)
-        if outcome.plan is None:
-            return Outcome(Status.NOT_FOUND, smallest_peak_bytes=outcome.smallest_peak_bytes, stopped=outcome.stopped)
-        status = (
-            Status.OPTIMAL if simulate(problem, outcome.plan).time_ns <= time_bound_ns(problem) else Status.FEASIBLE
-        )
-        return replace(outcome, status=status, bound_ns=time_bound_ns(problem), order=Order.FREE)
+        """What recomputes only is where the search for what moves, too, begins."""
+        standing = Standing(problem, budget_bytes, self.within, Stopwatch(limits), on_progress)
+        alone = Limits(None if limits.seconds is None else ALONE_SHARE * limits.seconds, limits.work)
+        plans = list(self.starts)
+        try:
+            without = replace(self, certify=False).solve(
+                replace(problem, link=None), budget_bytes, limits=alone, on_progress=None, seed=seed
+            )
+            standing.saw(without.smallest_peak_bytes)
+            if without.plan is not None:
+                standing.offer(without.plan, "recompute only")
+                plans.append(without.plan)
+            if without.stopped is Stopped.INTERRUPT:
+                raise KeyboardInterrupt
+            for _, outcome in starts(problem, budget_bytes, standing.watch, seed, MOVING) if self.methods else ():
+                standing.saw(outcome.smallest_peak_bytes)
+                plans += [] if outcome.plan is None else [outcome.plan]
+            bound_ns = solve_moving(
+                problem,
+                budget_bytes,
+                watch=standing.watch,
+                seed=seed,
+                offer=standing.offer,
+                prove=lambda bound_ns, note: standing.prove(bound_ns, Order.GIVEN, note),
+                starts=plans,
+                within_ns=standing.within_ns,
+            )
+            if bound_ns is None:
+                standing.prove_infeasible(Order.GIVEN)
+            stopped = Stopped.TIME if standing.watch.expired else Stopped.COMPLETE
+        except KeyboardInterrupt:
+            stopped = Stopped.INTERRUPT
+        return standing.outcome(stopped)
+
+
+def _certificate(standing: Standing, outcome: Outcome) -> Certificate | None:
+    """Evidence for as much of the outcome's bound as a small tree over the program's own moments proves."""
+    infeasible = outcome.status is Status.INFEASIBLE
+    order = Order.FREE if infeasible else outcome.order
+    evidence = standing.evidence.get(order)
+    if evidence is None or (outcome.plan is None and not infeasible):
+        return None
+    return certify_tree(
+        standing.problem,
+        standing.budget_bytes,
+        order=order,
+        at=evidence.at,
+        intervals=evidence.intervals,
+        target_ns=standing.bound_ns,
+        seconds=CERTIFY_S,
+    )
 
 
 class _Work:
     """The parts at work on one problem; they meet in `standing`."""
 
-    def __init__(self, asked: Auto, standing: Standing, seed: int) -> None:
+    def __init__(self, asked: Auto, standing: Standing, seed: int, *, by_work: bool) -> None:
         self.asked = asked
         self.standing = standing
         self.problem, self.budget_bytes, self.watch = standing.problem, standing.budget_bytes, standing.watch
         self.seed = seed
+        self.by_work = by_work  # slices are counted, not timed, and nothing runs beside them
         self.searches = self._new_searches()
         self.idle = dict.fromkeys(Order, 0)  # per search, moves since anything found a better plan
-        self.turn = 0
+        self.turn = 0  # slices of search and program
         self.order = Order.FREE if asked.order == "free" else Order.GIVEN  # of the program
         self.program = self._new_program() if asked.program else None
 
@@ -128,13 +179,17 @@ class _Work:
         if asked.chains:
             self._chain()
             yield
+        methods = starts(problem, self.budget_bytes, self.watch, self.seed) if asked.methods else iter(())
+        for _ in range(AT_ONCE):
+            self._ask(methods)
+            yield
         if asked.repeats and len(problem.ops) > SMALL_OPS:
             for step in layered_steps(problem, self.budget_bytes, watch=self._share(LAYERED_SHARE)):
                 self._take(step, Order.GIVEN, "layers")
                 yield
-        methods = starts(problem, self.budget_bytes, self.watch, self.seed) if asked.methods else iter(())
         asking = True
         while asking or self.searching or self.proving:
+            self.turn += 1
             asking = self._ask(methods)
             self._search()
             self._prove()
@@ -153,11 +208,14 @@ class _Work:
 
     def _new_program(self) -> Bounder | Bounding:
         """The program for the order at hand, told of the best plan so far."""
-        apart = self.asked.apart and len(self.problem.ops) > SMALL_OPS
-        kind = Bounder if apart else Bounding
-        program = kind(self.problem, self.budget_bytes, order=self.order, within_ns=self.standing.within_ns)
-        if isinstance(program, Bounder):
-            program.start()
+        asked = self.asked
+        question = Question(
+            self.problem, self.budget_bytes, self.order, self.standing.within_ns, cuts=asked.cuts, lazy=asked.lazy
+        )
+        if asked.apart and not self.by_work and len(self.problem.ops) > SMALL_OPS:
+            program: Bounder | Bounding = Bounder(question)
+        else:
+            program = Bounding(question, SLICE_NODES if self.by_work else None)
         best = self.standing.best if self.order is Order.FREE else self.standing.best_ordered
         if best is not None:
             program.tell(best.sequence, best.time_ns)
@@ -175,6 +233,9 @@ class _Work:
             }
         except SearchError:  # sizes beyond its arithmetic
             return {}
+
+    def _left(self, seconds: float) -> float:
+        return seconds if self.watch.remaining is None else min(seconds, self.watch.remaining)
 
     def _share(self, part: float) -> Stopwatch:
         return Stopwatch(Limits(None if self.watch.remaining is None else part * self.watch.remaining))
@@ -202,16 +263,17 @@ class _Work:
         searching = self.searching
         if not searching:
             return
-        self.turn += 1
         best, ordered = self.standing.best, self.standing.best_ordered
         pays = best is not None and (ordered is None or ordered.time_ns - best.time_ns > self.standing.within_ns)
         seldom = self.turn % SELDOM == 0
         order = Order.FREE if pays is not seldom else Order.GIVEN
         order = order if order in searching else searching[0]
         search = self.searches[order]
-        left = self.watch.remaining
-        seconds = SLICE_S if left is None else min(SLICE_S, left)
-        self.idle[order] += search.run(moves=PATIENCE * len(self.problem.ops), seconds=seconds)
+        moves = PATIENCE * len(self.problem.ops)
+        if self.by_work:
+            self.idle[order] += search.run(moves=min(SLICE_MOVES, moves))
+        else:
+            self.idle[order] += search.run(moves=moves, seconds=self._left(SLICE_S))
         found = search.best
         known = self.standing.best_ordered if order is Order.GIVEN else self.standing.best
         if found is not None and (known is None or found.time_ns < known.time_ns):
@@ -224,8 +286,7 @@ class _Work:
         if self.program is None:
             return
         waits = not self.searching or isinstance(self.program, Bounding)
-        left = self.watch.remaining
-        for step in self.program.poll(0 if not waits else POLL_S if left is None else min(POLL_S, left)):
+        for step in self.program.poll(self._left(POLL_S) if waits else 0.0):
             self._take(step, self.order, "program")
         if self.asked.order == "any" and self.order is Order.GIVEN and self._settled():
             self.program.close()
@@ -233,16 +294,20 @@ class _Work:
             self.program = self._new_program()
 
     def _settled(self) -> bool:
-        """Whether no more can come of the given order: another has a faster plan, this one has none, or is done."""
-        best, standing = self.standing.best, self.standing
-        reorders = best is not None and best.time_ns < standing.bounds[Order.GIVEN] - standing.within_ns
-        return reorders or standing.infeasible[Order.GIVEN] or not self.proving
+        """Whether no more can come of the given order: it has no plan, another has a faster one, or it is done."""
+        answer, standing = self.standing.answer, self.standing
+        if standing.infeasible[Order.GIVEN] or not self.proving:
+            return True
+        if answer is None or answer.ordered:
+            return False
+        return self.turn > TURNS_GIVEN or answer.time_ns < standing.bounds[Order.GIVEN] - standing.within_ns
 
     def _take(self, step: Step, order: Order, note: str) -> None:
         """What a step of a program says; a sequence beyond the budget is where the search goes on."""
-        self.standing.prove(step.bound_ns, order, note)
+        by = Evidence(step.at, step.intervals)
+        self.standing.prove(step.bound_ns, order, note, by)
         if step.infeasible:
-            self.standing.prove_infeasible(order)
+            self.standing.prove_infeasible(order, by)
         if step.sequence is not None and not self._offer(plan_from_sequence(self.problem, step.sequence), note):
             self._go_on_from(step.sequence)
 

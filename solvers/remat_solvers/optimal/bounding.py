@@ -25,22 +25,41 @@ from remat_solvers.optimal.lazy import LazyStages, Step
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 
-__all__ = ["Bounder", "Bounding", "Loop", "child"]
+__all__ = ["Bounder", "Bounding", "Loop", "Question", "child"]
 
 CHILD = "from remat_solvers.optimal.bounding import child; child()"
+FOREVER = float("inf")
 LENGTH = struct.Struct("<Q")
 FIRST_SLICE_S = 4.0  # for a program, before moments are added
 FIRST_SLICE_HERE_S = 0.5
 LONGER = 2.0  # times as long for the next, where nothing could be added
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the loop is asked."""
+
+    problem: Problem
+    budget_bytes: int
+    order: Order = Order.GIVEN
+    within_ns: int | None = None  # see LazyStages
+    cuts: bool = True  # interval cuts
+    lazy: bool = True  # moments are added
+
+    def stages(self) -> LazyStages:
+        """The loop's own."""
+        return LazyStages(self.problem, self.budget_bytes, order=self.order, within_ns=self.within_ns, cuts=self.cuts)
+
+
 class Loop:
     """Steps and refinements in turn, until nothing more can come of them unless a better plan is known."""
 
-    def __init__(self, stages: LazyStages, first_slice_s: float) -> None:
-        self.stages = stages
+    def __init__(self, question: Question, first_slice_s: float, nodes: int | None = None) -> None:
+        self.stages = question.stages()
         self.done = False
+        self._lazy = question.lazy
         self._slice_s = first_slice_s
+        self._nodes = nodes  # of the tree, where they count and not seconds
 
     def tell(self, sequence: Sequence[int], time_ns: int) -> None:
         """A plan within the budget is known: only faster ones are of interest, and bounds that come near."""
@@ -50,24 +69,29 @@ class Loop:
 
     def turn(self, seconds: float | None = None, on_news: Callable[[Step], bool] | None = None) -> Step:
         """One program, for a while or up to so many seconds; where it is through with, the next has more moments."""
-        step = self.stages.step(self._slice_s if seconds is None else min(seconds, self._slice_s), on_news=on_news)
+        slice_s = FOREVER if self._nodes else self._slice_s if seconds is None else min(seconds, self._slice_s)
+        step = self.stages.step(slice_s, nodes=self._nodes, on_news=on_news)
+        intervals = self.stages.intervals
         if step.done:
             self.done = True
         elif step.ended is Ended.LIMIT and step.sequence is None:
-            self._slice_s *= LONGER
-        elif not self.stages.refine():
+            self._longer()
+        elif not (self._lazy and self.stages.refine()):
             self.done = step.ended is Ended.COMPLETE  # moments at every op that can be one
-            self._slice_s *= LONGER
-        return replace(step, done=self.done)
+            self._longer()
+        return replace(step, done=self.done, intervals=intervals)
+
+    def _longer(self) -> None:
+        self._slice_s *= LONGER
+        if self._nodes:
+            self._nodes = int(LONGER * self._nodes)
 
 
 class Bounding:
     """The loop in this process, a turn for every `poll`; for small problems."""
 
-    def __init__(
-        self, problem: Problem, budget_bytes: int, *, order: Order = Order.GIVEN, within_ns: int | None = None
-    ) -> None:
-        self._loop = Loop(LazyStages(problem, budget_bytes, order=order, within_ns=within_ns), FIRST_SLICE_HERE_S)
+    def __init__(self, question: Question, nodes: int | None = None) -> None:
+        self._loop = Loop(question, FIRST_SLICE_HERE_S, nodes)
 
     @property
     def busy(self) -> bool:
@@ -86,35 +110,14 @@ class Bounding:
         """Nothing to end."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    problem: Problem
-    budget_bytes: int
-    order: Order
-    within_ns: int | None
-
-
 class Bounder:
     """Bounds and points of the lazy loop, from another process. `close` it, or use it in a `with`."""
 
-    def __init__(
-        self, problem: Problem, budget_bytes: int, *, order: Order = Order.GIVEN, within_ns: int | None = None
-    ) -> None:
-        self._question = _Question(problem, budget_bytes, order, within_ns)
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, question: Question) -> None:
+        """Start the child; it begins at once."""
         self._heard: SimpleQueue[Step] = SimpleQueue()
         self._done = False
-
-    def __enter__(self) -> Bounder:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Start the child; it begins at once."""
-        self._process = subprocess.Popen(
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
             [sys.executable, "-P", "-c", CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -123,7 +126,13 @@ class Bounder:
             start_new_session=True,
         )
         threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
-        self._say(self._question)
+        self._say(question)
+
+    def __enter__(self) -> Bounder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def busy(self) -> bool:
@@ -198,7 +207,7 @@ def child() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
-    question: _Question = _read(source)
+    question: Question = _read(source)
     inbox: SimpleQueue[Any] = SimpleQueue()
 
     def listen() -> None:
@@ -207,8 +216,7 @@ def child() -> None:
         os._exit(0)  # the caller is gone; whatever HiGHS does
 
     threading.Thread(target=listen, daemon=True).start()
-    stages = LazyStages(question.problem, question.budget_bytes, order=question.order, within_ns=question.within_ns)
-    _drive(Loop(stages, FIRST_SLICE_S), inbox, lambda step: _write(sink, step))
+    _drive(Loop(question, FIRST_SLICE_S), inbox, lambda step: _write(sink, step))
 
 
 def _write(pipe: IO[bytes], message: object) -> None:

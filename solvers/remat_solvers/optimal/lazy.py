@@ -79,6 +79,7 @@ class Step:
     time_ns: int | None = None  # of the sequence
     peak_bytes: int | None = None  # of the sequence; it may exceed the budget
     done: bool = False  # no plan is faster than the sequence, or the cutoff, by more than `within_ns`
+    intervals: tuple[tuple[int, int], ...] = ()  # first and last stages whose recomputations are counted together
 
 
 class LazyStages:
@@ -92,8 +93,10 @@ class LazyStages:
         order: Order = Order.GIVEN,
         within_ns: int | None = None,
         anchors: Sequence[int] | None = None,
+        cuts: bool = True,
     ) -> None:
         self.problem, self.budget_bytes = problem, budget_bytes
+        self.cuts = cuts
         self.graph = Graph(problem, order)
         total_ns = int(self.graph.time_ns.sum())
         self.total_ns = total_ns
@@ -110,6 +113,11 @@ class LazyStages:
         self.stages: Stages
         self.program: Program
         self._set_stages(Stages(self.graph, self._first_anchors() if anchors is None else anchors))
+
+    @property
+    def intervals(self) -> tuple[tuple[int, int], ...]:
+        """Of the program at hand."""
+        return tuple(sorted(self._intervals))
 
     def tell(self, sequence: Sequence[int]) -> None:
         """A plan is known: looked for are only faster ones, starting from it."""
@@ -201,7 +209,7 @@ class LazyStages:
             if newer.ended is not Ended.LIMIT:
                 answer = newer
                 self._raise(answer.bound)
-            if newer.point is None or self._closed(cutoff_ns):
+            if newer.point is None or self._closed(cutoff_ns) or not self.cuts:
                 break
             self._keep_binding(relaxation.prices)
             point = newer.point

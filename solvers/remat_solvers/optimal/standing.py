@@ -17,7 +17,7 @@ from remat_solvers.result import OnProgress, Order, Outcome, Progress, Status, S
 from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 
-__all__ = ["Incumbent", "Standing"]
+__all__ = ["Evidence", "Incumbent", "Standing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,14 @@ class Incumbent:
         return [action.op for action in self.plan if isinstance(action, Compute)]
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The relaxation that gave a bound."""
+
+    at: tuple[int, ...]  # its moments' ops
+    intervals: tuple[tuple[int, int], ...]  # its interval cuts
+
+
 class Standing:
     """The best plan and the best bounds for one problem and budget; tells `on_progress` when either moves."""
 
@@ -50,6 +58,7 @@ class Standing:
         self.best_ordered: Incumbent | None = None
         self.smallest_peak_bytes: int | None = None
         self.infeasible: dict[Order, bool] = {Order.GIVEN: False, Order.FREE: False}
+        self.evidence: dict[Order, Evidence] = {}  # what proved the bound of an order, or that it has no plan
         self.bounds = {Order.GIVEN: time_bound_ns(problem), Order.FREE: time_bound_ns(problem)}
 
     def offer(self, plan: Plan, note: str) -> bool:
@@ -77,17 +86,21 @@ class Standing:
         if peak_bytes is not None and (self.smallest_peak_bytes is None or peak_bytes < self.smallest_peak_bytes):
             self.smallest_peak_bytes = peak_bytes
 
-    def prove(self, bound_ns: int, order: Order, note: str) -> None:
+    def prove(self, bound_ns: int, order: Order, note: str, by: Evidence | None = None) -> None:
         """No plan of this order within the budget is faster. A bound for every order holds for the given one too."""
         rises = False
+        if by is not None and bound_ns >= self.bounds[order]:
+            self.evidence[order] = by
         for kind in {order, Order.GIVEN}:
             if bound_ns > self.bounds[kind]:
                 self.bounds[kind], rises = bound_ns, True
         if rises:
             self._tell(note)
 
-    def prove_infeasible(self, order: Order) -> None:
+    def prove_infeasible(self, order: Order, by: Evidence | None = None) -> None:
         """No plan of this order fits the budget."""
+        if by is not None:
+            self.evidence[order] = by
         self.infeasible[order] = self.infeasible[Order.GIVEN] = True
 
     @property

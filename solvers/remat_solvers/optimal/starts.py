@@ -6,14 +6,14 @@ which it stops.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from remat_solvers.clock import Stopwatch
 from remat_solvers.problem import Problem
 from remat_solvers.registry import create, entry
 from remat_solvers.result import Limits, Outcome, Stopped
 
-__all__ = ["METHODS", "starts"]
+__all__ = ["METHODS", "MOVING", "starts"]
 
 METHODS = (  # on 4,600 ops the first four take under 1 s, the last two up to 5 s
     "capuchin",
@@ -27,12 +27,15 @@ METHODS = (  # on 4,600 ops the first four take under 1 s, the last two up to 5 
     "chen",
     "rotor",
 )
+MOVING = ("capuchin", "pofo")  # where there is a link
 SHARE = 0.2  # of the time that is left, for one method
 
 
-def starts(problem: Problem, budget_bytes: int, watch: Stopwatch, seed: int) -> Iterator[tuple[str, Outcome]]:
+def starts(
+    problem: Problem, budget_bytes: int, watch: Stopwatch, seed: int, methods: Sequence[str] = METHODS
+) -> Iterator[tuple[str, Outcome]]:
     """One method's answer after another; KeyboardInterrupt where one was interrupted."""
-    for name in METHODS:
+    for name in methods:
         if watch.expired:
             return
         if entry(name).needs_backward and not problem.backward_ops:
