@@ -36,9 +36,11 @@ LINKS = (
 
 
 def fuzzed(seed: int, *, link: bool = False) -> Problem:
-    """Some problem of up to 8 ops (4 with a link), in which anything may be odd that a Problem allows."""
+    """Some problem of up to 8 ops (4 with a link), in which anything may be odd that a Problem allows.
+
+    With a link, no sizes of 2**59: at 1 byte/s their copies take longer than the judge knows of."""
     rng = random.Random(seed)
-    sizes, times, workspaces = rng.choice(SIZES), rng.choice(TIMES), rng.choice(WORKSPACES)
+    sizes, times, workspaces = rng.choice(SIZES[:-1] if link else SIZES), rng.choice(TIMES), rng.choice(WORKSPACES)
     recomputable, connected = rng.choice((1.0, 0.8, 0.8, 0.0)), rng.choice((0.9, 0.9, 0.3, 0.0))
     forward = rng.choice((0, 1, 2, 3, 4, 4, 4))
     backward = rng.choice((0, 1, 2, 3, 4, 4, 4))
@@ -161,3 +163,4 @@ def test_with_a_link() -> None:
     problems = (fuzzed(seed, link=True) for seed in count())
     ends = tally((p for p in problems if sum(len(op.outputs) for op in p.ops) <= MOST_MOVING_VALUES), 200)
     assert ends["optimal"] > 100
+    assert ends["missed"] == 0

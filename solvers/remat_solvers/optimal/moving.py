@@ -111,7 +111,8 @@ class _Work:
     ) -> None:
         self.problem, self.budget_bytes, self.watch = problem, budget_bytes, watch
         self.offer, self.prove, self.within_ns = offer, prove, within_ns
-        self.once_ns = self.bound_ns = time_bound_ns(problem)
+        self.bound_ns = time_bound_ns(problem)
+        self.once_ns = max(1, self.bound_ns)  # what temperatures are parts of
         self.infeasible = False
         self.best_ns: int | None = None
         self.main, self.side = MovingSearch(problem, budget_bytes, seed), MovingSearch(problem, budget_bytes, seed + 1)

@@ -98,7 +98,7 @@ private:
         if (cycles_ > 0 && !offered_) build(reheat ? best_ : start_);
         if (price_ == 0) {
             const double excess = state_.profile.excess();
-            price_ = excess > 0 ? 0.3 * static_cast<double>(base_time_) / excess : 1;
+            price_ = excess > 0 ? 0.3 * scale() / excess : 1;
         }
         fresh_ = !reheat;
         if (cycles_ == 0) arm_ = FIRST_ARM;
@@ -107,7 +107,7 @@ private:
         else arm_ = static_cast<int>(std::min_element(reached_, reached_ + ARMS) - reached_);
         offered_ = false;
         width_ = WIDTHS[arm_ / 3];
-        hot_ = temperature_ = HEATS[arm_ % 3] * static_cast<double>(base_time_);
+        hot_ = temperature_ = HEATS[arm_ % 3] * scale();
         const double growth = std::min(std::pow(1.3, cycles_), 20.0);
         length_ = left_ = static_cast<std::int64_t>(100.0 * (g_.ops + 400) * growth);
         lowest_ = std::numeric_limits<double>::infinity();
@@ -138,6 +138,7 @@ private:
         }
     }
 
+    double scale() const { return std::max(1.0, static_cast<double>(base_time_)); }  // even where nothing takes time
     double value() const { return static_cast<double>(state_.time()) + price_ * state_.profile.excess(); }
 
     void step() {
