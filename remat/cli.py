@@ -75,6 +75,7 @@ def solve(
     from remat.summary import result_lines
     from remat_solvers.budget import MIN
     from remat_solvers.codec import result_to_dict, save_certificate, save_plan
+    from remat_solvers.registry import create
 
     check_writable(output)
     check_writable(certificate)
@@ -92,7 +93,7 @@ def solve(
         result = remat_solvers.solve(
             question.problem,
             MIN if budget == MIN else question.budget_bytes(budget),
-            solver=question.solver(solver),
+            solver=create("auto", certify=True) if certificate and solver == "auto" else question.solver(solver),
             limits=question.limits,
             on_progress=progress_printer(),
             seed=seed,

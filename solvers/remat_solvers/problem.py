@@ -177,6 +177,8 @@ def _check(problem: Problem) -> None:
 def _check_op(problem: Problem, i: int, op: Op, produced: dict[int, int], available: list[bool]) -> None:
     where = f"ops[{i}]"
     _check_word(f"{where}.phase", op.phase, PHASES)
+    if op.phase == "forward" and i and problem.ops[i - 1].phase == "backward":
+        raise ProblemError(f"{where}.phase", "a forward op after a backward one: the whole forward runs first")
     _check_int(f"{where}.time_ns", op.time_ns)
     _check_int(f"{where}.workspace_bytes", op.workspace_bytes)
     for effect in op.effects:

@@ -41,10 +41,14 @@ __all__ = ["Auto"]
 SLICE_S = 0.1  # of search, before the program is asked again
 SLICE_MOVES, SLICE_NODES = 50_000, 200  # of search and program, where work is limited
 TURNS_GIVEN = 100  # after which a faster plan in another order makes the program go over to any order
+TRIED, LEAST_TRIED = 100, 20_000  # moves per op, and in all, in free order before a proof for the given one is the end
+WORTH = 0.05  # of the overhead, that another order has to save so that most of the search goes there
+STUCK = 500  # moves per op that find nothing, after which every other slice goes to a fresh start
+FRESH = 2_500  # moves per op of one of these
 SELDOM = 4  # one slice in so many goes to the search that has found less
 PATIENCE = 2_000  # moves per op without a better plan, after which the search has nothing more to say
 AT_ONCE = 2  # methods asked before anything else, so that there is a plan
-LAYERED_SHARE = 0.2  # of the time
+LAYERED_FREE_SHARE, LAYERED_SHARE = 0.1, 0.3  # of the time
 CERTIFY_S = 20.0  # for a certificate, beyond the limit
 ALONE_SHARE = 0.3  # of the time, for a plan that only recomputes, where there is a link
 POLL_S = 0.5  # of the program, where it is in this process or nothing else is at work
@@ -84,7 +88,7 @@ class Auto:
         with closing(_Work(self, standing, seed, by_work=limits.work is not None)) as work:
             try:
                 for _ in work.turns():
-                    if standing.closed:
+                    if standing.closed and (standing.order is Order.FREE or work.tried_reordering):
                         break
                     if standing.watch.expired or work.turn == limits.work:
                         stopped = Stopped.TIME
@@ -127,6 +131,8 @@ class Auto:
             if bound_ns is None:
                 standing.prove_infeasible(Order.GIVEN)
             stopped = Stopped.TIME if standing.watch.expired else Stopped.COMPLETE
+        except SearchError:  # no extension, or sizes beyond its arithmetic: what there is so far
+            stopped = Stopped.COMPLETE
         except KeyboardInterrupt:
             stopped = Stopped.INTERRUPT
         return standing.outcome(stopped)
@@ -161,6 +167,8 @@ class _Work:
         self.by_work = by_work  # slices are counted, not timed, and nothing runs beside them
         self.searches = self._new_searches()
         self.idle = dict.fromkeys(Order, 0)  # per search, moves since anything found a better plan
+        self.fresh: dict[Order, Search] = {}  # from starts of their own, where those from the best plans find nothing
+        self.fresh_starts = 0
         self.turn = 0  # slices of search and program
         self.order = Order.FREE if asked.order == "free" else Order.GIVEN  # of the program
         self.program = self._new_program() if asked.program else None
@@ -183,23 +191,39 @@ class _Work:
         for _ in range(AT_ONCE):
             self._ask(methods)
             yield
-        if asked.repeats and len(problem.ops) > SMALL_OPS:
-            for step in layered_steps(problem, self.budget_bytes, watch=self._share(LAYERED_SHARE)):
-                self._take(step, Order.GIVEN, "layers")
-                yield
-        asking = True
-        while asking or self.searching or self.proving:
+        layers = self._layers()
+        left = True
+        while left or self.searching or self.proving:
             self.turn += 1
-            asking = self._ask(methods)
+            left = self.standing.closed or next(layers, False) or self._ask(methods)
             self._search()
             self._prove()
             yield
+
+    def _layers(self) -> Iterator[bool]:
+        """The rounds of layered.py: for every order, which proves more, and then for the given one."""
+        asked = self.asked
+        if asked.repeats and len(self.problem.ops) > SMALL_OPS:
+            for order in {"any": (Order.FREE, Order.GIVEN), "free": (Order.FREE,), "given": (Order.GIVEN,)}[
+                asked.order
+            ]:
+                watch = self._share(LAYERED_SHARE)
+                for step in layered_steps(self.problem, self.budget_bytes, watch=watch, order=order):
+                    self._take(step, order, "layers")
+                    yield True
 
     @property
     def searching(self) -> list[Order]:
         """The searches that may find something yet."""
         patience = PATIENCE * len(self.problem.ops)
         return [order for order, search in self.searches.items() if not search.done and self.idle[order] < patience]
+
+    @property
+    def tried_reordering(self) -> bool:
+        """Whether the search in free order had its chance, where there is one."""
+        search = self.searches.get(Order.FREE)
+        enough = max(LEAST_TRIED, TRIED * len(self.problem.ops))
+        return search is None or search.made >= enough or Order.FREE not in self.searching
 
     @property
     def proving(self) -> bool:
@@ -263,23 +287,43 @@ class _Work:
         searching = self.searching
         if not searching:
             return
-        best, ordered = self.standing.best, self.standing.best_ordered
-        pays = best is not None and (ordered is None or ordered.time_ns - best.time_ns > self.standing.within_ns)
         seldom = self.turn % SELDOM == 0
-        order = Order.FREE if pays is not seldom else Order.GIVEN
+        order = Order.FREE if self._reordering_pays() is not seldom or self.standing.closed else Order.GIVEN
         order = order if order in searching else searching[0]
         search = self.searches[order]
-        moves = PATIENCE * len(self.problem.ops)
-        if self.by_work:
-            self.idle[order] += search.run(moves=min(SLICE_MOVES, moves))
-        else:
-            self.idle[order] += search.run(moves=moves, seconds=self._left(SLICE_S))
+        if self.turn % 2 and self.idle[order] >= STUCK * len(self.problem.ops):
+            search = self._fresh_start(order)
+        self.idle[order] += max(1, self._run(search))
         found = search.best
         known = self.standing.best_ordered if order is Order.GIVEN else self.standing.best
         if found is not None and (known is None or found.time_ns < known.time_ns):
             self._offer(plan_from_sequence(self.problem, found.sequence), "search")
         smallest = search.smallest
         self.standing.saw(None if smallest is None else smallest.peak_bytes)
+
+    def _reordering_pays(self) -> bool:
+        best, ordered = self.standing.best, self.standing.best_ordered
+        if best is None or ordered is None:
+            return best is not None
+        saved_ns = ordered.time_ns - best.time_ns
+        return saved_ns > max(self.standing.within_ns, WORTH * (best.time_ns - self.standing.once_ns))
+
+    def _run(self, search: Search) -> int:
+        """A slice; how many moves were made."""
+        moves = PATIENCE * len(self.problem.ops)
+        if self.by_work:
+            return search.run(moves=min(SLICE_MOVES, moves))
+        return search.run(moves=moves, seconds=self._left(SLICE_S))
+
+    def _fresh_start(self, order: Order) -> Search:
+        """A search that starts anew, with another seed: where memory is tight, where it ends is a matter of luck."""
+        search = self.fresh.get(order)
+        if search is None or search.done or search.made >= FRESH * len(self.problem.ops):
+            self.fresh_starts += 1
+            seed = self.seed + self.fresh_starts
+            search = Search(self.problem, self.budget_bytes, free_order=order is Order.FREE, seed=seed)
+            self.fresh[order] = search
+        return search
 
     def _prove(self) -> None:
         """What the program has found meanwhile."""

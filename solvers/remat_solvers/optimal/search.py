@@ -77,6 +77,7 @@ class Search:
                 "compiler (pip install --editable . builds it in a source checkout)"
             )
         self.problem = problem
+        self.made = 0  # moves so far
         self._stop = threading.Event()
         self._engine = Engine(flat(problem), min(budget_bytes, MAX_INT), free_order, seed)
         self.offer(range(len(problem.ops)))
@@ -98,6 +99,7 @@ class Search:
             if now == 0 or seconds_left <= 0:
                 break
         self._stop.clear()
+        self.made += made
         return made
 
     def stop(self) -> None:

@@ -59,7 +59,8 @@ class Standing:
         self.smallest_peak_bytes: int | None = None
         self.infeasible: dict[Order, bool] = {Order.GIVEN: False, Order.FREE: False}
         self.evidence: dict[Order, Evidence] = {}  # what proved the bound of an order, or that it has no plan
-        self.bounds = {Order.GIVEN: time_bound_ns(problem), Order.FREE: time_bound_ns(problem)}
+        self.once_ns = time_bound_ns(problem)  # every op once
+        self.bounds = dict.fromkeys((Order.GIVEN, Order.FREE), self.once_ns)
 
     def offer(self, plan: Plan, note: str) -> bool:
         """Whether the plan is the best so far, or the best that keeps the order."""
