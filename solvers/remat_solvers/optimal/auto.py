@@ -127,6 +127,7 @@ class Auto:
                 prove=lambda bound_ns, note: standing.prove(bound_ns, Order.GIVEN, note),
                 starts=plans,
                 within_ns=standing.within_ns,
+                work=limits.work,
             )
             if bound_ns is None:
                 standing.prove_infeasible(Order.GIVEN)

@@ -32,6 +32,7 @@ FOREVER = float("inf")
 LENGTH = struct.Struct("<Q")
 FIRST_SLICE_S = 4.0  # for a program, before moments are added
 FIRST_SLICE_HERE_S = 0.5
+MOST_ANCHORS, MOST_NODES = 8, 5_000  # where nodes count: no clock ends a program that has grown too large
 LONGER = 2.0  # times as long for the next, where nothing could be added
 
 
@@ -79,12 +80,15 @@ class Loop:
         elif not (self._lazy and self.stages.refine()):
             self.done = step.ended is Ended.COMPLETE  # moments at every op that can be one
             self._longer()
+        if self._nodes and len(step.at) > MOST_ANCHORS:
+            self.done = True
         return replace(step, done=self.done, intervals=intervals)
 
     def _longer(self) -> None:
         self._slice_s *= LONGER
         if self._nodes:
             self._nodes = int(LONGER * self._nodes)
+            self.done |= self._nodes > MOST_NODES
 
 
 class Bounding:

@@ -34,6 +34,7 @@ __all__ = ["first_moments", "solve_moving"]
 
 MOMENTS = 5  # of the first program
 SLICE_S = 0.2  # of search, before the program is asked
+SLICE_MOVES = 5_000  # of the same, where work is limited
 FIRST_ROUND = 20_000  # moves, at most; and per op
 FIRST_ROUND_PER_OP = 500
 LONGEST_ROUND = 640_000
@@ -77,23 +78,27 @@ def solve_moving(
     prove: Callable[[int, str], object],
     starts: Iterable[Plan] = (),
     within_ns: int = 0,
+    work: int | None = None,
 ) -> int | None:
     """Offer better and better plans, and prove bounds on the time of every plan whose first runs keep the given order.
 
     `starts` may exceed the budget. It ends when plan and bound are within `within_ns`, at the limit, or when nothing is
-    left to try; returns the bound, None where no such plan fits. On Ctrl-C, what was offered is all there is.
+    left to try; returns the bound, None where no such plan fits. On Ctrl-C, what was offered is all there is. `work`
+    counts slices of search, the same on every machine; then there is no program beside it, and no bound but the time
+    of all ops.
     """
-    work = _Work(problem, budget_bytes, watch, seed, offer, prove, within_ns)
+    at_work = _Work(problem, budget_bytes, watch, seed, offer, prove, within_ns, by_work=work is not None)
     try:
         for plan in (*starts, store_all(problem)):
-            work.start(plan)
-        work.next_program()
-        while not work.ended:
-            work.anneal()
-            work.listen()
+            at_work.start(plan)
+        if work is None:
+            at_work.next_program()
+        while not at_work.ended and at_work.slices != work:
+            at_work.anneal()
+            at_work.listen()
     finally:
-        work.close()
-    return None if work.infeasible else work.bound_ns
+        at_work.close()
+    return None if at_work.infeasible else at_work.bound_ns
 
 
 class _Work:
@@ -108,10 +113,14 @@ class _Work:
         offer: Callable[[Plan, str], object],
         prove: Callable[[int, str], object],
         within_ns: int,
+        *,
+        by_work: bool,
     ) -> None:
         self.problem, self.budget_bytes, self.watch = problem, budget_bytes, watch
         self.offer, self.prove, self.within_ns = offer, prove, within_ns
         self.bound_ns = time_bound_ns(problem)
+        self.by_work = by_work
+        self.slices = 0  # of search
         self.once_ns = max(1, self.bound_ns)  # what temperatures are parts of
         self.infeasible = False
         self.best_ns: int | None = None
@@ -163,10 +172,12 @@ class _Work:
             if self.solving is not None:
                 self.solving.wait(SLICE_S)
             return
+        self.slices += 1
         search = self.side if self.aside else self.main
         hot, cold = (self.once_ns * t for t in (ASIDE_HOT if self.aside else self.hot, COLD))
         now = hot * (cold / hot) ** (1 - self.left / self.round)
-        self.left -= search.anneal(self.left, now, cold, self._seconds(SLICE_S))
+        moves, seconds = (min(SLICE_MOVES, self.left), FOREVER) if self.by_work else (self.left, self._seconds(SLICE_S))
+        self.left -= search.anneal(moves, now, cold, seconds)
         self._found(search, "search")
         if self.left <= 0:
             self._next_round()
