@@ -38,6 +38,24 @@ def test_ctrl_c_stops_the_work_and_keeps_what_it_returns() -> None:
     assert interruptible(lambda: 5, stop) == (5, False)
 
 
+def test_ctrl_c_at_the_very_end_loses_nothing() -> None:
+    """The signal and the result come at the same time, in either order."""
+    calls = 0
+
+    def work() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 7
+
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        assert calls < 200, "the result was lost"
+
+    for _ in range(300):
+        calls = 0
+        assert interruptible(work, stop) == (7, True)
+
+
 def test_what_the_work_raises_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         interruptible(lambda: 1 // 0, lambda: None)

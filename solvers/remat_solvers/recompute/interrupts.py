@@ -23,16 +23,17 @@ def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> tuple[T, b
 
     `stop` asks the backend to come to its end; it is called until that has happened. What `work` raises is raised here.
     """
-    ended: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
-
+    outcome: list[tuple[list[T], BaseException | None]] = []
+    ended: SimpleQueue[None] = SimpleQueue()  # only wakes us: Ctrl-C can come between taking an item and having it
     begun = threading.Event()
 
     def run() -> None:
         begun.set()
         try:
-            ended.put(([work()], None))
+            outcome.append(([work()], None))
         except BaseException as error:
-            ended.put(([], error))
+            outcome.append(([], error))
+        ended.put(None)
 
     thread = threading.Thread(target=run, daemon=True)
     interrupted = False
@@ -42,17 +43,17 @@ def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> tuple[T, b
         interrupted = True
         if not begun.wait(START_S):  # it came before the thread was made
             raise
-    while True:
+    while not outcome:
         try:
             if interrupted:
                 stop()
-            result, error = ended.get(timeout=POLL_S)
-            break
+            ended.get(timeout=POLL_S)
         except Empty:
             pass
         except KeyboardInterrupt:
             interrupted = True
     thread.join()
+    result, error = outcome[0]
     if error is not None:
         raise error
     return result[0], interrupted
