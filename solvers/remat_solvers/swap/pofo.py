@@ -40,7 +40,7 @@ from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, least_memory, sequence_of
 from remat_solvers.recompute.rotor import Rotor, schedule
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.result import Limits, OnProgress, Outcome, Status, Stopped
 from remat_solvers.swap.pofo_program import Choice, Program, solve_chain
 from remat_solvers.swap.traffic import Overflow, Traffic
 from remat_solvers.swap.trips import Absence, absences
@@ -93,9 +93,11 @@ class POFO:
         remaining = attempts.watch.remaining
         share = Limits(None if remaining is None else remaining * ROTOR_SHARE)
         rotor = Rotor(stages=self.stages, cuts=self.cuts)
-        plan = rotor.solve(attempts.problem, attempts.budget_bytes, limits=share, on_progress=None, seed=0).plan
-        if plan is not None:
-            attempts.judge(plan, "nothing moves")
+        outcome = rotor.solve(attempts.problem, attempts.budget_bytes, limits=share, on_progress=None, seed=0)
+        if outcome.plan is not None:
+            attempts.judge(outcome.plan, "nothing moves")
+        if outcome.stopped is Stopped.INTERRUPT:
+            raise KeyboardInterrupt
 
     def _try(self, chain: Chain, attempts: Attempts) -> None:
         problem = chain.problem
