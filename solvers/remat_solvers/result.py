@@ -89,8 +89,9 @@ class Progress:
     seconds: float  # since the start
     time_ns: int | None  # of the best plan so far
     peak_bytes: int | None  # of the best plan so far
-    bound_ns: int | None  # best proven bound so far
+    bound_ns: int | None  # best proven bound so far; lower where the best plan goes over to another order
     message: str = ""  # for people
+    order: Order | None = None  # for which plans the bound holds
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]

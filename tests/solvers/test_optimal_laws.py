@@ -16,10 +16,11 @@ import pytest
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.codec import load_problem
 from remat_solvers.generate import random_layered, training_graph
+from remat_solvers.optimal.auto import Auto
 from remat_solvers.optimal.starts import METHODS
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.checkmate import Checkmate
-from remat_solvers.result import Limits, Progress, Status, Stopped
+from remat_solvers.result import Limits, Order, Progress, Status, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
@@ -104,11 +105,12 @@ def test_on_the_way_to_a_plan_no_worse_than_any_it_starts_from(name: str) -> Non
     assert result.time_ns is not None
     for method in METHODS:
         other = solve(problem, known.peak_bytes, solver=method, limits=Limits(1))
-        assert other.time_ns is None or result.time_ns <= other.time_ns
+        assert other.time_ns is None or result.time_ns <= other.time_ns + Auto.within * result.store_all_time_ns
     times = [report.time_ns for report in reports if report.time_ns is not None]
-    bounds = [report.bound_ns for report in reports if report.bound_ns is not None]
     assert times == sorted(times, reverse=True)
-    assert bounds == sorted(bounds)
+    for order in Order:
+        bounds = [report.bound_ns for report in reports if report.bound_ns is not None and report.order is order]
+        assert bounds == sorted(bounds)
     assert [report.seconds for report in reports] == sorted(report.seconds for report in reports)
     assert times[-1] <= result.time_ns
     assert result.bound_ns is not None

@@ -31,13 +31,14 @@ from remat_solvers.optimal.search import AVAILABLE, Search, SearchError
 from remat_solvers.optimal.standing import Evidence, Standing
 from remat_solvers.optimal.starts import MOVING, starts
 from remat_solvers.options import check_options
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Compute, Fetch, Offload, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence
 
 __all__ = ["Auto"]
 
+NO_SEARCH = "without the search: its C++ extension is not built"
 SLICE_S = 0.1  # of search, before the program is asked again
 SLICE_MOVES, SLICE_NODES = 50_000, 200  # of search and program, where work is limited
 TURNS_GIVEN = 100  # after which a faster plan in another order makes the program go over to any order
@@ -95,8 +96,13 @@ class Auto:
                         break
             except KeyboardInterrupt:
                 stopped = Stopped.INTERRUPT
-        outcome = standing.outcome(stopped)
-        return replace(outcome, certificate=_certificate(standing, outcome)) if self.certify else outcome
+        outcome = standing.outcome(stopped, "" if AVAILABLE else NO_SEARCH)
+        if not self.certify or stopped is Stopped.INTERRUPT:
+            return outcome
+        try:
+            return replace(outcome, certificate=_certificate(standing, outcome))
+        except KeyboardInterrupt:
+            return replace(outcome, stopped=Stopped.INTERRUPT)
 
     def _with_link(
         self, problem: Problem, budget_bytes: int, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -106,7 +112,8 @@ class Auto:
         alone = Limits(None if limits.seconds is None else ALONE_SHARE * limits.seconds, limits.work)
         plans = list(self.starts)
         try:
-            without = replace(self, certify=False).solve(
+            still = tuple(plan for plan in plans if not _moves(plan))
+            without = replace(self, certify=False, starts=still).solve(
                 replace(problem, link=None), budget_bytes, limits=alone, on_progress=None, seed=seed
             )
             standing.saw(without.smallest_peak_bytes)
@@ -115,9 +122,11 @@ class Auto:
                 plans.append(without.plan)
             if without.stopped is Stopped.INTERRUPT:
                 raise KeyboardInterrupt
-            for _, outcome in starts(problem, budget_bytes, standing.watch, seed, MOVING) if self.methods else ():
+            for name, outcome in starts(problem, budget_bytes, standing.watch, seed, MOVING) if self.methods else ():
                 standing.saw(outcome.smallest_peak_bytes)
-                plans += [] if outcome.plan is None else [outcome.plan]
+                if outcome.plan is not None:
+                    standing.offer(outcome.plan, name)
+                    plans.append(outcome.plan)
             bound_ns = solve_moving(
                 problem,
                 budget_bytes,
@@ -136,7 +145,12 @@ class Auto:
             stopped = Stopped.COMPLETE
         except KeyboardInterrupt:
             stopped = Stopped.INTERRUPT
-        return standing.outcome(stopped)
+        return standing.outcome(stopped, "" if AVAILABLE else NO_SEARCH)
+
+
+def _moves(plan: Plan) -> bool:
+    """Whether the plan needs a link."""
+    return any(isinstance(action, (Offload, Fetch)) for action in plan)
 
 
 def _certificate(standing: Standing, outcome: Outcome) -> Certificate | None:

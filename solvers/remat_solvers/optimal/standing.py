@@ -131,8 +131,8 @@ class Standing:
             return self.infeasible[Order.FREE]
         return answer.time_ns - self.bound_ns <= self.within_ns
 
-    def outcome(self, stopped: Stopped) -> Outcome:
-        """What can be claimed."""
+    def outcome(self, stopped: Stopped, note: str = "") -> Outcome:
+        """What can be claimed; `note` is for people."""
         answer = self.answer
         if answer is None:
             if self.infeasible[Order.FREE]:
@@ -146,6 +146,7 @@ class Standing:
         return Outcome(
             Status.OPTIMAL if answer.time_ns <= self.bound_ns else Status.FEASIBLE,
             plan=answer.plan,
+            reason=note,
             bound_ns=self.bound_ns,
             order=self.order,
             smallest_peak_bytes=self.smallest_peak_bytes,
@@ -162,5 +163,6 @@ class Standing:
                     None if best is None else best.peak_bytes,
                     self.bound_ns,
                     note,
+                    self.order,
                 )
             )
