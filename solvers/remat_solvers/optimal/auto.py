@@ -48,6 +48,7 @@ STUCK = 500  # moves per op that find nothing, after which every other slice goe
 FRESH = 2_500  # moves per op of one of these
 SELDOM = 4  # one slice in so many goes to the search that has found less
 PATIENCE = 2_000  # moves per op without a better plan, after which the search has nothing more to say
+FIRST_TURNS = 10  # of search alone, until there is a plan
 AT_ONCE = 2  # methods asked before anything else, so that there is a plan
 LAYERED_FREE_SHARE, LAYERED_SHARE = 0.1, 0.3  # of the time
 CERTIFY_S = 20.0  # for a certificate, beyond the limit
@@ -205,6 +206,10 @@ class _Work:
         methods = starts(problem, self.budget_bytes, self.watch, self.seed) if asked.methods else iter(())
         for _ in range(AT_ONCE):
             self._ask(methods)
+            yield
+        while self.standing.best is None and self.searching and self.turn < FIRST_TURNS:
+            self.turn += 1
+            self._search()
             yield
         layers = self._layers()
         left = True
