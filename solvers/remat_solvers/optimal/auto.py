@@ -49,7 +49,7 @@ FRESH = 2_500  # moves per op of one of these
 SELDOM = 4  # one slice in so many goes to the search that has found less
 PATIENCE = 2_000  # moves per op without a better plan, after which the search has nothing more to say
 FIRST_TURNS = 10  # of search alone, until there is a plan
-AT_ONCE = 2  # methods asked before anything else, so that there is a plan
+AT_ONCE = 2  # methods asked before the layers, so that there is a good plan
 LAYERED_FREE_SHARE, LAYERED_SHARE = 0.1, 0.3  # of the time
 CERTIFY_S = 20.0  # for a certificate, beyond the limit
 ALONE_SHARE = 0.3  # of the time, for a plan that only recomputes, where there is a link
@@ -203,13 +203,13 @@ class _Work:
         if asked.chains:
             self._chain()
             yield
-        methods = starts(problem, self.budget_bytes, self.watch, self.seed) if asked.methods else iter(())
-        for _ in range(AT_ONCE):
-            self._ask(methods)
-            yield
         while self.standing.best is None and self.searching and self.turn < FIRST_TURNS:
             self.turn += 1
             self._search()
+            yield
+        methods = starts(problem, self.budget_bytes, self.watch, self.seed) if asked.methods else iter(())
+        for _ in range(AT_ONCE):
+            self._ask(methods)
             yield
         layers = self._layers()
         left = True
@@ -323,8 +323,10 @@ class _Work:
 
     def _reordering_pays(self) -> bool:
         best, ordered = self.standing.best, self.standing.best_ordered
-        if best is None or ordered is None:
-            return best is not None
+        if best is None:
+            return self.turn % 2 == 0
+        if ordered is None:
+            return True
         saved_ns = ordered.time_ns - best.time_ns
         return saved_ns > max(self.standing.within_ns, WORTH * (best.time_ns - self.standing.once_ns))
 
