@@ -62,9 +62,11 @@ class SwapOnly:
         try:
             for method in (TFLMS(), Meng(), ModNN()):
                 share = Limits(None if limits.seconds is None else limits.seconds * OTHERS_SHARE)
-                plan = method.solve(problem, budget_bytes, limits=share, on_progress=None, seed=seed).plan
-                if plan is not None:
-                    others.append((simulate(problem, plan).time_ns, plan))
+                outcome = method.solve(problem, budget_bytes, limits=share, on_progress=None, seed=seed)
+                if outcome.plan is not None:
+                    others.append((simulate(problem, outcome.plan).time_ns, outcome.plan))
+                if outcome.stopped is Stopped.INTERRUPT:
+                    raise KeyboardInterrupt
             if search.greedy():
                 search.descend(self.tries)
         except KeyboardInterrupt:
