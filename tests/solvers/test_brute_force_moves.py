@@ -143,6 +143,18 @@ def test_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("order", ["given", "free"])
+def test_no_copy_takes_so_long_that_there_is_no_plan(order: str) -> None:
+    """Values of 1 TiB at a byte per second, above 2**63 ns together: f0, v0 leaves, b1, v0 comes back, b0."""
+    problem = poet_chain(2)
+    values = tuple(replace(v, bytes=2**40) for v in problem.values)
+    fixed = tuple(replace(op, recomputable=False) for op in problem.ops)
+    problem = replace(problem, ops=fixed, values=values, link=Link(1, 1))
+    result = solve(problem, 3 * 2**40, solver=BruteForce(order=order))  # type: ignore[arg-type]
+    assert result.status is Status.OPTIMAL
+    assert result.time_ns == 10 + 2**40 * 10**9 + 10 + 2**40 * 10**9 + 10
+
+
+@pytest.mark.parametrize("order", ["given", "free"])
 def test_it_stops_at_the_host_s_capacity(order: str) -> None:
     problem = poet_chain(2)
     assert problem.link is not None

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 from remat_solvers.clock import Stopwatch
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
-from remat_solvers.problem import MAX_INT, Problem
+from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force_search import OrderOption, Search, bits, members
 from remat_solvers.simulate import copy_ns
 
@@ -68,7 +69,7 @@ def best_moving_plan(
     below_ns: only plans that are faster are looked for, which leaves most states out where a good plan is known.
     """
     moving = _Moving(problem, budget_bytes, order, watch, tangents_first=tangents_first)
-    return moving.fastest(MAX_INT if below_ns is None else below_ns - sum(moving.time))
+    return moving.fastest(inf if below_ns is None else below_ns - sum(moving.time))  # copies may take 2**63 ns and more
 
 
 class _Moving(Search):
@@ -91,7 +92,7 @@ class _Moving(Search):
         self.host_room = link.host_bytes
         self.movable = bits(v for v, size in enumerate(self.size) if size and problem.producer[v] >= 0)
 
-    def fastest(self, below_ns: int) -> Plan | None:
+    def fastest(self, below_ns: float) -> Plan | None:
         """Dijkstra on waits and repeated runs, of less than `below_ns` together."""
         if self.room < 0:
             return None
