@@ -26,6 +26,7 @@ from remat_solvers.json_files import (
     check_keys,
     convert,
     dump,
+    duration,
     list_of,
     parse,
     plain,
@@ -315,8 +316,8 @@ def _plan_file(document: dict[str, Any]) -> PlanFile:
         solver=convert("solver", document["solver"], str),
         status=STATUSES[status],
         peak_bytes=size("peak_bytes", document["peak_bytes"]),
-        time_ns=size("time_ns", document["time_ns"]),
-        bound_ns=None if bound_ns is None else size("bound_ns", bound_ns),
+        time_ns=duration("time_ns", document["time_ns"]),
+        bound_ns=None if bound_ns is None else duration("bound_ns", bound_ns),
         plan=_actions("actions", document["actions"]),
     )
 

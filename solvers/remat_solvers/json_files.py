@@ -118,6 +118,13 @@ def size(place: str, number: Any) -> int:
     return number
 
 
+def duration(place: str, number: Any) -> int:
+    """The time of a plan in ns. Copies over a slow link may take 2**63 and more."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise FormatError(place, f"must be an integer from 0 on, not {shorten(number)}")
+    return number
+
+
 def shorten(item: Any) -> str:
     """`item` for an error message, cut to a readable length."""
     text = ascii(item)
