@@ -173,7 +173,7 @@ class Relaxation:
             return value < len(self.problem.values) and self.problem.producer[value] >= 0 and moment <= self.last
         op, first, last = indices
         stages = first == last <= self.last or (first, last) in self._intervals
-        return op < len(self.problem.ops) and stages
+        return 0 <= op < len(self.problem.ops) and stages  # -1 stands for what makes constants
 
     @cached_property
     def _intervals(self) -> frozenset[tuple[int, int]]:
