@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import threading
@@ -23,7 +24,7 @@ import remat
 from remat.capture.exported import Exported
 from remat.execute.offload import tiers
 from remat.execute.offload.threads import ThreadTransfers
-from remat.execute.offload.tiers import Bytes, DiskTier, HostTier, Slab, Tier
+from remat.execute.offload.tiers import BLOCK_BYTES, CHUNK_BYTES, Bytes, DiskTier, HostTier, Slab, Tier
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
 from remat_solvers.generate import random_plan
@@ -164,9 +165,70 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize("call", ["pwrite", "preadv", "fdatasync", "posix_fallocate"])
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without direct access."""
+    monkeypatch.setattr(tiers, "_go_direct", lambda fd: False)
+
+
+@TIERS
+def test_values_of_any_size_lie_side_by_side(tier: Tier) -> None:
+    """Whether or not they fill blocks, or cross their bounds, neighbours leave each other alone."""
+    random = Random(0)
+    near = [BLOCK_BYTES, 3 * BLOCK_BYTES, CHUNK_BYTES]
+    sizes = [max(0, random.choice(near) + random.choice([-1, 0, 1])) for _ in range(12)] + [0, 1, 5, BLOCK_BYTES // 2]
+    random.shuffle(sizes)
+    places = [sum(sizes[:k]) for k in range(len(sizes))]
+    values = [np.frombuffer(random.randbytes(size), np.uint8) for size in sizes]
+    slab = tier.slab(sum(sizes))
+    for _ in range(2):
+        for k in random.sample(range(len(sizes)), len(sizes)):
+            slab.write(places[k], values[k])
+    for place, value in zip(places, values, strict=True):
+        back = np.empty_like(value)
+        slab.read(place, back)
+        assert (back == value).all()
+
+
+@pytest.mark.parametrize("refused", ["fcntl", "pwrite"])
+def test_a_file_system_without_direct_access(
+    refused: str, offloading: Offloading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses the flag, or the first block; what is written through the cache is synced."""
+    exported, plan, model, x = offloading
+    module = fcntl if refused == "fcntl" else os
+    real, sync, synced = getattr(module, refused), os.fdatasync, []
+
+    def refuse_direct(fd: int, *args: Any) -> Any:
+        if real_fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT or (module is fcntl and args[1:] and args[1] & os.O_DIRECT):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, *args)
+
+    real_fcntl = fcntl.fcntl
+    monkeypatch.setattr(module, refused, refuse_direct)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(sync(fd)))
+    assert same(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
+    assert synced
+
+
 @pytest.mark.parametrize("number", [0, 2, 5])
-def test_every_io_call_may_fail(
+@pytest.mark.parametrize("call", ["pwrite", "preadv", "posix_fallocate"])
+def test_every_direct_io_call_may_fail(
+    call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_that_a_fault_is_told(call, number, offloading, tmp_path, monkeypatch)
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("number", [0, 2, 5])
+@pytest.mark.parametrize("call", ["pwrite", "preadv", "fdatasync"])
+def test_every_cached_io_call_may_fail(
+    call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_that_a_fault_is_told(call, number, offloading, tmp_path, monkeypatch)
+
+
+def check_that_a_fault_is_told(
     call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step fails with the tier and the bytes, its file goes, and the next step is right."""
@@ -218,10 +280,17 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     return made
 
 
+def overwrite(fd: int, place: int) -> None:
+    """Put some zeros into a file, past the block size that direct access asks for."""
+    again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
+    os.pwrite(again, bytes(8), place)
+    os.close(again)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda fd: os.pwrite(fd, bytes(8), 2**20 + 4096), "is not what was written"),
+        (lambda fd: overwrite(fd, 2**20 + 4096), "is not what was written"),
         (lambda fd: os.ftruncate(fd, 2**20 + 10), "the scratch file ends after"),
         (lambda fd: os.ftruncate(fd, 0), "the scratch file ends after 0 bytes"),
     ],
@@ -240,11 +309,17 @@ def test_a_damaged_file_is_noticed(
     assert same(gradients(net, x), gradients(model, x))
 
 
-def test_partial_writes_and_reads_are_continued(offloading: Offloading, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("size_bytes", "file_system"), [(73 * BLOCK_BYTES, None), (300_000, "cached")])
+def test_partial_writes_and_reads_are_continued(
+    size_bytes: int, file_system: str | None, offloading: Offloading, request: pytest.FixtureRequest
+) -> None:
     exported, plan, model, x = offloading
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    if file_system is not None:
+        request.getfixturevalue(file_system)
     write, read = os.pwrite, os.preadv
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: write(fd, data[:300_000], place))
-    monkeypatch.setattr(os, "preadv", lambda fd, views, place: read(fd, [views[0][:300_000]], place))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: write(fd, data[:size_bytes], place))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, place: read(fd, [views[0][:size_bytes]], place))
     assert same(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
 
 

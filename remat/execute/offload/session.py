@@ -15,11 +15,13 @@ import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
+from math import ceil
 from threading import Lock
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from remat.execute.offload.storage import Content
+from remat.execute.offload.tiers import BLOCK_BYTES
 
 __all__ = ["Pool", "Session", "Transfers", "arrive", "fetch", "offload", "places_of", "settle"]
 
@@ -98,12 +100,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def places_of(size_bytes: Mapping[int, int]) -> tuple[dict[int, int], int]:
-    """Per value its first byte in a slab, and the slab's size."""
+    """Per value its first byte in a slab, where a block begins, and the slab's size."""
     places: dict[int, int] = {}
     end = 0
     for value, size in size_bytes.items():
         places[value] = end
-        end += size
+        end += ceil(size / BLOCK_BYTES) * BLOCK_BYTES
     return places, end
 
 

@@ -6,6 +6,8 @@ worker threads, and release the interpreter while they move bytes.
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import tempfile
 import zlib
@@ -18,9 +20,12 @@ from numpy.typing import NDArray
 
 from remat_solvers.errors import OffloadError
 
-__all__ = ["Bytes", "DiskTier", "HostTier", "Slab", "Tier"]
+__all__ = ["BLOCK_BYTES", "CHUNK_BYTES", "Bytes", "DiskTier", "HostTier", "Slab", "Tier"]
 
 Bytes = NDArray[np.uint8]
+
+BLOCK_BYTES = 2**12  # a multiple of what disks write at once
+CHUNK_BYTES = 2**21
 
 
 class Slab(ABC):
@@ -73,9 +78,10 @@ class DiskTier(Tier):
     """Files in `folder` (None: where the system keeps temporary files).
 
     A file has no name (or loses it at once), so nothing is left behind however the process ends. Its room is taken
-    when it is made, so that a full disk is found before the step and not in its middle. What is written is synced and
-    dropped from the page cache: the bytes are on the disk, not in memory under another name. Every value is read back
-    whole and with the checksum (CRC-32) that it was written with.
+    when it is made, so that a full disk is found before the step and not in its middle. Bytes go past the system's page
+    cache (O_DIRECT), which would keep a core busy that compute needs. A file system that cannot do that writes through
+    the cache, and drops what it has synced: the bytes are on the disk, not in memory under another name. Every value is
+    read back whole and with the checksum (CRC-32) that it was written with.
     """
 
     folder: Path | None = None
@@ -105,43 +111,92 @@ class DiskTier(Tier):
 
 
 class _DiskSlab(Slab):
+    """A file of whole blocks; what a value has before its first and after its last one stays in memory.
+
+    Direct access wants aligned memory, which torch's is not: bytes pass through a chunk per direction, one thread each.
+    """
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._direct = _go_direct(fd)
+        self._outgoing, self._incoming = (np.frombuffer(mmap.mmap(-1, CHUNK_BYTES), np.uint8) for _ in range(2))
+        self._edges: dict[int, tuple[Bytes, Bytes]] = {}
         self._checksums: dict[int, int] = {}
 
     def write(self, place: int, source: Bytes) -> None:
-        view, done = source.data, 0
-        if not len(view):
+        if not len(source):
             return  # its place is also the next value's
         self._checksums.pop(place, None)
+        done, end = _whole_blocks(place, len(source))
+        self._edges[place] = source[:done].copy(), source[end:].copy()
+        begin, checksum = done, zlib.crc32(source[:done].data)
         try:
-            while done < len(view):
-                count = os.pwrite(self.fd, view[done:], place + done)
+            while done < end:
+                chunk = self._outgoing[: end - done]
+                np.copyto(chunk, source[done : done + len(chunk)])
+                count = _blocks(os.pwrite(self.fd, chunk.data, place + done))
                 if count == 0:
                     raise OSError("the disk takes no more")
+                checksum = zlib.crc32(chunk[:count].data, checksum)
                 done += count
-            _to_disk(self.fd, place, len(view))
+            if not self._direct:
+                _to_disk(self.fd, place + begin, end - begin)
         except OSError as error:
-            raise OffloadError("disk", len(view), f"writing failed after {done} bytes: {_why(error)}") from error
-        self._checksums[place] = zlib.crc32(view)
+            raise OffloadError("disk", len(source), f"writing failed after {done} bytes: {_why(error)}") from error
+        self._checksums[place] = zlib.crc32(source[end:].data, checksum)
 
     def read(self, place: int, into: Bytes) -> None:
-        view, done = into.data, 0
-        if not len(view):
+        if not len(into):
             return
+        done, end = _whole_blocks(place, len(into))
+        if place in self._edges:
+            into[:done], into[end:] = self._edges[place]
+        checksum = zlib.crc32(into[:done].data)
         try:
-            while done < len(view):
-                count = os.preadv(self.fd, [view[done:]], place + done)
+            while done < end:
+                chunk = self._incoming[: end - done]
+                count = _blocks(os.preadv(self.fd, [chunk.data], place + done))
                 if count == 0:
-                    raise OffloadError("disk", len(view), f"the scratch file ends after {done} bytes")
+                    raise OffloadError("disk", len(into), f"the scratch file ends after {done} bytes")
+                np.copyto(into[done : done + count], chunk[:count])
+                checksum = zlib.crc32(chunk[:count].data, checksum)
                 done += count
         except OSError as error:
-            raise OffloadError("disk", len(view), f"reading failed after {done} bytes: {_why(error)}") from error
-        if zlib.crc32(view) != self._checksums.get(place):
-            raise OffloadError("disk", len(view), "what was read back is not what was written (checksums differ)")
+            raise OffloadError("disk", len(into), f"reading failed after {done} bytes: {_why(error)}") from error
+        if zlib.crc32(into[end:].data, checksum) != self._checksums.get(place):
+            raise OffloadError("disk", len(into), "what was read back is not what was written (checksums differ)")
 
     def __del__(self) -> None:
         os.close(self.fd)
+
+
+def _go_direct(fd: int) -> bool:
+    """Whether the file takes direct access from now on. Some file systems say so and then refuse the first block."""
+    if not hasattr(os, "O_DIRECT"):
+        return False
+    import fcntl  # not everywhere
+
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        os.pwrite(fd, mmap.mmap(-1, BLOCK_BYTES), 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        return False
+    return True
+
+
+def _whole_blocks(place: int, size_bytes: int) -> tuple[int, int]:
+    """Where, of `size_bytes` at byte `place` of a file, the whole blocks begin and end."""
+    begin = min(-place % BLOCK_BYTES, size_bytes)
+    return begin, begin + _blocks(size_bytes - begin)
+
+
+def _blocks(size_bytes: int) -> int:
+    """The bytes of the whole blocks in `size_bytes`."""
+    return size_bytes // BLOCK_BYTES * BLOCK_BYTES
 
 
 def _reserve(fd: int, size_bytes: int) -> None:
