@@ -26,6 +26,10 @@ class Stopwatch:
         """Seconds left, not below 0; None: no limit."""
         return None if self._limit is None else max(0.0, self._limit - self.seconds)
 
+    def share(self, part: float) -> Limits:
+        """For one step of several: that part of the time left."""
+        return Limits(self.remaining).share(part)
+
     @property
     def expired(self) -> bool:
         """Whether the limit is reached."""

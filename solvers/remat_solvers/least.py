@@ -28,8 +28,7 @@ def least(
     """
     watch = Stopwatch(limits)
     if isinstance(method, Auto):
-        share = Limits(None if limits.seconds is None else PEAK_SHARE * limits.seconds)
-        found = smallest(problem, limits=share, on_progress=on_progress, seed=seed)
+        found = smallest(problem, limits=limits.share(PEAK_SHARE), on_progress=on_progress, seed=seed)
         if found.stopped is Stopped.INTERRUPT:
             return found.peak_bytes, found.outcome
         started = replace(method, starts=(*method.starts, found.plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -80,6 +80,10 @@ class Limits:
 
     seconds: float | None = 60.0  # wall-clock limit; None: until the method ends
     work: int | None = None  # slices of `auto`, the same on every machine (others do not count); None: no limit
+
+    def share(self, part: float) -> Limits:
+        """For one step of several: that part of the seconds, and as much work."""
+        return replace(self, seconds=None if self.seconds is None else part * self.seconds)
 
 
 @dataclass(frozen=True, slots=True)

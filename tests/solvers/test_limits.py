@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from remat_solvers.clock import Stopwatch
 from remat_solvers.codec import load_problem
 from remat_solvers.recompute import checkmate, rockmate
 from remat_solvers.result import Limits, Stopped
@@ -32,3 +33,18 @@ def test_a_share_that_struck_is_told_and_not_taken_for_the_limit(
     assert told in result.reason
     assert result.seconds < 100
     assert result.stopped is Stopped.COMPLETE
+
+
+def test_a_share_is_of_the_seconds_and_without_a_limit_there_is_none() -> None:
+    assert Limits(seconds=60.0).share(0.25) == Limits(seconds=15.0)
+    assert Limits(seconds=None, work=7).share(0.25) == Limits(seconds=None, work=7)
+
+
+def test_a_share_of_a_stopwatch_is_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((100.0, 106.0, 111.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    watch = Stopwatch(Limits(seconds=10.0))
+    assert watch.share(0.5) == Limits(seconds=2.0)
+    assert watch.share(0.5) == Limits(seconds=0.0)
+    monkeypatch.undo()
+    assert Stopwatch(Limits(seconds=None)).share(0.5) == Limits(seconds=None)

@@ -6,7 +6,7 @@
     search.py      local search over op sequences, on this core
     bounding.py    the lazy coarse-stage program (lazy.py), on the other core
     standing.py    the best plans and bounds, and what they prove
-    moving.py      all of this where there is a link to the host
+    with_link.py   all of this where there is a link to the host
 
 Each hears of what the others find: a plan of the search cuts the program's tree off, a point of the program is where
 the search goes on. The end is reached when the plan is within `within` of the bound, when nothing is left to try, or at
@@ -21,24 +21,24 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from remat_solvers.clock import Stopwatch
-from remat_solvers.optimal.bounding import Bounder, Bounding, Question
+from remat_solvers.optimal.bounding import Bounder, Bounding
 from remat_solvers.optimal.certificate_tree import certify_tree
 from remat_solvers.optimal.chains import solve_chain
 from remat_solvers.optimal.layered import layered_steps
 from remat_solvers.optimal.lazy import Step
-from remat_solvers.optimal.moving import solve_moving
-from remat_solvers.optimal.search import AVAILABLE, Search, SearchError
+from remat_solvers.optimal.loop import Question
+from remat_solvers.optimal.search import AVAILABLE, NO_SEARCH, Search, SearchError
 from remat_solvers.optimal.standing import Evidence, Standing
-from remat_solvers.optimal.starts import MOVING, starts
+from remat_solvers.optimal.starts import starts
+from remat_solvers.optimal.with_link import solve_with_link
 from remat_solvers.options import check_options
-from remat_solvers.plan import Compute, Fetch, Offload, Plan
+from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence
 
 __all__ = ["Auto"]
 
-NO_SEARCH = "without the search: its C++ extension is not built"
 SLICE_S = 0.1  # of search, before the program is asked again
 SLICE_MOVES, SLICE_NODES = 50_000, 200  # of search and program, where work is limited
 TURNS_GIVEN = 100  # after which a faster plan in another order makes the program go over to any order
@@ -52,7 +52,6 @@ FIRST_TURNS = 10  # of search alone, until there is a plan
 AT_ONCE = 2  # methods asked before the layers, so that there is a good plan
 LAYERED_FREE_SHARE, LAYERED_SHARE = 0.1, 0.3  # of the time
 CERTIFY_S = 20.0  # for a certificate, beyond the limit
-ALONE_SHARE = 0.3  # of the time, for a plan that only recomputes, where there is a link
 POLL_S = 0.5  # of the program, where it is in this process or nothing else is at work
 SMALL_OPS = 60  # up to so many, the program runs in this process, which spares .5 s, and needs no help
 
@@ -84,7 +83,7 @@ class Auto:
     ) -> Outcome:
         """Anytime: the best plan and bound when the limit or Ctrl-C comes. See `registry.Solver`."""
         if problem.link is not None:
-            return self._with_link(problem, budget_bytes, limits, on_progress, seed)
+            return solve_with_link(self, problem, budget_bytes, limits=limits, on_progress=on_progress, seed=seed)
         standing = Standing(problem, budget_bytes, self.within, Stopwatch(limits), on_progress)
         stopped = Stopped.COMPLETE
         with closing(_Work(self, standing, seed, by_work=limits.work is not None)) as work:
@@ -104,54 +103,6 @@ class Auto:
             return replace(outcome, certificate=_certificate(standing, outcome))
         except KeyboardInterrupt:
             return replace(outcome, stopped=Stopped.INTERRUPT)
-
-    def _with_link(
-        self, problem: Problem, budget_bytes: int, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """What recomputes only is where the search for what moves, too, begins."""
-        standing = Standing(problem, budget_bytes, self.within, Stopwatch(limits), on_progress)
-        alone = Limits(None if limits.seconds is None else ALONE_SHARE * limits.seconds, limits.work)
-        plans = list(self.starts)
-        try:
-            still = tuple(plan for plan in plans if not _moves(plan))
-            without = replace(self, certify=False, starts=still).solve(
-                replace(problem, link=None), budget_bytes, limits=alone, on_progress=None, seed=seed
-            )
-            standing.saw(without.smallest_peak_bytes)
-            if without.plan is not None:
-                standing.offer(without.plan, "recompute only")
-                plans.append(without.plan)
-            if without.stopped is Stopped.INTERRUPT:
-                raise KeyboardInterrupt
-            for name, outcome in starts(problem, budget_bytes, standing.watch, seed, MOVING) if self.methods else ():
-                standing.saw(outcome.smallest_peak_bytes)
-                if outcome.plan is not None:
-                    standing.offer(outcome.plan, name)
-                    plans.append(outcome.plan)
-            bound_ns = solve_moving(
-                problem,
-                budget_bytes,
-                watch=standing.watch,
-                seed=seed,
-                offer=standing.offer,
-                prove=lambda bound_ns, note: standing.prove(bound_ns, Order.GIVEN, note),
-                starts=plans,
-                within_ns=standing.within_ns,
-                work=limits.work,
-            )
-            if bound_ns is None:
-                standing.prove_infeasible(Order.GIVEN)
-            stopped = Stopped.TIME if standing.watch.expired else Stopped.COMPLETE
-        except SearchError:  # no extension, or sizes beyond its arithmetic: what there is so far
-            stopped = Stopped.COMPLETE
-        except KeyboardInterrupt:
-            stopped = Stopped.INTERRUPT
-        return standing.outcome(stopped, "" if AVAILABLE else NO_SEARCH)
-
-
-def _moves(plan: Plan) -> bool:
-    """Whether the plan needs a link."""
-    return any(isinstance(action, (Offload, Fetch)) for action in plan)
 
 
 def _certificate(standing: Standing, outcome: Outcome) -> Certificate | None:
@@ -227,7 +178,7 @@ class _Work:
             for order in {"any": (Order.FREE, Order.GIVEN), "free": (Order.FREE,), "given": (Order.GIVEN,)}[
                 asked.order
             ]:
-                watch = self._share(LAYERED_SHARE)
+                watch = Stopwatch(self.watch.share(LAYERED_SHARE))
                 for step in layered_steps(self.problem, self.budget_bytes, watch=watch, order=order):
                     self._take(step, order, "layers")
                     yield True
@@ -280,9 +231,6 @@ class _Work:
 
     def _left(self, seconds: float) -> float:
         return seconds if self.watch.remaining is None else min(seconds, self.watch.remaining)
-
-    def _share(self, part: float) -> Stopwatch:
-        return Stopwatch(Limits(None if self.watch.remaining is None else part * self.watch.remaining))
 
     def _chain(self) -> None:
         answer = solve_chain(self.problem, self.budget_bytes)

@@ -42,10 +42,11 @@ try:
 except ImportError:  # installed where there was no compiler
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "Flat", "Found", "Search", "SearchError", "flat"]
+__all__ = ["AVAILABLE", "NO_SEARCH", "Flat", "Found", "Search", "SearchError", "flat"]
 
 Flat: TypeAlias = tuple[int, int, list[list[int]], list[list[int]], *tuple[list[int], ...]]
 
+NO_SEARCH = "without the search: its C++ extension is not built"
 SLICE_MOVES = 1 << 20
 SLICE_SECONDS = 0.05  # how long a Ctrl-C or a stop may wait
 FOREVER = float("inf")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from remat_solvers.clock import Stopwatch
 from remat_solvers.problem import Problem
 from remat_solvers.registry import create, entry
-from remat_solvers.result import Limits, Outcome, Stopped
+from remat_solvers.result import Outcome, Stopped
 
 __all__ = ["METHODS", "MOVING", "starts"]
 
@@ -40,7 +40,7 @@ def starts(
             return
         if entry(name).needs_backward and not problem.backward_ops:
             continue
-        limits = Limits(None if watch.remaining is None else SHARE * watch.remaining)
+        limits = watch.share(SHARE)
         outcome = create(name).solve(problem, budget_bytes, limits=limits, on_progress=None, seed=seed)
         yield name, outcome
         if outcome.stopped is Stopped.INTERRUPT:

@@ -186,7 +186,7 @@ class _Search:
             backend=options.backend,
             swap_time=options.swap_time,
             tries=options.swap_tries if options.swap_time == "overlapped" else 0,
-            watch=Stopwatch(Limits(None if remaining is None else JOINT_SHARE * remaining)),
+            watch=Stopwatch(self.watch.share(JOINT_SHARE)),
             seed=seed,
             offer=self._offer_plan,
         )

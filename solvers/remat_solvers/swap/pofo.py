@@ -90,8 +90,7 @@ class POFO:
 
     def _without_moves(self, attempts: Attempts) -> None:
         """Rotor's own plan."""
-        remaining = attempts.watch.remaining
-        share = Limits(None if remaining is None else remaining * ROTOR_SHARE)
+        share = attempts.watch.share(ROTOR_SHARE)
         rotor = Rotor(stages=self.stages, cuts=self.cuts)
         outcome = rotor.solve(attempts.problem, attempts.budget_bytes, limits=share, on_progress=None, seed=0)
         if outcome.plan is not None:

@@ -61,7 +61,7 @@ class SwapOnly:
         others: list[tuple[int, Plan]] = []
         try:
             for method in (TFLMS(), Meng(), ModNN()):
-                share = Limits(None if limits.seconds is None else limits.seconds * OTHERS_SHARE)
+                share = limits.share(OTHERS_SHARE)
                 outcome = method.solve(problem, budget_bytes, limits=share, on_progress=None, seed=seed)
                 if outcome.plan is not None:
                     others.append((simulate(problem, outcome.plan).time_ns, outcome.plan))
