@@ -24,6 +24,7 @@ from remat_solvers.result import Limits, Order, Progress, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+from remat_solvers.sweeping import sweep
 from remat_solvers.units import format_bytes
 from remat_solvers.validate import validate
 
@@ -212,6 +213,16 @@ def test_the_budget_min_where_nothing_can_be_saved() -> None:
     problem = Problem("one op", (Op("only", "forward", (), (0,), 1, 5),), (Value("v", 3, "activation"),), (0,))
     result = solve(problem, "min")
     assert (result.status, result.budget_bytes, result.gap) == (Status.OPTIMAL, 8, 0)
+
+
+def test_sizes_beyond_the_arithmetic_of_the_search() -> None:
+    """All values together are 2**63 bytes and more, those of a moment are not: other methods answer."""
+    values = tuple(Value(f"v{i}", 2**61, "activation") for i in range(5))
+    ops = tuple(Op(f"op{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(5))
+    problem = Problem("large", ops, values, (4,))
+    result = solve(problem, "min", limits=Limits(1))
+    assert result.budget_bytes == result.peak_bytes == 2**62
+    assert [point.peak_bytes for point in sweep(problem, points=2, limits=Limits(2)).points] == [2**62]
 
 
 def test_the_floor_is_told_where_a_budget_is_below_it() -> None:

@@ -13,6 +13,7 @@ makes the plan of that peak faster.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from remat_solvers.bounds import peak_bound
 from remat_solvers.clock import Stopwatch
 from remat_solvers.optimal.certificate import certify_floor
 from remat_solvers.optimal.forcing import Forcing, forcing
-from remat_solvers.optimal.search import AVAILABLE, Search
+from remat_solvers.optimal.search import Search, SearchError
 from remat_solvers.optimal.starts import METHODS
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
@@ -134,7 +135,7 @@ class _Work:
     def turns(self) -> Iterator[None]:
         """Work in turns short enough to look at the clock between them."""
         yield from self._starts()
-        if AVAILABLE:
+        with contextlib.suppress(SearchError):  # no extension, or sizes beyond its arithmetic: what the methods found
             yield from self._smaller()
             yield from self._faster()
 
