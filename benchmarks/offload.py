@@ -3,6 +3,7 @@
     scripts/bench offload                  both tiers, 5 alternating steps each after two to warm up
     scripts/bench offload --share 0.25     another budget, as a share of the store-all peak
     scripts/bench offload --solver NAME    another method than swap-only
+    scripts/bench offload --tier disk      one of them
 
 Costs and links are measured afresh. Overlap is the part of the copies' time that compute does not wait for. Planned:
 1 - waits / copies in the replay. Measured: 1 - time the computing thread waited for copies / time the worker threads
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--solver", default="swap-only")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--tier", choices=["host", "disk"], action="append")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="remat-bench-") as folder:
         os.environ["REMAT_CACHE_DIR"] = folder
@@ -124,7 +126,8 @@ def compare_tiers(asked: argparse.Namespace) -> bool:
         "planned",
     )
     table = Table(*columns, box=None)
-    rows = [row(exported, model, batch, tier, asked) for tier in (HostTier(), DiskTier(asked.scratch))]
+    tiers = [tier for tier in (HostTier(), DiskTier(asked.scratch)) if tier.name in (asked.tier or [tier.name])]
+    rows = [row(exported, model, batch, tier, asked) for tier in tiers]
     for cells, _ in rows:
         table.add_row(*cells)
     Console(width=160).print(table)
