@@ -25,9 +25,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import boundary_of
+from remat_solvers.swap.device import Device
 from remat_solvers.swap.traffic import Overflow, Traffic, frees_of
 from remat_solvers.swap.trips import Absence
 
@@ -92,7 +93,7 @@ def least_bytes(problem: Problem, sequence: Sequence[int], movable: set[int]) ->
     return least
 
 
-class Paging:
+class Paging(Device):
     """One run. `movable`: values that may leave, each made once in the sequence (`movable_values`)."""
 
     def __init__(
@@ -105,46 +106,33 @@ class Paging:
         eager: Collection[int] = (),
         prefetch: Mapping[int, int] | None = None,
     ) -> None:
-        problem = traffic.problem
-        assert problem.link is not None
-        self.traffic = traffic
-        self.size = traffic.size
+        super().__init__(traffic, budget_bytes)
         self.movable = set(movable)
-        self.budget_bytes = budget_bytes
         self.victims = victims
         self.eager = eager
         self.prefetch = prefetch or {}
-        self.boundary = boundary_of(problem, traffic.sequence)
-        self.needs = needs_of(problem, traffic.sequence)
+        self.boundary = boundary_of(self.problem, traffic.sequence)
+        self.needs = needs_of(self.problem, traffic.sequence)
         self.uses = _uses(self.needs, self.movable)
-        self.host_left = problem.link.host_bytes
         self.here: set[int] = set()  # movable values on the device
-        self.host: set[int] = set()  # values with a copy there, complete or under way
         self.waiting: dict[int, int] = {}  # eager copies whose value has not left yet -> their end
         self.order: list[tuple[int, int]] = []  # heap of (rank, value); stale where the rank has changed since
         self.rank: dict[int, int] = {}
         self.first: dict[int, int] = {}  # access
         self.last: dict[int, int] = {}
-        self.copied: dict[int, int] = {}
-        self.arrival: dict[int, int] = {}
-        self.now = self.to_host_free = self.to_device_free = 0
-        self.held = problem.constant_bytes + problem.reserve_bytes
-        self.actions: list[Action] = []
         self.absences: list[Absence] = []
 
     def run(self) -> Paged | Overflow:
         """The plan, or the first op that does not fit."""
-        traffic, ops = self.traffic, self.traffic.problem.ops
+        traffic = self.traffic
         for position, op in enumerate(traffic.sequence):
             excess = self._admit(position, self.fresh_bytes(position))
             if excess > 0:
                 return Overflow(position, excess)
-            self.actions.append(Compute(op))
-            self.now = max([self.now, *(self.arrival.get(v, 0) for v in ops[op].inputs)]) + self.time_ns(position)
-            self.held += traffic.stays[position]
-            self._made(position, ops[op].outputs)
+            self.compute(position, self.time_ns(position))
+            self._made(position, self.problem.ops[op].outputs)
             for value in traffic.frees[position]:
-                self._free(value)
+                self.free(value)
             self._let_go(position)
         excess = self._admit(len(traffic.sequence), 0)
         return (
@@ -157,7 +145,7 @@ class Paging:
 
     def time_ns(self, position: int) -> int:
         """How long the op at `position` takes, everything it needs being there."""
-        return self.traffic.problem.ops[self.traffic.sequence[position]].time_ns
+        return self.problem.ops[self.traffic.sequence[position]].time_ns
 
     def _admit(self, position: int, fresh_bytes: int) -> int:
         """Bring in what the op needs and make room; the bytes that are too many even so."""
@@ -170,7 +158,7 @@ class Paging:
                 return self.held + room - self.budget_bytes
             self._evict(victim, position)
         for value in missing:
-            self._fetch(value)
+            self.fetch(value)
         for value in needs:
             self._touch(value, position)
         self._fetch_ahead(position, fresh_bytes)
@@ -181,7 +169,7 @@ class Paging:
         if value is None or value not in self.host or value in self.here:
             return
         if self.held + fresh_bytes + self.size[value] <= self.budget_bytes:
-            self._fetch(value)
+            self.fetch(value)
             self._touch(value, position)
 
     def _victim(self, locked: Collection[int]) -> int | None:
@@ -193,7 +181,7 @@ class Paging:
             rank, value = entry
             if value in self.here and self.rank[value] == rank:
                 passed.append(entry)
-                if value not in locked and self._host_has_room(value):
+                if value not in locked and self.host_has_room(value):
                     victim = value
         for entry in passed:
             heapq.heappush(self.order, entry)
@@ -207,9 +195,6 @@ class Paging:
             self.rank[value] = ranks[self.victims]
             heapq.heappush(self.order, (self.rank[value], value))
 
-    def _host_has_room(self, value: int) -> bool:
-        return value in self.host or self.host_left is None or self.size[value] <= self.host_left
-
     def _next_use(self, value: int, position: int) -> int:
         """The first use at `position` or later; the sequence's length where there is none."""
         uses = self.uses[value]
@@ -218,33 +203,23 @@ class Paging:
 
     def _evict(self, value: int, position: int) -> None:
         self._copy(value)
-        self.waiting.pop(value, None)
         self.absences.append(Absence(value, self.last[value], self._next_use(value, position)))
-        self._free(value)
+        self.free(value)
 
     def _copy(self, value: int) -> None:
-        if value in self.host:
-            return
-        self.host.add(value)
-        if self.host_left is not None:
-            self.host_left -= self.size[value]
-        self.actions.append(Offload(value))
-        start = max(self.now, self.to_host_free, self.arrival.get(value, 0))
-        self.to_host_free = self.copied[value] = start + self.traffic.out_ns[value]
+        if value not in self.host:
+            self.offload(value)
 
-    def _free(self, value: int) -> None:
-        self.actions.append(Free(value))
-        self.now = max(self.now, self.copied.get(value, 0), self.arrival.get(value, 0))
+    def free(self, value: int) -> None:
+        """It is not here any more."""
+        super().free(value)
         self.here.discard(value)
         self.waiting.pop(value, None)
-        self.held -= self.size[value]
 
-    def _fetch(self, value: int) -> None:
-        self.actions.append(Fetch(value))
-        self.to_device_free = max(self.now, self.to_device_free) + self.traffic.back_ns[value]
-        self.arrival[value] = self.to_device_free
+    def fetch(self, value: int) -> None:
+        """It is here again."""
+        super().fetch(value)
         self.here.add(value)
-        self.held += self.size[value]
 
     def _made(self, position: int, outputs: Iterable[int]) -> None:
         for value in outputs:
@@ -252,7 +227,7 @@ class Paging:
                 self.here.add(value)
                 self.first[value] = position
                 self._touch(value, position)
-                if value in self.eager and self._host_has_room(value):
+                if value in self.eager and self.host_has_room(value):
                     self._copy(value)
                     self.waiting[value] = self.copied[value]
 

@@ -20,10 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.result import Stopped
+from remat_solvers.swap.device import Device
 from remat_solvers.swap.traffic import Traffic
 from remat_solvers.swap.trips import Absence
 
@@ -50,12 +51,12 @@ class Rewriting:
 
     def plan(self, swaps: Sequence[Swap], budget_bytes: int) -> Plan | None:
         """The plan of the execution; None where an op finds no memory."""
-        return _Execution(self.problem, self.traffic, swaps, budget_bytes).run()
+        return _Execution(self.traffic, swaps, budget_bytes).run()
 
 
-class _Execution:
-    def __init__(self, problem: Problem, traffic: Traffic, swaps: Sequence[Swap], budget_bytes: int) -> None:
-        self.problem, self.traffic, self.budget_bytes = problem, traffic, budget_bytes
+class _Execution(Device):
+    def __init__(self, traffic: Traffic, swaps: Sequence[Swap], budget_bytes: int) -> None:
+        super().__init__(traffic, budget_bytes)
         self.due = sorted(swaps, key=lambda s: (s.fetch, s.absence.back, s.absence.value), reverse=True)
         self.waiting: list[Swap] = []  # swap_in whose trigger is through
         self.outs: dict[int, list[int]] = {}  # position -> values whose swap_out starts after it
@@ -63,19 +64,14 @@ class _Execution:
         self.planned = traffic.profile.copy()  # per position: bytes if all goes as it should
         for absence in sorted((s.absence for s in swaps), key=lambda a: (a.last, a.back)):
             self.lasts.setdefault(absence.last, []).append(absence)
-            self.planned[absence.last + 1 : absence.back] -= traffic.size[absence.value]
+            self.planned[absence.last + 1 : absence.back] -= self.size[absence.value]
         for value in dict.fromkeys(a.value for own in self.lasts.values() for a in own):
-            self.outs.setdefault(problem.producer[value], []).append(value)
-        self.copied: dict[int, int] = {}  # value -> end of its swap_out
-        self.leaving: dict[int, int] = {}  # the same, of values that only wait for it
+            self.outs.setdefault(self.problem.producer[value], []).append(value)
+        self.leaving: dict[int, int] = {}  # values that only wait for their swap_out -> its end
         self.gone: set[int] = set()
-        self.arrival: dict[int, int] = {}
-        self.actions: list[Action] = []
-        self.now = self.to_host_free = self.to_device_free = self.host_used = 0
-        self.held = problem.constant_bytes + problem.reserve_bytes
 
     def run(self) -> Plan | None:
-        traffic, ops = self.traffic, self.problem.ops
+        traffic = self.traffic
         for position, op in enumerate(traffic.sequence):
             for value in [v for v, end in self.leaving.items() if end <= self.now]:
                 self._leave(value)
@@ -83,19 +79,17 @@ class _Execution:
             self._make_room(traffic.fresh[position])
             if self.held + traffic.fresh[position] > self.budget_bytes:
                 return None
-            self.actions.append(Compute(op))
-            start = max([self.now, *(self.arrival.get(v, 0) for v in ops[op].inputs)])
-            self.now = start + ops[op].time_ns
-            self.held += traffic.stays[position]
+            self.compute(position, self.problem.ops[op].time_ns)
             for value in traffic.frees[position]:
-                self._free(value)
+                self.free(value)
             for value in self.outs.get(position, ()):
-                self._swap_out(value)
+                if self.host_has_room(value):
+                    self.offload(value)
             for absence in self.lasts.get(position, ()):
                 if absence.value in self.copied:
                     self.leaving[absence.value] = self.copied[absence.value]
                 else:  # the host had no room
-                    self.planned[absence.last + 1 : absence.back] += traffic.size[absence.value]
+                    self.planned[absence.last + 1 : absence.back] += self.size[absence.value]
         return Plan(self.actions)
 
     def _swap_in(self, position: int) -> None:
@@ -107,7 +101,7 @@ class _Execution:
         still: list[Swap] = []
         for swap in self.waiting:
             value, back = swap.absence.value, swap.absence.back
-            size = self.traffic.size[value]
+            size = self.size[value]
             if value in self.leaving:
                 if back > position:
                     still.append(swap)
@@ -120,7 +114,8 @@ class _Execution:
                     continue
                 self.planned[position:back] += size
                 self._make_room(need_bytes + size)
-                self._fetch(value)
+                self.gone.discard(value)
+                self.fetch(value)
         self.waiting = still
 
     def _make_room(self, need_bytes: int) -> None:
@@ -129,32 +124,10 @@ class _Execution:
             self.now = max(self.now, self.leaving[value])
             self._leave(value)
 
-    def _swap_out(self, value: int) -> None:
-        size, link = self.traffic.size[value], self.problem.link
-        assert link is not None
-        if link.host_bytes is not None and self.host_used + size > link.host_bytes:
-            return
-        self.host_used += size
-        self.actions.append(Offload(value))
-        self.to_host_free = max(self.now, self.to_host_free) + self.traffic.out_ns[value]
-        self.copied[value] = self.to_host_free
-
     def _leave(self, value: int) -> None:
         del self.leaving[value]
         self.gone.add(value)
-        self._free(value)
-
-    def _free(self, value: int) -> None:
-        self.actions.append(Free(value))
-        self.now = max(self.now, self.arrival.get(value, 0), self.copied.get(value, 0))
-        self.held -= self.traffic.size[value]
-
-    def _fetch(self, value: int) -> None:
-        self.actions.append(Fetch(value))
-        self.gone.discard(value)
-        self.to_device_free = max(self.now, self.to_device_free) + self.traffic.back_ns[value]
-        self.arrival[value] = self.to_device_free
-        self.held += self.traffic.size[value]
+        self.free(value)
 
 
 def out_of_time(attempts: Attempts) -> bool:

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
+from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import plan_from_sequence, tangents_first
 from remat_solvers.simulate import copy_ns
+from remat_solvers.swap.device import Device
 from remat_solvers.swap.trips import Absence, Clock, latest_fetches
 
 __all__ = ["Overflow", "Traffic", "frees_of"]
@@ -100,12 +101,11 @@ def frees_of(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
     return frees
 
 
-class _Pass:
+class _Pass(Device):
     def __init__(
         self, traffic: Traffic, away: Iterable[Absence], budget_bytes: int, triggers: Mapping[Absence, int] | None
     ) -> None:
-        self.traffic = traffic
-        self.budget_bytes = budget_bytes
+        super().__init__(traffic, budget_bytes)
         chosen = sorted(away, key=lambda a: (a.back, a.last))
         if triggers is None:
             latest = latest_fetches(traffic.problem, traffic.clock, [(a.value, a.back) for a in chosen])
@@ -118,28 +118,17 @@ class _Pass:
             self.leaving.setdefault(absence.last, []).append(absence)
         self.copying: dict[int, int] = {}  # values whose copy is under way or over, not freed yet -> its end
         self.gone: set[int] = set()  # values that are away
-        self.arrival: dict[int, int] = {}
-        self.host: set[int] = set()
-        self.used_bytes = 0
-        self.host_bytes = traffic.problem.link.host_bytes if traffic.problem.link else None
-        self.actions: list[Action] = []
-        self.now = self.to_host_free = self.to_device_free = 0
-        self.held = traffic.problem.constant_bytes + traffic.problem.reserve_bytes
 
     def run(self) -> Plan | Overflow:
         traffic = self.traffic
-        ops = traffic.problem.ops
         for position, op in enumerate(traffic.sequence):
             self._let_go()
             overflow = self._bring_back(position, traffic.fresh[position])
             if overflow is not None:
                 return overflow
-            self.actions.append(Compute(op))
-            start = max([self.now, *(self.arrival.get(v, 0) for v in ops[op].inputs)])
-            self.now = start + ops[op].time_ns
-            self.held += traffic.stays[position]
+            self.compute(position, self.problem.ops[op].time_ns)
             for value in traffic.frees[position]:
-                self._free(value)
+                self.free(value)
             for absence in self.leaving.get(position, ()):
                 self._send(absence.value)
         overflow = self._bring_back(len(traffic.sequence), 0)
@@ -167,9 +156,10 @@ class _Pass:
             elif value in self.gone:
                 if absence.back > position and not self._fits(value, position, absence.back, need_bytes):
                     break
-                self.planned[position : absence.back] += self.traffic.size[value]
-                self._make_room(need_bytes + self.traffic.size[value])
-                self._fetch(value)
+                self.planned[position : absence.back] += self.size[value]
+                self._make_room(need_bytes + self.size[value])
+                self.gone.discard(value)
+                self.fetch(value)
             self.returns.popleft()
         self._make_room(need_bytes)
         excess = self.held + need_bytes - self.budget_bytes
@@ -186,32 +176,14 @@ class _Pass:
         """Whether `value` may be on the device from `position` on, already."""
         now = self.held + need_bytes
         later = int(self.planned[position:back].max())
-        return max(now, later) + self.traffic.size[value] <= self.budget_bytes
+        return max(now, later) + self.size[value] <= self.budget_bytes
 
     def _send(self, value: int) -> None:
-        size = self.traffic.size[value]
-        if value not in self.host:
-            if self.host_bytes is not None and self.used_bytes + size > self.host_bytes:
-                return  # no room there: it stays
-            self.host.add(value)
-            self.used_bytes += size
-        self.actions.append(Offload(value))
-        start = max(self.now, self.to_host_free, self.arrival.get(value, 0))
-        self.to_host_free = self.copying[value] = start + self.traffic.out_ns[value]
+        if self.host_has_room(value):  # else it stays
+            self.offload(value)
+            self.copying[value] = self.copied[value]
 
     def _depart(self, value: int) -> None:
         del self.copying[value]
         self.gone.add(value)
-        self._free(value)
-
-    def _free(self, value: int) -> None:
-        self.actions.append(Free(value))
-        self.now = max(self.now, self.arrival.get(value, 0))
-        self.held -= self.traffic.size[value]
-
-    def _fetch(self, value: int) -> None:
-        self.actions.append(Fetch(value))
-        self.gone.discard(value)
-        self.to_device_free = max(self.now, self.to_device_free) + self.traffic.back_ns[value]
-        self.arrival[value] = self.to_device_free
-        self.held += self.traffic.size[value]
+        self.free(value)
