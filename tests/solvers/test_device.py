@@ -1,4 +1,4 @@
-"""The device that executions of swapping methods share is on the clock of the replay, and holds what the replay says."""
+"""The device that executions of swapping methods share keeps to the clock and the memory of the replay."""
 
 from __future__ import annotations
 
