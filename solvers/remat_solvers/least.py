@@ -23,8 +23,8 @@ def least(
 ) -> tuple[int, Outcome]:
     """The smallest budget in bytes that `method` has a plan for, as far as it tells, and what it answers to that.
 
-    `auto` looks for it (optimal/smallest.py). Another is asked for the floor under every plan, and then for the
-    smallest peak that it says it reaches.
+    `auto` looks for it (optimal/smallest.py); `limits.work` is for that, and again for the plan there. Another is asked
+    for the floor under every plan, and then for the smallest peak that it says it reaches.
     """
     watch = Stopwatch(limits)
     if isinstance(method, Auto):
@@ -32,9 +32,8 @@ def least(
         if found.stopped is Stopped.INTERRUPT:
             return found.peak_bytes, found.outcome
         started = replace(method, starts=(*method.starts, found.plan))
-        outcome = started.solve(
-            problem, found.peak_bytes, limits=Limits(watch.remaining), on_progress=on_progress, seed=seed
-        )
+        left = Limits(watch.remaining, limits.work)
+        outcome = started.solve(problem, found.peak_bytes, limits=left, on_progress=on_progress, seed=seed)
         return found.peak_bytes, _told(outcome if outcome.plan is not None else found.outcome, found)
     budget_bytes = max(1, peak_bound(problem).bytes)
     while True:
@@ -52,8 +51,9 @@ def _told(outcome: Outcome, found: Smallest) -> Outcome:
     least = "has a smaller peak" if found.peak_bytes == floor_bytes else f"has a peak below {format_bytes(floor_bytes)}"
     return replace(
         outcome,
-        reason=f"no plan {least}; forced are {found.forced_by}",
+        reason="; ".join(filter(None, (f"no plan {least}", f"forced are {found.forced_by}", outcome.reason))),
         smallest_peak_bytes=found.peak_bytes,
         peak_bound_bytes=floor_bytes,
         certificate=found.certificate,
+        stopped=found.stopped if outcome.stopped is Stopped.COMPLETE else outcome.stopped,
     )

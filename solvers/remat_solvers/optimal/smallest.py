@@ -13,7 +13,6 @@ makes the plan of that peak faster.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ ROUNDS = 8  # through the cycle without a smaller peak, after which nothing more
 MOVES_PER_OP = 100  # in a turn
 MOST_OP_MOVES = 10**8  # moves of a turn times ops: it takes a fraction of a second on a hundred ops as on thousands
 MOMENTS = 8  # that a certificate of the floor is looked for at
-STARTS_SHARE = 0.2  # of the time, for other methods' plans
+STARTS_SHARE = 0.2  # of the time, for other methods' plans where there is a search
 PEAK_SHARE = 0.7  # of the time, until the plan is made faster
 
 
@@ -79,13 +78,13 @@ def smallest(
     """A plan of the smallest peak that is found within the limits, recomputing only, and the floor of any plan.
 
     order: whether first computations keep the problem's order (`given`) or may move. Deterministic for a seed where no
-    limit strikes. Ends when the peak is at the floor and the plan gets no faster.
+    limit of seconds strikes; `limits.work` counts turns. Ends when the peak is at the floor and the plan no faster.
     """
     work = _Work(problem, limits, on_progress, seed, order)
     stopped = Stopped.COMPLETE
     try:
-        for _ in work.turns():
-            if work.watch.expired:
+        for turn, _ in enumerate(work.turns(), 1):
+            if work.watch.expired or turn == limits.work:
                 stopped = Stopped.TIME
                 break
     except KeyboardInterrupt:
@@ -134,10 +133,14 @@ class _Work:
 
     def turns(self) -> Iterator[None]:
         """Work in turns short enough to look at the clock between them."""
-        yield from self._starts()
-        with contextlib.suppress(SearchError):  # no extension, or sizes beyond its arithmetic: what the methods found
-            yield from self._smaller()
-            yield from self._faster()
+        try:
+            self._search(self.floor.bytes, self.seed, free_order=False)
+        except SearchError:  # no extension, or sizes beyond its arithmetic
+            yield from self._starts(1.0)
+            return
+        yield from self._starts(STARTS_SHARE)
+        yield from self._smaller()
+        yield from self._faster()
 
     def offer(self, plan: Plan, note: str) -> bool:
         """Whether the plan's peak is smaller, or as small and the plan faster."""
@@ -168,14 +171,14 @@ class _Work:
 
     # The turns
 
-    def _starts(self) -> Iterator[None]:
+    def _starts(self, share: float) -> Iterator[None]:
         """Other methods, asked for the floor and then for the smallest peak that they say they reach."""
         for name in METHODS:
             if entry(name).needs_backward and not self.problem.backward_ops:
                 continue
             budget_bytes: int | None = self.floor.bytes
             for _ in range(2):
-                left = self._left(STARTS_SHARE)
+                left = self._left(share)
                 if left == 0 or self.at_floor or budget_bytes is None or not 0 < budget_bytes < self.peak_bytes:
                     break
                 outcome = create(name).solve(
