@@ -17,7 +17,7 @@ from remat_solvers.generate import adversarial, chain, random_layered, training_
 from remat_solvers.optimal.auto import Auto
 from remat_solvers.optimal.starts import METHODS
 from remat_solvers.plan import Compute, Plan
-from remat_solvers.problem import Problem
+from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.registry import ENTRIES, Solver, create, entry, solver_names
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Result, Status, Stopped
@@ -137,12 +137,22 @@ def test_a_budget_below_the_floor_is_infeasible_and_says_where() -> None:
     assert "256.00 MiB output of op125 (_log_softmax)" in result.reason
 
 
-def test_methods_that_need_a_backward_say_so() -> None:
-    problem = random_layered(60, 3)
+@pytest.mark.parametrize("name", [known.name for known in ENTRIES if known.needs_backward])
+def test_methods_that_need_a_backward_say_so(name: str) -> None:
+    problem = replace(random_layered(60, 3), link=Link(1, 1))
     budget_bytes = simulate(problem, store_all(problem)).peak_bytes - 1
-    result = solve(problem, budget_bytes, solver="chen")
+    result = solve(problem, budget_bytes, solver=name)
     assert result.status is Status.NOT_APPLICABLE
     assert "backward" in result.reason
+
+
+def test_methods_that_need_a_link_say_so() -> None:
+    results = [solve(chain(9), 8, solver=known.name) for known in ENTRIES if known.family == "swap"]
+    for result in results:
+        if result.solver not in ("capuchin", "superneurons"):  # these recompute without one
+            assert result.status is Status.NOT_APPLICABLE
+            assert result.reason == f"{result.solver} needs a link to the host; there is none"
+    assert sum(result.status is Status.NOT_APPLICABLE for result in results) == len(results) - 2
 
 
 @pytest.mark.parametrize("budget", [0, -1, True, 1.5, "8GiB", 2**63], ids=repr)

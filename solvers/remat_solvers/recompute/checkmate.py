@@ -60,6 +60,7 @@ from remat_solvers.recompute.brute_force_search import OutOfReachError
 from remat_solvers.recompute.checkmate_program import Solved, solve_exactly, solve_rounded
 from remat_solvers.recompute.coarse import contract
 from remat_solvers.recompute.milp import Backend, Ended
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.recompute.polish import drop_useless, keep_where_it_fits
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
@@ -114,8 +115,8 @@ class Checkmate:
     ) -> Outcome:
         """The fastest of Checkmate's schedules within the budget. See `registry.Solver`."""
         swap = problem.link is not None if self.swap is None else self.swap
-        if swap and problem.link is None:
-            return Outcome(status=Status.NOT_APPLICABLE, reason="checkmate with swap needs a link; there is none")
+        if swap and (missing := lacking(problem, "checkmate with swap", "link to the host")):
+            return missing
         search = _Search(self, problem, budget_bytes, Stopwatch(limits), on_progress)
         try:
             if len(problem.ops) <= self.exact_ops:

@@ -51,6 +51,7 @@ from remat_solvers.clock import Stopwatch
 from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.recompute.segmentation import Segment, flat, recompute_sequence, recursive
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence
@@ -92,8 +93,8 @@ class Chen:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the published forms within the budget. See `registry.Solver`."""
-        if not problem.backward_ops:
-            return Outcome(status=Status.NOT_APPLICABLE, reason="chen recomputes for a backward pass; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         watch = Stopwatch(limits)
         best: tuple[int, int, Plan] | None = None  # time, peak, plan
         smallest: int | None = None

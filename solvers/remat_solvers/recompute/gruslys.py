@@ -43,7 +43,8 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import Chain, chain_view
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, least_memory, sequence_of
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.recompute.needs import lacking
+from remat_solvers.result import Limits, OnProgress, Outcome
 
 __all__ = ["Gruslys", "Strategy", "forward_steps", "reference_steps", "schedule", "steps_table"]
 
@@ -191,8 +192,8 @@ class Gruslys:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the asked strategies within the budget. See `registry.Solver`."""
-        if not problem.backward_ops:
-            return Outcome(Status.NOT_APPLICABLE, reason="gruslys recomputes for a backward pass; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             seen: list[Chain] = []

@@ -63,6 +63,7 @@ from remat_solvers.recompute.lower_sets import (
     nodes_of,
     thinned,
 )
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 
 __all__ = ["Kusumoto", "canonical_sequence"]
@@ -145,8 +146,8 @@ class Kusumoto:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest canonical strategy within the budget. See `registry.Solver`."""
-        if not problem.backward_ops:
-            return Outcome(Status.NOT_APPLICABLE, reason="kusumoto recomputes for a backward pass; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         graph = forward_graph(problem)
         families = self.families(graph)
         if not families:

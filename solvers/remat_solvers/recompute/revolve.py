@@ -33,7 +33,8 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import Chain, chain_view
 from remat_solvers.recompute.chain_schedule import Advance, Step, least_memory, sequence_of
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.recompute.needs import lacking
+from remat_solvers.result import Limits, OnProgress, Outcome
 
 __all__ = ["Revolve", "advance", "forward_steps", "repetitions", "schedule"]
 
@@ -113,8 +114,8 @@ class Revolve:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest schedule within the budget. See `registry.Solver`."""
-        if not problem.backward_ops:
-            return Outcome(Status.NOT_APPLICABLE, reason="revolve recomputes for a backward pass; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             chains = [

@@ -46,9 +46,10 @@ from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, chain_
 from remat_solvers.recompute.chain_costs import chain_costs
 from remat_solvers.recompute.chain_schedule import Way, plain_ways
 from remat_solvers.recompute.milp import Backend
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.recompute.rockmate_blocks import Block, BlockSearch, block_of, way_in
 from remat_solvers.recompute.rotor import keep_nothing, search
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.result import Limits, OnProgress, Outcome
 
 __all__ = ["Rockmate"]
 
@@ -96,8 +97,8 @@ class Rockmate:
 
         Where none is, the plan that keeps nothing, if that fits, and the reason says so.
         """
-        if not problem.backward_ops:
-            return Outcome(Status.NOT_APPLICABLE, reason="rockmate recomputes for a backward pass; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         blocks = Blocks(self, attempts)
         told = ""

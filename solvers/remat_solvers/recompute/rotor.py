@@ -53,7 +53,8 @@ from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.recompute.chain_costs import ChainCosts, chain_costs
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.recompute.needs import lacking
+from remat_solvers.result import Limits, OnProgress, Outcome
 
 __all__ = [
     "Advanced",
@@ -317,8 +318,8 @@ class Rotor:
 
         Where none is, the plan that keeps nothing, if that fits, and the reason says so.
         """
-        if not problem.backward_ops:
-            return Outcome(Status.NOT_APPLICABLE, reason="rotor recomputes for a backward pass; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         reason = ""
         with attempts:

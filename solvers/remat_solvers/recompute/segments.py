@@ -28,6 +28,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chen import articulation_positions
 from remat_solvers.recompute.dropping import droppable, recompute_dropped
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 
 __all__ = ["Segments", "blocks", "wrapped"]
@@ -54,8 +55,8 @@ class Segments:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the forms asked for. See `registry.Solver`."""
-        if not problem.backward_ops:
-            return Outcome(status=Status.NOT_APPLICABLE, reason="segments recomputes for a backward; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         block_of = blocks(problem, self.level)
         if len(set(block_of.values())) < 2:
             reason = "segments: neither numbered modules nor articulation points divide the forward pass into blocks"

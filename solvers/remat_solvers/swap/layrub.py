@@ -33,7 +33,8 @@ from typing import ClassVar
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.recompute.needs import lacking
+from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.swap.layers import backward_layers, feature_maps, within_host
 from remat_solvers.swap.trips import Absence, Trip, plan_with_trips
 
@@ -51,9 +52,8 @@ class Layrub:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The plan, where it fits. See `registry.Solver`."""
-        if problem.link is None or not problem.backward_ops:
-            missing = "link to the host" if problem.link is None else "backward"
-            return Outcome(Status.NOT_APPLICABLE, reason=f"layrub moves data of layers; there is no {missing}")
+        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             attempts.judge(migrating_plan(problem), "migrated")

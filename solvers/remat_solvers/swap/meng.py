@@ -33,7 +33,8 @@ from typing import ClassVar
 from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.recompute.needs import lacking
+from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.swap.layers import feature_maps
 from remat_solvers.swap.rewriting import Rewriting, Swap, fastest_choice, smallest_peak
 from remat_solvers.swap.trips import Absence, Clock
@@ -57,11 +58,8 @@ class Meng:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest plan of any threshold. See `registry.Solver`."""
-        if problem.link is None or not problem.backward_ops:
-            missing = "link to the host" if problem.link is None else "backward"
-            return Outcome(
-                Status.NOT_APPLICABLE, reason=f"meng swaps between forward and backward; there is no {missing}"
-            )
+        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+            return missing
         rewriting = Rewriting(problem)
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:

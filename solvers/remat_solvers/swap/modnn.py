@@ -25,6 +25,7 @@ from typing import ClassVar
 
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.schedule import tangents_first
 from remat_solvers.swap.paging import Paging, least_bytes, movable_values
@@ -44,8 +45,8 @@ class ModNN:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The schedule within the budget, with and without copies ahead of need. See `registry.Solver`."""
-        if problem.link is None:
-            return Outcome(Status.NOT_APPLICABLE, reason="modnn offloads to the host; there is no link")
+        if missing := lacking(problem, self.name, "link to the host"):
+            return missing
         traffic = Traffic(problem, range(len(problem.ops)))
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:

@@ -39,8 +39,9 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, least_memory, sequence_of
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.recompute.rotor import Rotor, schedule
-from remat_solvers.result import Limits, OnProgress, Outcome, Status, Stopped
+from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.swap.pofo_program import Choice, Program, solve_chain
 from remat_solvers.swap.traffic import Overflow, Traffic
 from remat_solvers.swap.trips import Absence, absences
@@ -72,11 +73,8 @@ class POFO:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest schedule whose replayed plan is within the budget. See `registry.Solver`."""
-        if problem.link is None or not problem.backward_ops:
-            missing = "link to the host" if problem.link is None else "backward"
-            return Outcome(
-                Status.NOT_APPLICABLE, reason=f"pofo moves and recomputes for a backward; there is no {missing}"
-            )
+        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             self._without_moves(attempts)

@@ -66,8 +66,9 @@ from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.recompute.selective import kind_of
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.swap.heap import pool_use
 from remat_solvers.swap.paging import least_bytes
 from remat_solvers.swap.tensor_pool import pooled
@@ -104,8 +105,8 @@ class SuperNeurons:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the strategies asked for. See `registry.Solver`."""
-        if not problem.backward_ops:
-            return Outcome(status=Status.NOT_APPLICABLE, reason="superneurons recomputes for a backward; there is none")
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             for strategy in STRATEGIES if self.strategy is None else (self.strategy,):

@@ -26,6 +26,7 @@ from remat_solvers.clock import Stopwatch
 from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
+from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.meng import Meng
@@ -55,8 +56,8 @@ class SwapOnly:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest plan of the search. See `registry.Solver`."""
-        if problem.link is None:
-            return Outcome(status=Status.NOT_APPLICABLE, reason="swap-only moves values to the host; there is no link")
+        if missing := lacking(problem, self.name, "link to the host"):
+            return missing
         search = _Search(problem, budget_bytes, Stopwatch(limits), on_progress, random.Random(seed))
         others: list[tuple[int, Plan]] = []
         try:

@@ -43,7 +43,8 @@ from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.recompute.needs import lacking
+from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.layers import (
@@ -85,9 +86,8 @@ class VDNN:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The plan of the policy, where it fits. See `registry.Solver`."""
-        if problem.link is None or not problem.backward_ops:
-            missing = "link to the host" if problem.link is None else "backward"
-            return Outcome(Status.NOT_APPLICABLE, reason=f"vdnn moves feature maps; there is no {missing}")
+        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+            return missing
         attempts = Attempts(problem, budget_bytes, limits, on_progress)
         with attempts:
             if self.policy == "dynamic":
