@@ -15,7 +15,7 @@ from remat_solvers.generate import adversarial, random_layered, training_graph
 from remat_solvers.problem import EFFECTS, Effect, Kind, Link, Op, Phase, Problem, Value
 from remat_solvers.recompute.brute_force import BruteForce
 from remat_solvers.recompute.brute_force_search import OrderOption
-from remat_solvers.result import Limits, Order, Outcome, Result, Status, Stopped
+from remat_solvers.result import Limits, Order, Outcome, Progress, Result, Status, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
@@ -103,7 +103,9 @@ def judged(problem: Problem, budget_bytes: int) -> tuple[Result, bool]:
     """What `auto` says, held against every plan there is; and whether there is a plan that it could have found.
 
     Fails where it claims too much: a bound above the optimum of its order, infeasible or optimal what is not so."""
-    result = solve(problem, budget_bytes, limits=UNTIL_THE_END)
+    told: list[Progress] = []
+    result = solve(problem, budget_bytes, limits=UNTIL_THE_END, on_progress=told.append)
+    assert_told_in_order(told)
     free, given = (exact(problem, budget_bytes, order) for order in ("free", "given"))
     best = free.bound_ns if result.order is Order.FREE else given.bound_ns
     if result.status is Status.INFEASIBLE:
@@ -118,6 +120,16 @@ def judged(problem: Problem, budget_bytes: int) -> tuple[Result, bool]:
     if result.status is Status.OPTIMAL:
         assert result.time_ns == best
     return result, free.plan is not None
+
+
+def assert_told_in_order(told: Sequence[Progress]) -> None:
+    """Times fall, the bounds of an order rise, and no bound is above the plan that it is told with."""
+    times = [progress.time_ns for progress in told if progress.time_ns is not None]
+    assert times == sorted(times, reverse=True)
+    for order in Order:
+        bounds = [p.bound_ns for p in told if p.bound_ns is not None and p.order is order]
+        assert bounds == sorted(bounds)
+    assert all(p.bound_ns <= p.time_ns for p in told if p.bound_ns is not None and p.time_ns is not None)
 
 
 def tally(problems: Iterator[Problem], number: int) -> Counter[str]:

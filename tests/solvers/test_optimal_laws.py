@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 
 from remat_solvers.bounds import peak_bound_bytes
+from remat_solvers.clock import Stopwatch
 from remat_solvers.codec import load_problem
 from remat_solvers.generate import random_layered, training_graph
 from remat_solvers.optimal.auto import Auto
+from remat_solvers.optimal.standing import Standing
 from remat_solvers.optimal.starts import METHODS
-from remat_solvers.problem import Problem
+from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.result import Limits, Order, Progress, Status, Stopped
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 
@@ -115,6 +117,24 @@ def test_on_the_way_to_a_plan_no_worse_than_any_it_starts_from(name: str) -> Non
     assert times[-1] <= result.time_ns
     assert result.bound_ns is not None
     assert result.bound_ns <= result.time_ns
+
+
+def test_what_is_told_of_a_plan_that_reorders_is_a_bound_for_every_order() -> None:
+    """Beside it there is a plan that keeps the order and is as good, and a bound between the two for such plans."""
+    ops = tuple(Op(f"op{i}", "forward", (), (i,), 1000 + i) for i in range(2))
+    problem = Problem("two ops", ops, tuple(Value("", 1, "activation") for _ in ops), (0, 1))
+    told: list[Progress] = []
+    standing = Standing(problem, 9, 1.0, Stopwatch(UNTIL_THE_END), told.append)
+    standing.offer_sequence((1, 0), "another order")
+    standing.offer_sequence((0, 1, 0), "the given order")
+    standing.prove(2500, Order.GIVEN, "the given order")
+    assert [(p.time_ns, p.bound_ns, p.order) for p in told] == [(2001, 2001, Order.FREE)] * 2
+    outcome = standing.outcome(Stopped.COMPLETE)
+    assert (outcome.plan, outcome.bound_ns, outcome.order) == (
+        plan_from_sequence(problem, (0, 1, 0)),
+        2500,
+        Order.GIVEN,
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt", "r50", "lstm"])

@@ -138,7 +138,7 @@ class Standing:
             if self.infeasible[Order.FREE]:
                 return Outcome(
                     Status.INFEASIBLE,
-                    reason="proven by the program of few moments, for every order",
+                    reason="proven for every order of the ops",
                     peak_bound_bytes=self.budget_bytes + 1,
                 )
             only = "no plan that keeps the order of the ops fits" if self.infeasible[Order.GIVEN] else ""
@@ -154,15 +154,17 @@ class Standing:
         )
 
     def _tell(self, note: str) -> None:
+        """The fastest plan, with a bound that holds for it: so times fall, and the bounds of an order rise."""
         if self.on_progress is not None:
             best = self.best
+            order = self.order if best is None or best.ordered else Order.FREE
             self.on_progress(
                 Progress(
                     self.watch.seconds,
                     None if best is None else best.time_ns,
                     None if best is None else best.peak_bytes,
-                    self.bound_ns,
+                    self.bounds[order],
                     note,
-                    self.order,
+                    order,
                 )
             )
