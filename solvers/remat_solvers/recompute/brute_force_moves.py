@@ -23,7 +23,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from math import inf
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 from remat_solvers.clock import Stopwatch
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
@@ -73,24 +73,16 @@ def best_moving_plan(
 
 
 class _Moving(Search):
-    most_states = MOST_STATES
+    most_states: ClassVar[int] = MOST_STATES
 
-    def __init__(
-        self,
-        problem: Problem,
-        budget_bytes: int,
-        order: OrderOption,
-        watch: Stopwatch | None,
-        *,
-        tangents_first: bool = True,
-    ) -> None:
-        super().__init__(problem, budget_bytes, order, watch, tangents_first=tangents_first)
-        link = problem.link
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        link = self.problem.link
         assert link is not None
         self.out_ns = [copy_ns(size, link.to_host_bytes_per_s, link.latency_ns) for size in self.size]
         self.back_ns = [copy_ns(size, link.to_device_bytes_per_s, link.latency_ns) for size in self.size]
         self.host_room = link.host_bytes
-        self.movable = bits(v for v, size in enumerate(self.size) if size and problem.producer[v] >= 0)
+        self.movable = bits(v for v, size in enumerate(self.size) if size and self.problem.producer[v] >= 0)
 
     def fastest(self, below_ns: float) -> Plan | None:
         """Dijkstra on waits and repeated runs, of less than `below_ns` together."""

@@ -28,8 +28,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.clock import Stopwatch
 from remat_solvers.problem import Problem
@@ -64,27 +65,23 @@ def members(mask: int) -> Iterator[int]:
         mask ^= low
 
 
+@dataclass(eq=False)
 class Search:
     """One problem under one budget, as bit sets."""
 
-    most_states = MOST_STATES
+    most_states: ClassVar[int] = MOST_STATES
+    problem: Problem
+    budget_bytes: int
+    order: OrderOption
+    watch: Stopwatch | None
+    tangents_first: bool = True
 
-    def __init__(
-        self,
-        problem: Problem,
-        budget_bytes: int,
-        order: OrderOption,
-        watch: Stopwatch | None,
-        *,
-        tangents_first: bool = True,
-    ) -> None:
+    def __post_init__(self) -> None:
+        problem = self.problem
         ops, values = problem.ops, problem.values
-        self.problem = problem
-        self.order = order
-        self.watch = watch
         constant = bits(v for v, value in enumerate(values) if value.kind == "constant")
         self.size = [v.bytes for v in values]
-        self.room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
+        self.room = self.budget_bytes - problem.constant_bytes - problem.reserve_bytes
         self.inputs = [bits(op.inputs) & ~constant for op in ops]
         self.outputs = [bits(op.outputs) for op in ops]
         self.fresh = [sum(self.size[v] for v in op.outputs) + op.workspace_bytes for op in ops]
@@ -96,7 +93,7 @@ class Search:
         self.forward_results = self.results & forward_made
         self.recomputable = bits(i for i, op in enumerate(ops) if op.recomputable)
         self.effects = bits(i for i, op in enumerate(ops) if op.effects)
-        self.tangents = tangents_op(problem) if tangents_first else None
+        self.tangents = tangents_op(problem) if self.tangents_first else None
         self.alive = lru_cache(maxsize=None)(self._alive)
 
     def shortest(self, *, cheapest: bool) -> list[int] | None:
