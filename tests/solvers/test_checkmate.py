@@ -20,7 +20,7 @@ from remat_solvers.recompute.checkmate_program import repair
 from remat_solvers.recompute.coarse import contract
 from remat_solvers.recompute.milp import Ended, run
 from remat_solvers.recompute.polish import drop_useless, keep_where_it_fits
-from remat_solvers.result import Limits, Order, Result, Status, Stopped
+from remat_solvers.result import Limits, Order, Progress, Result, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
@@ -228,7 +228,9 @@ def test_with_a_link_no_bound_is_claimed() -> None:
     for seed in range(40):
         problem = training_graph(5, seed, link=True)
         unmodified = simulate(problem, store_all(problem))
-        result = solve(problem, unmodified.peak_bytes - 1, solver=Checkmate())
+        told: list[Progress] = []
+        result = solve(problem, unmodified.peak_bytes - 1, solver=Checkmate(), on_progress=told.append)
+        assert all(progress.bound_ns is None for progress in told)
         if result.plan is not None and result.time_ns != time_bound_ns(problem):
             assert (result.status, result.bound_ns) == (Status.FEASIBLE, None)
             found = True

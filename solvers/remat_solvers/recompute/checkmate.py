@@ -303,5 +303,6 @@ class _Search:
             self.best = time_ns, peak_bytes, plan
             self.reason = how
             if self.report is not None:
-                self.report(Progress(self.watch.seconds, time_ns, peak_bytes, self.bound_ns, how))
+                bound_ns = self.bound_ns if self.problem.link is None else None  # it is on plans without offload
+                self.report(Progress(self.watch.seconds, time_ns, peak_bytes, bound_ns, how))
         return peak_bytes
