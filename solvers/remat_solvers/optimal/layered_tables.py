@@ -106,7 +106,8 @@ class _Compiler:
         self.out = Elimination()
         self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table in play: which, and its variables
         self.mentions: list[set[int]] = [set() for _ in sizes]  # per variable, the tables in play
-        self.near: list[set[int]] = [{v} for v in range(len(sizes))]  # per variable, those it shares a table with
+        self.near = [1 << v for v in range(len(sizes))]  # per variable, a bit for each that it shares a table with
+        self.alike = [(b, sum(1 << v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
         self.known: dict[Hashable, int] = {}  # names of joins
 
     def compile(self, tables: Sequence[tuple[Hashable, tuple[int, ...]]]) -> Elimination:
@@ -135,24 +136,26 @@ class _Compiler:
 
     def _fill(self, variable: int) -> float:
         """What its removal would join that is not joined yet: the sum over pairs of the product of their bits."""
-        near, bits, total = self.near[variable], self.bits, 0.0
-        for one in near:
-            if one != variable:
-                total += bits[one] * sum(bits[other] for other in near if other not in self.near[one])
+        near, total = self.near[variable] & ~(1 << variable), 0.0
+        for one in _members(near):
+            apart = near & ~self.near[one]
+            if apart:
+                total += self.bits[one] * sum(bits * (apart & alike).bit_count() for bits, alike in self.alike)
         return round(total / 2, 6)
 
     def _put(self, table: int, variables: tuple[int, ...]) -> None:
         if not variables:
             self.out.alone.append(table)
             return
+        together = sum(1 << v for v in variables)
         for v in variables:
             self.mentions[v].add(len(self.scopes))
-            self.near[v].update(variables)
+            self.near[v] |= together
         self.scopes.append((table, variables))
 
     def _remove(self, variable: int) -> list[int]:
         """Eliminate; what its neighbours were."""
-        scope = sorted(self.near[variable])
+        scope = _members(self.near[variable])
         if sum(self.bits[v] for v in scope) > self.largest:
             raise TooLargeError
         place = {v: k for k, v in enumerate(scope)}
@@ -173,10 +176,20 @@ class _Compiler:
                     self.mentions[v].discard(table)
         rest = tuple(v for v in scope if v != variable)
         for v in rest:
-            self.near[v].discard(variable)
+            self.near[v] &= ~(1 << variable)
         self.out.turns.append((variable, join, rest))
         self._put(len(self.out.given) + join, rest)
         return list(rest)
+
+
+def _members(bits: int) -> list[int]:
+    """The places of the ones, in ascending order."""
+    places = []
+    while bits:
+        lowest = bits & -bits
+        places.append(lowest.bit_length() - 1)
+        bits ^= lowest
+    return places
 
 
 def _shape(axes: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...]:
