@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from remat_solvers.curve import Point, Sweep
 from remat_solvers.errors import FormatError, InputError
@@ -116,14 +116,18 @@ class PlanFile:
         )
 
 
+Document: TypeAlias = Problem | PlanFile | Sweep | Certificate
+D = TypeVar("D", Problem, PlanFile, Sweep, Certificate)
+WORDS: Mapping[type, str] = {Problem: "problem", PlanFile: "plan", Sweep: "sweep", Certificate: "certificate"}
+
+
 # ---------------------------------------------------------------- writing
 
 
 def encode_problem(problem: Problem) -> bytes:
     """The problem as one line of JSON."""
-    document: dict[str, Any] = {
-        "format": PROBLEM_FORMAT,
-        "version": VERSION,
+    document = {
+        **_header(PROBLEM_FORMAT),
         "name": problem.name,
         "values": [plain(v) for v in problem.values],
         "ops": [plain(op) for op in problem.ops],
@@ -138,7 +142,7 @@ def encode_problem(problem: Problem) -> bytes:
 
 def encode_plan(plan: PlanFile) -> bytes:
     """The plan file as one line of JSON."""
-    document = {"format": PLAN_FORMAT, "version": VERSION, **plain(plan)}
+    document = {**_header(PLAN_FORMAT), **plain(plan)}
     document["status"] = plan.status.value
     document["actions"] = _plain_actions(document.pop("plan"))
     return dump(document)
@@ -164,7 +168,7 @@ def sweep_to_dict(sweep: Sweep) -> dict[str, Any]:
         plan = document.pop("plan")
         points.append({**document, "actions": None if plan is None else _plain_actions(plan)})
     link = None if sweep.link is None else plain(sweep.link)
-    return {"format": SWEEP_FORMAT, "version": VERSION, **plain(sweep), "link": link, "points": points}
+    return {**_header(SWEEP_FORMAT), **plain(sweep), "link": link, "points": points}
 
 
 def encode_sweep(sweep: Sweep) -> bytes:
@@ -178,8 +182,7 @@ def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
         {name: [[word, *indices, number] for word, indices, number in part] for name, part in plain(leaf).items()}
         for leaf in certificate.leaves
     ]
-    document = {"format": CERTIFICATE_FORMAT, "version": VERSION, **plain(certificate), "leaves": leaves}
-    return {**document, "order": certificate.order.value}
+    return {**_header(CERTIFICATE_FORMAT), **plain(certificate), "leaves": leaves, "order": certificate.order.value}
 
 
 def encode_certificate(certificate: Certificate) -> bytes:
@@ -207,6 +210,10 @@ def save_sweep(path: str | os.PathLike[str], sweep: Sweep) -> None:
     write(Path(path), encode_sweep(sweep))
 
 
+def _header(name: str) -> dict[str, Any]:
+    return {"format": name, "version": VERSION}
+
+
 def _plain_actions(plan: Plan) -> list[tuple[str, int]]:
     words = {kind: word for word, kind in ACTIONS.items()}
     return [(words[type(a)], a.op if isinstance(a, Compute) else a.value) for a in plan]
@@ -215,48 +222,39 @@ def _plain_actions(plan: Plan) -> list[tuple[str, int]]:
 # ---------------------------------------------------------------- reading
 
 
-def load(path: str | os.PathLike[str]) -> Problem | PlanFile | Sweep | Certificate:
+def load(path: str | os.PathLike[str]) -> Document:
     """The problem, plan, sweep or certificate in `path`, whichever its "format" says."""
     return decode(Path(path).read_bytes())
 
 
 def load_problem(path: str | os.PathLike[str]) -> Problem:
     """The problem in `path`."""
-    loaded = load(path)
-    if not isinstance(loaded, Problem):
-        raise FormatError("format", f"{os.fspath(path)} holds a {_kind(loaded)}, not a problem")
-    return loaded
+    return _load(path, Problem)
 
 
 def load_plan(path: str | os.PathLike[str]) -> PlanFile:
     """The plan in `path`."""
-    loaded = load(path)
-    if not isinstance(loaded, PlanFile):
-        raise FormatError("format", f"{os.fspath(path)} holds a {_kind(loaded)}, not a plan")
-    return loaded
+    return _load(path, PlanFile)
 
 
 def load_sweep(path: str | os.PathLike[str]) -> Sweep:
     """The sweep in `path`."""
-    loaded = load(path)
-    if not isinstance(loaded, Sweep):
-        raise FormatError("format", f"{os.fspath(path)} holds a {_kind(loaded)}, not a sweep")
-    return loaded
+    return _load(path, Sweep)
 
 
 def load_certificate(path: str | os.PathLike[str]) -> Certificate:
     """The certificate in `path`; whether it proves anything is asked of `check_certificate`."""
+    return _load(path, Certificate)
+
+
+def _load(path: str | os.PathLike[str], kind: type[D]) -> D:
     loaded = load(path)
-    if not isinstance(loaded, Certificate):
-        raise FormatError("format", f"{os.fspath(path)} holds a {_kind(loaded)}, not a certificate")
+    if not isinstance(loaded, kind):
+        raise FormatError("format", f"{os.fspath(path)} holds a {WORDS[type(loaded)]}, not a {WORDS[kind]}")
     return loaded
 
 
-def _kind(loaded: Problem | PlanFile | Sweep | Certificate) -> str:
-    return {Problem: "problem", PlanFile: "plan", Sweep: "sweep", Certificate: "certificate"}[type(loaded)]
-
-
-def decode(content: bytes) -> Problem | PlanFile | Sweep | Certificate:
+def decode(content: bytes) -> Document:
     """What `content` spells: a problem, plan, sweep or certificate. FormatError or ProblemError names a wrong place."""
     try:
         return _document(parse(content))
@@ -264,11 +262,11 @@ def decode(content: bytes) -> Problem | PlanFile | Sweep | Certificate:
         raise FormatError("top level", "is nested too deeply") from None
 
 
-def _document(document: Any) -> Problem | PlanFile | Sweep | Certificate:
+def _document(document: Any) -> Document:
     if not isinstance(document, dict):
         raise FormatError("top level", "must be an object")
     kind = document.get("format")
-    readers: dict[str, Callable[[dict[str, Any]], Problem | PlanFile | Sweep | Certificate]] = {
+    readers: dict[str, Callable[[dict[str, Any]], Document]] = {
         PROBLEM_FORMAT: _problem,
         PLAN_FORMAT: _plan_file,
         SWEEP_FORMAT: _sweep,
