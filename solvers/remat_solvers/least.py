@@ -33,7 +33,10 @@ def least(
             return found.peak_bytes, found.outcome
         started = replace(method, starts=(*method.starts, found.plan))
         left = Limits(watch.remaining, limits.work)
-        outcome = started.solve(problem, found.peak_bytes, limits=left, on_progress=on_progress, seed=seed)
+        try:
+            outcome = started.solve(problem, found.peak_bytes, limits=left, on_progress=on_progress, seed=seed)
+        except KeyboardInterrupt:  # before it had anything
+            outcome = replace(found.outcome, stopped=Stopped.INTERRUPT)
         return found.peak_bytes, _told(outcome if outcome.plan is not None else found.outcome, found)
     budget_bytes = max(1, peak_bound(problem).bytes)
     while True:

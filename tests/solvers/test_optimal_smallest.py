@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,15 @@ from remat_solvers.budget import read_budget
 from remat_solvers.codec import load_problem
 from remat_solvers.errors import BudgetError
 from remat_solvers.generate import adversarial, chain, random_chain, training_graph
+from remat_solvers.optimal.auto import Auto
+from remat_solvers.optimal.certificate import certify_floor
 from remat_solvers.optimal.check_certificate import check_certificate
 from remat_solvers.optimal.forcing import forcing
 from remat_solvers.optimal.smallest import Smallest, floor_certificate, smallest
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.recompute.brute_force import smallest_peak_bytes
-from remat_solvers.result import Limits, Order, Progress, Status, Stopped
+from remat_solvers.result import Certificate, Limits, Order, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
@@ -111,6 +113,36 @@ def test_limits_and_links() -> None:
     with_link = replace(problem, link=Link(10**9, 10**9))
     found = checked(with_link, smallest(with_link, limits=QUICK))
     assert found.certificate is None
+
+
+def test_one_moment_certifies_the_floor_where_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On thousands of ops all moments that a certificate is looked for at take seconds."""
+    problem = load_problem(CORPUS / "r50.json")
+    looked: list[tuple[int, ...]] = []
+
+    def counted(problem: Problem, *, order: Order, at: tuple[int, ...]) -> Certificate | None:
+        looked.append(at)
+        return certify_floor(problem, order=order, at=at)
+
+    monkeypatch.setattr("remat_solvers.optimal.smallest.certify_floor", counted)
+    found = checked(problem, smallest(problem, limits=Limits(0.01)))
+    assert len(looked) == 1
+    assert found.certificate is not None
+    assert found.certificate.budget_bytes + 1 == found.peak_bound_bytes == peak_bound_bytes(problem)
+
+
+@dataclass(frozen=True)
+class Interrupted(Auto):
+    """Ctrl-C comes when it is asked to make the plan faster."""
+
+    def solve(self, problem: Problem, budget_bytes: int, **_: object) -> Outcome:  # type: ignore[override]
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_after_the_smallest_peak_keeps_its_plan() -> None:
+    result = solve(chain(8), "min", solver=Interrupted(), limits=Limits(1))
+    assert (result.stopped, result.peak_bytes, result.peak_bound_bytes) == (Stopped.INTERRUPT, 3, 3)
+    assert result.certificate is not None
 
 
 def head() -> Problem:

@@ -91,7 +91,10 @@ def smallest(
         stopped = Stopped.INTERRUPT
     if stopped is Stopped.COMPLETE and work.watch.expired:
         stopped = Stopped.TIME
-    certificate = floor_certificate(problem)
+    try:
+        certificate = floor_certificate(problem, work.watch)
+    except KeyboardInterrupt:
+        stopped, certificate = Stopped.INTERRUPT, None
     return Smallest(
         plan=work.plan,
         time_ns=work.time_ns,
@@ -103,13 +106,21 @@ def smallest(
     )
 
 
-def floor_certificate(problem: Problem) -> Certificate | None:
-    """That no plan fits a budget, the largest found; None with a link, or where the floor is 0."""
+def floor_certificate(problem: Problem, watch: Stopwatch | None = None) -> Certificate | None:
+    """That no plan fits a budget, the largest found; None with a link, or where the floor is 0.
+
+    The first moment is that of most memory, and the only one where the watch has expired.
+    """
     if problem.link is not None:
         return None
     largest = sorted(range(len(problem.ops)), key=lambda op: (-_working_set(problem, op), op))[:MOMENTS]
-    floors = [certify_floor(problem, order=Order.FREE, at=at) for at in ((), *((op,) for op in largest))]
-    return max(filter(None, floors), key=lambda certificate: certificate.budget_bytes, default=None)
+    floors: list[Certificate] = []
+    for at in (*((op,) for op in largest), ()):
+        floor = certify_floor(problem, order=Order.FREE, at=at)
+        floors += [] if floor is None else [floor]
+        if floors and watch is not None and watch.expired:
+            break
+    return max(floors, key=lambda certificate: certificate.budget_bytes, default=None)
 
 
 def _working_set(problem: Problem, index: int) -> int:
