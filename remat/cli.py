@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from remat.question import Costs, LinkRate, Scratch, Seed, Source, TierName, export_model, pose, quiet, tier_named
-from remat.terminal import Commands, ExitCode, check_writable, log, print_json, progress_printer
+from remat.terminal import Commands, ExitCode, check_writable, log, print_json, print_table, progress_printer
 
 if TYPE_CHECKING:
     from remat_solvers.codec import PlanFile
@@ -79,15 +79,9 @@ def solve(
 
     check_writable(output)
     check_writable(certificate)
+    budgets = [] if budget == MIN else [budget]
     question = pose(
-        source,
-        budgets=[] if budget == MIN else [budget],
-        solvers=[solver],
-        link=link,
-        tier=tier,
-        scratch=scratch,
-        time_limit=time_limit,
-        costs=costs,
+        source, budgets, [solver], link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
     )
     with quiet():
         result = remat_solvers.solve(
@@ -137,14 +131,7 @@ def compare(
     from remat_solvers.registry import solver_names
 
     question = pose(
-        source,
-        budgets=[budget],
-        solvers=solver or (),
-        link=link,
-        tier=tier,
-        scratch=scratch,
-        time_limit=time_limit,
-        costs=costs,
+        source, [budget], solver or (), link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
     )
     of_models = () if question.exported is None else (entry.name for entry in MODEL_ENTRIES)
     asked = [question.solver(name) for name in solver or (*solver_names(), *of_models)]
@@ -161,10 +148,7 @@ def compare(
     if json:
         print_json({**comparison.to_dict(), **question.traffic()})
     else:
-        from rich.console import Console
-
-        Console().print(comparison_table(comparison))
-        print("\n".join(["", *comparison_notes(comparison)]))
+        print_table(comparison_table(comparison), comparison_notes(comparison))
     return ExitCode.OK
 
 
@@ -196,14 +180,7 @@ def sweep(
     chosen = None if budgets is None else [budget.strip() for budget in budgets.split(",")]
     check_place(output)
     question = pose(
-        source,
-        budgets=chosen or (),
-        solvers=[solver],
-        link=link,
-        tier=tier,
-        scratch=scratch,
-        time_limit=time_limit,
-        costs=costs,
+        source, chosen or (), [solver], link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
     )
     with quiet():
         curve = find(
@@ -222,10 +199,7 @@ def sweep(
     if json:
         print_json(sweep_to_dict(curve))
     else:
-        from rich.console import Console
-
-        Console().print(sweep_table(curve))
-        print("\n".join(["", *sweep_notes(curve, output if planned else None)]))
+        print_table(sweep_table(curve), sweep_notes(curve, output if planned else None))
     if planned:
         return ExitCode.OK
     missed = any(point.status is Status.NOT_FOUND for point in curve.points) or not curve.points
@@ -333,7 +307,6 @@ def solvers(json: AsJson = False) -> int:
     if json:
         print_json([dataclasses.asdict(entry) for entry in entries])
         return ExitCode.OK
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "family", "swaps", "exact", "summary", box=None)
@@ -341,7 +314,7 @@ def solvers(json: AsJson = False) -> int:
         table.add_row(
             entry.name, entry.family, *(("no", "yes")[x] for x in (entry.supports_link, entry.exact)), entry.summary
         )
-    Console().print(table)
+    print_table(table)
     return ExitCode.OK
 
 

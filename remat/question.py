@@ -77,9 +77,9 @@ class Question:
 
 def pose(
     source: str,
-    *,
     budgets: Sequence[str],
     solvers: Sequence[str],
+    *,
     link: str | None,
     tier: str,
     scratch: Path | None,

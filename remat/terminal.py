@@ -17,9 +17,11 @@ from typer.exceptions import TyperException
 from remat_solvers.errors import InfeasibleError, RematError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from remat_solvers.result import Progress
 
-__all__ = ["Commands", "ExitCode", "check_writable", "log", "print_json", "progress_printer"]
+__all__ = ["Commands", "ExitCode", "check_writable", "log", "print_json", "print_table", "progress_printer"]
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 SECONDS_BETWEEN_REPORTS = 1.0
@@ -72,6 +74,15 @@ def log(message: str) -> None:
 def print_json(data: Any) -> None:
     """`data` as one line of JSON on stdout."""
     print(json.dumps(data, allow_nan=False, default=str))
+
+
+def print_table(table: Table, notes: Sequence[str] = ()) -> None:
+    """A table on stdout, and what there is to say about it below."""
+    from rich.console import Console
+
+    Console().print(table)
+    if notes:
+        print("\n".join(["", *notes]))
 
 
 def check_writable(path: Path | None) -> None:
