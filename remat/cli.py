@@ -31,6 +31,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or
 ProblemFile = Annotated[Path, typer.Argument(metavar="PROBLEM", help="an exported problem.json")]
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, in bytes and ns")]
+StatedLink = Annotated[
+    str | None,
+    typer.Option("--link", help="rate to the host that PLAN counts on, such as 25GB/s; default: the problem's"),
+]
 BudgetText = Annotated[str, typer.Option("--budget", help="8GiB, 800MB, bytes, or 60% of the store-all peak")]
 
 
@@ -207,13 +211,13 @@ def sweep(
 
 
 @app.command()
-def simulate(problem: ProblemFile, plan: PlanPath, json: AsJson = False) -> int:
+def simulate(problem: ProblemFile, plan: PlanPath, link: StatedLink = None, json: AsJson = False) -> int:
     """Replay PLAN on PROBLEM: its peak, its time, its memory."""
     from remat.summary import describe_problem, replay_lines
     from remat_solvers.errors import PlanError
     from remat_solvers.simulate import simulate as replay
 
-    loaded, made = _pair(problem, plan)
+    loaded, made = _pair(problem, plan, link)
     try:
         timeline = replay(loaded, made.plan)
     except PlanError as error:
@@ -229,11 +233,11 @@ def simulate(problem: ProblemFile, plan: PlanPath, json: AsJson = False) -> int:
 
 
 @app.command()
-def validate(problem: ProblemFile, plan: PlanPath, json: AsJson = False) -> int:
+def validate(problem: ProblemFile, plan: PlanPath, link: StatedLink = None, json: AsJson = False) -> int:
     """Check PLAN against every rule, its own budget included."""
     from remat_solvers.validate import validate as check
 
-    loaded, made = _pair(problem, plan)
+    loaded, made = _pair(problem, plan, link)
     violations = check(loaded, made.plan, made.budget_bytes)
     if json:
         print_json({"valid": not violations, "violations": [dataclasses.asdict(v) for v in violations]})
@@ -323,14 +327,16 @@ def main() -> None:
     app()
 
 
-def _pair(problem: Path, plan: Path) -> tuple[Problem, PlanFile]:
-    """A problem and a plan that was made for it."""
+def _pair(problem: Path, plan: Path, link: str | None) -> tuple[Problem, PlanFile]:
+    """A problem, over `link` where one is stated, and a plan that was made for it."""
     from remat_solvers.codec import load_plan, load_problem
     from remat_solvers.match import check_match
+    from remat_solvers.units import parse_link
 
+    stated = None if link is None else parse_link(link)
     loaded, made = load_problem(problem), load_plan(plan)
     check_match(loaded, made.plan, made.problem)
-    return loaded, made
+    return loaded if stated is None else dataclasses.replace(loaded, link=stated), made
 
 
 def _code(result: Result) -> ExitCode:

@@ -118,6 +118,17 @@ def test_the_link_option_reaches_the_solver(tmp_path: Path, monkeypatch: pytest.
     assert [problem.link for problem in asked] == [Link(25 * 10**9, 25 * 10**9), load_problem(CHAIN).link]
 
 
+def test_a_plan_over_a_link_is_checked_over_that_link(tmp_path: Path) -> None:
+    plan, over = tmp_path / "plan.json", ["--link", "25GB/s"]
+    unlinked = tmp_path / "problem.json"
+    unlinked.write_text(json.dumps({**json.loads(CHAIN.read_text()), "link": None}))
+    told = run_json("solve", unlinked, "--budget", "60%", "--solver", "swap-only", *over, "-o", plan)
+    assert run_json("validate", unlinked, plan, *over)["valid"]
+    assert run_json("simulate", unlinked, plan, *over)["time_ns"] == told["time_ns"]
+    assert "no link to the host" in run("validate", unlinked, plan, code=FAILED).stdout
+    assert "not a rate" in error("validate", unlinked, plan, "--link", "auto")
+
+
 def test_solvers_lists_the_registry_and_what_needs_a_model() -> None:
     listed = run_json("solvers")
     assert tuple(entry["name"] for entry in listed) == (*solver_names(), "torch-budget")
