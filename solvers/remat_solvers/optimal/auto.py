@@ -1,6 +1,7 @@
 """`auto`: a program that proves, a search that finds, side by side, from the plans of the quick published methods.
 
     chains.py      a uniform chain is recognised, and answered exactly
+    states.py      of small problems, every plan
     layered.py     networks of many alike layers: bounds and plans in a second
     starts.py      the plans of published methods
     search.py      local search over op sequences, on this core
@@ -30,6 +31,7 @@ from remat_solvers.optimal.loop import Question
 from remat_solvers.optimal.search import AVAILABLE, NO_SEARCH, Search, SearchError
 from remat_solvers.optimal.standing import Evidence, Standing
 from remat_solvers.optimal.starts import starts
+from remat_solvers.optimal.states import StateSearch
 from remat_solvers.optimal.with_link import solve_with_link
 from remat_solvers.options import check_options
 from remat_solvers.plan import Compute, Plan
@@ -54,6 +56,8 @@ LAYERED_FREE_SHARE, LAYERED_SHARE = 0.1, 0.3  # of the time
 CERTIFY_S = 20.0  # for a certificate, beyond the limit
 POLL_S = 0.5  # of the program, where it is in this process or nothing else is at work
 SMALL_OPS = 60  # up to so many, the program runs in this process, which spares .5 s, and needs no help
+STATES_AT_ONCE, MOST_STATES = 20_000, 1_000_000  # of a small problem: before all else, and where that was not enough
+SLICE_STATES = 5_000  # some 25 ms
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Auto:
     order: Literal["any", "given", "free"] = "any"  # of first computations; any: they may move
     within: float = 5e-4  # of store-all's time: a plan so near to the bound ends it
     chains: bool = True
+    states: bool = True  # of small problems, every plan is tried
     repeats: bool = True
     methods: bool = True  # plans of published methods to start from
     search: bool = True
@@ -132,6 +137,7 @@ class _Work:
         self.problem, self.budget_bytes, self.watch = standing.problem, standing.budget_bytes, standing.watch
         self.seed = seed
         self.by_work = by_work  # slices are counted, not timed, and nothing runs beside them
+        self.states = self._new_states(tangents_first=False)
         self.searches = self._new_searches()
         self.idle = dict.fromkeys(Order, 0)  # per search, moves since anything found a better plan
         self.fresh: dict[Order, Search] = {}  # from starts of their own, where those from the best plans find nothing
@@ -154,6 +160,8 @@ class _Work:
         if asked.chains:
             self._chain()
             yield
+        if not asked.certify:  # the program comes first: only it has evidence
+            yield from self._try_all(STATES_AT_ONCE)
         while self.standing.best is None and self.searching and self.turn < FIRST_TURNS:
             self.turn += 1
             self._search()
@@ -169,6 +177,26 @@ class _Work:
             left = self.standing.closed or next(layers, False) or self._ask(methods)
             self._search()
             self._prove()
+            yield
+        yield from self._try_all(MOST_STATES)
+
+    def _try_all(self, states: int) -> Iterator[None]:
+        """Every plan of a small problem, until so many states have been met."""
+        while (search := self.states) is not None and search.met < states:
+            standing, before = self.standing, search.sequence
+            search.run(min(SLICE_STATES, states - search.met))
+            if not search.tangents_first:
+                standing.prove(search.bound_ns, search.order, "states")
+            if search.sequence is not None and search.sequence is not before:
+                self._offer(plan_from_sequence(self.problem, search.sequence), "states")
+            if search.done:
+                if search.sequence is None and search.tangents_first:
+                    standing.none_after_tangents = search.order is Order.FREE
+                elif search.sequence is None:
+                    standing.prove_infeasible(search.order)
+                reached = standing.best is not None and standing.best.time_ns <= search.bound_ns
+                over = search.sequence is None or search.tangents_first or reached
+                self.states = None if over else self._new_states(tangents_first=True)
             yield
 
     def _layers(self) -> Iterator[bool]:
@@ -215,6 +243,13 @@ class _Work:
         if best is not None:
             program.tell(best.sequence, best.time_ns)
         return program
+
+    def _new_states(self, *, tangents_first: bool) -> StateSearch | None:
+        """Without the tangents first it proves; with them it finds what the other's plan had no room for."""
+        if not self.asked.states or len(self.problem.ops) > SMALL_OPS:
+            return None
+        order = Order.GIVEN if self.asked.order == "given" else Order.FREE
+        return StateSearch(self.problem, self.budget_bytes, order=order, tangents_first=tangents_first)
 
     def _new_searches(self) -> dict[Order, Search]:
         """One that keeps the order, for only its plans are held against the stronger bound, and one that does not."""

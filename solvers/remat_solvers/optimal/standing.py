@@ -59,6 +59,7 @@ class Standing:
         self.smallest_peak_bytes: int | None = None
         self.infeasible: dict[Order, bool] = {Order.GIVEN: False, Order.FREE: False}
         self.evidence: dict[Order, Evidence] = {}  # what proved the bound of an order, or that it has no plan
+        self.none_after_tangents = False  # proven: no plan fits that runs nothing between the forward and the tangents
         self.once_ns = time_bound_ns(problem)  # every op once
         self.bounds = dict.fromkeys((Order.GIVEN, Order.FREE), self.once_ns)
 
@@ -142,6 +143,8 @@ class Standing:
                     peak_bound_bytes=self.budget_bytes + 1,
                 )
             only = "no plan that keeps the order of the ops fits" if self.infeasible[Order.GIVEN] else ""
+            if self.none_after_tangents:
+                only = "no plan fits in which nothing runs between the forward and the tangents"
             return Outcome(Status.NOT_FOUND, reason=only, smallest_peak_bytes=self.smallest_peak_bytes, stopped=stopped)
         return Outcome(
             Status.OPTIMAL if answer.time_ns <= self.bound_ns else Status.FEASIBLE,
