@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.bounds import peak_bound_bytes
-from remat_solvers.generate import chain, training_graph
+from remat_solvers.generate import chain, random_chain, random_layered, training_graph
 from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.rotor import Rotor
 from remat_solvers.registry import create
@@ -50,6 +50,44 @@ def test_pofo_is_never_slower_than_rotor(n: int, seed: int) -> None:
         found = solve(problem, budget_bytes, solver=POFO(cells=10))
         assert found.time_ns is not None
         assert found.time_ns <= rotor.time_ns
+
+
+def steps(count: int) -> list[Problem]:
+    """Training steps, chains and layered forward graphs in turn."""
+    makers = (training_graph, random_chain, random_layered)
+    return [makers[seed % 3](2 + seed % 9, seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize("name", ["auto", "capuchin", "checkmate", "modnn", "swap-only"])
+def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_results(name: str) -> None:
+    """But for a ns per copy, beside ops of a ms and more."""
+    compared = 0
+    for known in steps(45):
+        slow = tuple(replace(op, time_ns=(1 + op.time_ns) * 10**6) for op in known.ops)
+        problem = replace(known, ops=slow, link=Link(10**18, 10**18))
+        size = [v.bytes if v.kind != "constant" else 0 for v in problem.values]
+        largest = max(sum(size[v] for v in {*op.inputs, *op.outputs}) + op.workspace_bytes for op in slow)
+        fixed = problem.constant_bytes + problem.reserve_bytes + sum(size[v] for v in problem.results)
+        unmodified = simulate(problem, store_all(problem))
+        if fixed + largest < unmodified.peak_bytes:
+            compared += 1
+            result = solve(problem, fixed + largest, solver=name)
+            assert result.time_ns is not None
+            assert result.time_ns < unmodified.time_ns + 10**4
+    assert compared > 15
+
+
+@pytest.mark.parametrize("name", ["capuchin", "checkmate", "superneurons"])
+def test_at_a_byte_per_second_the_answer_is_that_of_recomputing_alone(name: str) -> None:
+    compared = 0
+    for problem in steps(30):
+        floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        budget_bytes = max(1, (floor + unmodified) // 2)
+        alone = solve(problem, budget_bytes, solver=name)
+        if budget_bytes < unmodified and alone.time_ns is not None:
+            compared += 1
+            assert solve(replace(problem, link=Link(1, 1)), budget_bytes, solver=name).time_ns == alone.time_ns
+    assert compared > 7
 
 
 def test_latency_that_the_program_does_not_know_does_no_harm() -> None:
