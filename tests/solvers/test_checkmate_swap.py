@@ -83,7 +83,7 @@ def tiny(count: int, most_ops: int, most_moving: int) -> list[tuple[Problem, int
 def test_exact_on_small_problems() -> None:
     """The optimum of the exhaustive search, always, and said with the bound that proves it."""
     moved = 0
-    for problem, budget_bytes in tiny(300, 6, 6):
+    for problem, budget_bytes in tiny(100, 6, 6):
         best = best_moving_plan(problem, budget_bytes)
         result = solve(problem, budget_bytes, solver=Checkmate(swap_tries=100))
         if best is None:
@@ -94,13 +94,13 @@ def test_exact_on_small_problems() -> None:
         moved += any(isinstance(action, Fetch) for action in result.plan)
         assert result.time_ns == simulate(problem, best).time_ns
         assert (result.status, result.bound_ns) == (Status.OPTIMAL, result.time_ns)
-    assert moved > 100
+    assert moved > 30
 
 
 def test_no_sequence_of_actions_is_faster() -> None:
     """Nothing assumed about what good plans look like: one action at a time, on the clock of the replay."""
     chains = [(poet_chain(layers), 3 * room) for layers in (1, 2) for room in (2, 3, 4)]
-    for problem, budget_bytes in (*tiny(60, 4, 4), *chains):
+    for problem, budget_bytes in (*tiny(30, 4, 4), *chains):
         result = solve(problem, budget_bytes, solver=Checkmate(swap_tries=50))
         assert result.time_ns == least_time(problem, budget_bytes, 2**63 if result.time_ns is None else result.time_ns)
 
@@ -168,7 +168,7 @@ def least_time(problem: Problem, budget_bytes: int, most_ns: int) -> int | None:
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_moving_never_loses_to_recomputing_alone(seed: int) -> None:
     problem, budget_bytes = linked(seed, 12)
     alone = solve(problem, budget_bytes, solver=Checkmate(swap=False))
