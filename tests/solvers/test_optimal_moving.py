@@ -16,7 +16,7 @@ from remat_solvers import codec
 from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.clock import Stopwatch
 from remat_solvers.generate import training_graph
-from remat_solvers.optimal import moving_program
+from remat_solvers.optimal import moving, moving_program
 from remat_solvers.optimal.highs import LEAST_GAP, new_highs
 from remat_solvers.optimal.moving import solve_moving
 from remat_solvers.optimal.moving_program import MovingProgram
@@ -188,3 +188,14 @@ def test_links_that_are_no_use_or_no_cost(rate: int, least: float, most: float) 
     _, plans, _ = solved(problem, budget_bytes, Limits(3), starts=[start], within_ns=500)
     assert plans
     assert least <= simulate(problem, plans[-1]).time_ns / once_ns <= most
+
+
+def test_no_program_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On thousands of ops it takes seconds to write one down. The plans to start from are taken all the same."""
+    problem, budget_bytes, _ = gpt(25 * 10**9)
+    start = Belady().solve(problem, budget_bytes, limits=Limits(None), on_progress=None, seed=0).plan
+    assert start is not None
+    begun: list[object] = []
+    monkeypatch.setattr(moving, "MovingProgram", lambda *_: begun.append(None))
+    bound_ns, plans, bounds = solved(problem, budget_bytes, Limits(1e-9), starts=[start])
+    assert (bound_ns, plans[0], bounds, begun) == (time_bound_ns(problem), start, [], [])

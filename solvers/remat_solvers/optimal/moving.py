@@ -257,6 +257,8 @@ class _Work:
 
     def next_program(self) -> None:
         """Over twice as many moments as the one before, where there are more; points must be better than the best."""
+        if self.watch.expired:  # on thousands of ops it takes seconds to write one down
+            return
         count, before = MOMENTS, self.at
         while len(self.at) <= len(before) < len(self.problem.ops):
             self.at = first_moments(self.problem, count)
