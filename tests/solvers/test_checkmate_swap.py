@@ -16,7 +16,7 @@ from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
-from remat_solvers.plan import Fetch
+from remat_solvers.plan import Fetch, Plan
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.recompute.brute_force import best_moving_plan
 from remat_solvers.recompute.checkmate import Checkmate
@@ -25,7 +25,7 @@ from remat_solvers.schedule import store_all
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.fluid import choose, moments
-from remat_solvers.swap.joint import Joint
+from remat_solvers.swap.joint import Joint, jointly
 from remat_solvers.swap.traffic import Traffic
 from remat_solvers.validate import validate
 
@@ -232,6 +232,29 @@ def test_a_gpt_at_40_percent() -> None:
     assert any(isinstance(action, Fetch) for action in result.plan)
     assert result.time_ns is not None
     assert 100 * (result.time_ns / unmodified.time_ns - 1) <= 12
+
+
+def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large problem in little time: the small steps go on from what needs no program."""
+    problem = replace(codec.load_problem(CORPUS / "gpt.json"), link=Link(25 * 10**9, 25 * 10**9))
+    budget_bytes = int(0.4 * simulate(problem, store_all(problem)).peak_bytes)
+    monkeypatch.setattr("remat_solvers.swap.joint.choose", lambda *_, **__: None)
+    times = []
+    for tries in (0, 1, 60):
+        plans: list[Plan] = []
+        jointly(
+            problem,
+            budget_bytes,
+            backend="highs",
+            swap_time="overlapped",
+            tries=tries,
+            watch=Stopwatch(Limits(None)),
+            seed=0,
+            offer=lambda plan, _, plans=plans: plans.append(plan),
+        )
+        times.append([simulate(problem, plan).time_ns for plan in plans])
+    assert times[0] == []  # as for `additive`, whose plan is that of the program
+    assert times[1][0] == times[2][0] > times[2][-1]
 
 
 def test_what_it_says() -> None:

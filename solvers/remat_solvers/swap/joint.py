@@ -5,7 +5,8 @@ copies instant, would be above the budget between two moments, the op of the hig
 the program is solved again. `Traffic` makes the plan of the choice, exact in every event, and the replay says its time.
 What does not fit even so is mended: the absences around the op that does not fit leave too, those of most free time
 first; where there are none, the search starts from the problem's order with nothing away. In case the program had too
-little time, a plan that recomputes only, by Belady's rule, is a second start, and the faster one goes on: the choice
+little time, a plan that recomputes only, by Belady's rule, is a second start, and the faster one goes on. Both are
+tried before any program, too: so there is a plan at once, and a search where no program found a point. The choice
 changes at random, and what is faster stays, of what is as fast what moves fewer bytes:
 
 - an absence enters the choice, leaves it, or takes another's place
@@ -44,6 +45,7 @@ ROUNDS = 4  # programs
 ALONE_SHARE = 0.15  # of the time, for a plan that recomputes only
 PROGRAM_SHARE = 0.65  # of the time that is left, for one program
 
+QUICK = "recompute and swap, without a program"
 SMALL_PART = 2_000  # values below this part of the budget are left where they are
 TWICE = 0.3  # of the changes are two at once
 DEPTH = 3  # of ops that are made again for another one
@@ -66,12 +68,22 @@ def jointly(
     every_op = len(problem.ops) <= EVERY_OP
     at = list(range(len(problem.ops))) if every_op else moments(problem, given.profile.tolist(), MOMENTS)
     alone = _recomputing_alone(problem, budget_bytes, watch) if tries else None
+    quick = Joint(problem, budget_bytes, watch, seed)
+    if tries:
+        quick.start(range(len(problem.ops)), ())
+        if alone is not None:
+            quick.start(alone, ())
+        quick.tell(offer, QUICK)
     for _ in range(ROUNDS):
         if watch.expired:
             return
         seconds = None if watch.remaining is None else PROGRAM_SHARE * watch.remaining
         choice = choose(problem, room_bytes, at, backend, swap_time=swap_time, seconds=seconds)
         if choice is None:
+            try:
+                quick.improve(tries)
+            finally:
+                quick.tell(offer, QUICK)
             return
         search = Joint(problem, budget_bytes, watch, seed)
         form = f"recompute and swap, {len(at)} moments"
@@ -80,14 +92,12 @@ def jointly(
                 search.start(range(len(problem.ops)), ())
             if alone is not None:
                 search.start(alone, ())
-            if search.best is not None:
-                offer(search.best[1], form)
+            search.tell(offer, form)
             if choice.interrupted:
                 raise KeyboardInterrupt
             search.improve(tries)
         finally:
-            if search.best is not None:
-                offer(search.best[1], form)
+            search.tell(offer, form)
         more = _exceeded(problem, budget_bytes, choice.sequence, choice.away, at)
         if not more:
             return
@@ -144,7 +154,7 @@ class Joint:
         self._current: _Choice | None = None  # whose plan is the best
 
     def start(self, sequence: Sequence[int], away: Iterable[Absence]) -> Plan | None:
-        """The plan of a choice, mended where it does not fit; None: that cannot be done."""
+        """The plan of a choice, mended where it does not fit; None: that cannot be done, or not in time."""
         choice = self._choice(sequence, away)
         while True:
             answer = choice.traffic.plan(choice.away, self.budget_bytes)
@@ -152,9 +162,14 @@ class Joint:
                 self._consider(answer, choice)
                 return answer
             more = self._relief(choice, answer)
-            if not more:
+            if not more or self.watch.expired:
                 return None
             choice = _Choice(choice.traffic, choice.all, choice.away | more)
+
+    def tell(self, offer: Callable[[Plan, str], object], form: str) -> None:
+        """Offer the best plan, where there is one."""
+        if self.best is not None:
+            offer(self.best[1], form)
 
     def improve(self, tries: int) -> None:
         """Up to so many random changes of the best choice."""
