@@ -84,6 +84,19 @@ PyObject* engine_set_budget(PyObject* self, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+PyObject* engine_cool(PyObject* self, PyObject* args) {
+    int first, last;
+    long long moves;
+    double heat;
+    if (!PyArg_ParseTuple(args, "iiLd", &first, &last, &moves, &heat)) return nullptr;
+    try {
+        annealer_of(self).cool(first, last, moves, heat);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    Py_RETURN_NONE;
+}
+
 PyObject* found(const Found& what) {
     if (what.time < 0) Py_RETURN_NONE;
     PyObject* list = PyList_New(static_cast<Py_ssize_t>(what.sequence.size()));
@@ -102,6 +115,7 @@ PyMethodDef methods[] = {
     {"offer", engine_offer, METH_VARARGS, "offer(sequence, boundary): start from here, if nothing better is known"},
     {"run", engine_run, METH_VARARGS, "run(moves, seconds) -> moves made; releases the GIL"},
     {"set_budget", engine_set_budget, METH_VARARGS, "set_budget(bytes)"},
+    {"cool", engine_cool, METH_VARARGS, "cool(first, last, moves, heat): only between the first runs of two ops"},
     {"best", engine_best, METH_NOARGS, "(sequence, time, peak) of the fastest within the budget, or None"},
     {"smallest", engine_smallest, METH_NOARGS, "(sequence, time, peak) of the smallest peak met, or None"},
     {"current", engine_current, METH_NOARGS, "(sequence, time, peak) of the state, or None"},

@@ -5,6 +5,7 @@
     layered.py     networks of many alike layers: bounds and plans in a second
     starts.py      the plans of published methods
     search.py      local search over op sequences, on this core
+    decomposed.py  the same, one stage of the best sequence after another
     bounding.py    the lazy coarse-stage program (lazy.py), on the other core
     standing.py    the best plans and bounds, and what they prove
     with_link.py   all of this where there is a link to the host
@@ -25,6 +26,7 @@ from remat_solvers.clock import Stopwatch
 from remat_solvers.optimal.bounding import Bounder, Bounding
 from remat_solvers.optimal.certificate_tree import certify_tree
 from remat_solvers.optimal.chains import solve_chain
+from remat_solvers.optimal.decomposed import Decomposed
 from remat_solvers.optimal.layered import layered_steps
 from remat_solvers.optimal.lazy import Step
 from remat_solvers.optimal.loop import Question
@@ -71,6 +73,7 @@ class Auto:
     repeats: bool = True
     methods: bool = True  # plans of published methods to start from
     search: bool = True
+    decomposed: bool = True  # half of the search goes stage by stage
     program: bool = True
     cuts: bool = True  # interval cuts in the program
     lazy: bool = True  # moments are added to the program
@@ -140,8 +143,10 @@ class _Work:
         self.states = self._new_states(tangents_first=False)
         self.searches = self._new_searches()
         self.idle = dict.fromkeys(Order, 0)  # per search, moves since anything found a better plan
+        self.stages: dict[Order, Search] = {}  # from the best plans, one stage after another
         self.fresh: dict[Order, Search] = {}  # from starts of their own, where those from the best plans find nothing
         self.fresh_starts = 0
+        self.slices = dict.fromkeys(Order, 0)  # per order, of search
         self.turn = 0  # slices of search and program
         self.order = Order.FREE if asked.order == "free" else Order.GIVEN  # of the program
         self.program = self._new_program() if asked.program else None
@@ -293,9 +298,7 @@ class _Work:
         seldom = self.turn % SELDOM == 0
         order = Order.FREE if self._reordering_pays() is not seldom or self.standing.closed else Order.GIVEN
         order = order if order in searching else searching[0]
-        search = self.searches[order]
-        if self.turn % 2 and self.idle[order] >= STUCK * len(self.problem.ops):
-            search = self._fresh_start(order)
+        search = self._next_search(order)
         self.idle[order] += max(1, self._run(search))
         found = search.best
         known = self.standing.best_ordered if order is Order.GIVEN else self.standing.best
@@ -320,15 +323,30 @@ class _Work:
             return search.run(moves=min(SLICE_MOVES, moves))
         return search.run(moves=moves, seconds=self._left(SLICE_S))
 
+    def _next_search(self, order: Order) -> Search:
+        """Which has the next slice: of those from the best plans in turn, and where they are stuck, a fresh start."""
+        self.slices[order] += 1
+        if self.slices[order] % 2 and self.idle[order] >= STUCK * len(self.problem.ops):
+            return self._fresh_start(order)
+        best = self.standing.best_ordered if order is Order.GIVEN else self.standing.best
+        if not self.asked.decomposed or best is None or self.standing.closed or self.slices[order] % 4 < 2:
+            return self.searches[order]
+        if order not in self.stages:
+            self.stages[order] = self._new_search(order, self.seed)
+            self.stages[order].offer(best.sequence)
+        return self.stages[order]
+
     def _fresh_start(self, order: Order) -> Search:
         """A search that starts anew, with another seed: where memory is tight, where it ends is a matter of luck."""
         search = self.fresh.get(order)
         if search is None or search.done or search.made >= FRESH * len(self.problem.ops):
             self.fresh_starts += 1
-            seed = self.seed + self.fresh_starts
-            search = Search(self.problem, self.budget_bytes, free_order=order is Order.FREE, seed=seed)
-            self.fresh[order] = search
+            search = self.fresh[order] = self._new_search(order, self.seed + self.fresh_starts)
         return search
+
+    def _new_search(self, order: Order, seed: int) -> Search:
+        kind = Decomposed if self.asked.decomposed else Search
+        return kind(self.problem, self.budget_bytes, free_order=order is Order.FREE, seed=seed)
 
     def _prove(self) -> None:
         """What the program has found meanwhile."""
@@ -373,6 +391,6 @@ class _Work:
     def _go_on_from(self, sequence: Sequence[int]) -> None:
         self.idle = dict.fromkeys(Order, 0)
         ordered = keeps_order(plan_from_sequence(self.problem, sequence))
-        for order, search in self.searches.items():
+        for order, search in (*self.searches.items(), *self.stages.items()):
             if ordered or order is Order.FREE:
                 search.offer(sequence)

@@ -103,6 +103,13 @@ class Search:
         self.made += made
         return made
 
+    def cool(self, first: int, last: int, moves: int, heat: float) -> None:
+        """The next `moves` begin only between the first runs of two ops, from the best sequence, where there is one.
+
+        They are a cycle of their own, from a temperature of `heat` times the time of all ops down to a hundredth.
+        """
+        self._engine.cool(first, last, moves, heat)
+
     def stop(self) -> None:
         """Ends the run under way in another thread, or the next one."""
         self._stop.set()

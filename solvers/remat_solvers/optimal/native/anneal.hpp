@@ -46,6 +46,18 @@ public:
         left_ = 0;
     }
 
+    // The next moves cool down, from the best sequence and a heat, only what lies between the first runs of two ops.
+    void cool(int first, int last, std::int64_t moves, double heat) {
+        if (best_.time < 0 || moves <= 0) return;
+        build(best_);
+        moves_.focus(state_.of(first)[0], state_.of(last)[0]);
+        if (price_ == 0) price_ = scale() / std::max(1.0, static_cast<double>(budget_ - g_.base));
+        fresh_ = offered_ = false;
+        width_ = 0;
+        hot_ = temperature_ = heat * scale();
+        length_ = left_ = moves;
+    }
+
     // Makes up to `moves` moves within `seconds`; how many were made. Fewer: time is up, or nothing to gain.
     std::int64_t run(std::int64_t moves, double seconds) {
         const auto start = std::chrono::steady_clock::now();
@@ -93,6 +105,7 @@ private:
     // A cycle cools down from the start, with a width and a temperature by which earlier cycles did well; or from the
     // best sequence, or one that was offered. Cycles get longer.
     void begin_cycle() {
+        moves_.focus(-1, -1);
         if (fresh_) reached_[arm_] = lowest_;
         const bool reheat = offered_ || (cycles_ > 1 && best_.time >= 0 && random_.below(2));
         if (cycles_ > 0 && !offered_) build(reheat ? best_ : start_);

@@ -30,12 +30,16 @@ public:
         price_.resize(g.all_ops()), seen_.assign(g.all_ops(), 0);
     }
 
+    // From now on moves begin between these occurrences, first ones, which stay; -1: anywhere. What they bring about
+    // elsewhere, lives that become longer or shorter, counts as before.
+    void focus(int first, int last) { first_ = first, last_ = last; }
+
     bool any() const { return !droppable_.empty(); }
 
     // Drops a value that is alive but not read at a crowded moment, and has it computed again before its next reader.
     bool insert(double price_per_byte) {
-        const int moment = s.profile.pick_excess(random_);
-        return insert_at(moment >= 0 ? moment : s.profile.pick(random_), price_per_byte);
+        const int moment = s.profile.pick_excess(first(), last(), random_);
+        return insert_at(moment >= 0 ? moment : pick(), price_per_byte);
     }
 
     bool insert_at(int moment, double price_per_byte) {
@@ -61,8 +65,9 @@ public:
 
     // Leaves out a repeat; what it made is kept from before instead.
     bool remove() {
-        if (s.repeats().empty()) return false;
-        drop(random_repeat());
+        const int x = random_repeat();
+        if (x < 0) return false;
+        drop(x);
         return true;
     }
 
@@ -76,8 +81,9 @@ public:
 
     // Moves a repeat to another place between its neighbours of the same op.
     bool shift() {
-        if (s.repeats().empty()) return false;
-        const int x = random_repeat(), u = s.op(x), key = s.profile.key(x);
+        const int x = random_repeat();
+        if (x < 0) return false;
+        const int u = s.op(x), key = s.profile.key(x);
         const int low = s.latest(u, key);
         int high = s.earliest(u, key);
         if (high < 0) high = s.end();
@@ -91,7 +97,7 @@ public:
             place = first_reader(x);
             if (place < 0) return false;
         } else {
-            place = way == 2 ? walk(x, low, high) : s.profile.pick(random_);
+            place = way == 2 ? walk(x, low, high) : pick();
         }
         if (place == x || place == s.profile.previous(x) || !fits(place, low, high)) return false;
         if (place == s.profile.previous(s.boundary())) return false;  // the last forward op ends the forward call
@@ -105,7 +111,9 @@ public:
     // Free order: moves the first computation of an op as far as dependencies, effects and phases allow.
     bool reorder() {
         if (!free_order_ || g.ops == 0) return false;
-        const int u = random_.below(g.ops), x = s.of(u)[0];
+        const int u = first_ < 0 ? random_.below(g.ops) : s.op(pick());
+        if (u >= g.ops) return false;  // a moment
+        const int x = s.of(u)[0];
         if (u == g.tangents || x == s.profile.previous(s.boundary())) return false;
         int low = s.begin(), high = g.backward[u] ? s.end() : s.boundary();
         if (g.backward[u]) low = g.tangents >= 0 ? s.of(g.tangents)[0] : s.boundary();
@@ -126,7 +134,7 @@ public:
             case 0: place = s.profile.previous(high); break;
             case 1: place = low; break;
             case 2: place = walk(x, low, high); break;
-            default: place = s.profile.pick(random_);
+            default: place = pick();
         }
         if (place == x || place == s.profile.previous(x) || !fits(place, low, high)) return false;
         collect_sources(u, key);
@@ -138,7 +146,20 @@ public:
 private:
     bool reads(int u, int v) const { return std::find(g.inputs.begin(u), g.inputs.end(u), v) != g.inputs.end(u); }
 
-    int random_repeat() { return s.repeats()[random_.below(static_cast<int>(s.repeats().size()))]; }
+    int first() const { return first_ < 0 ? s.begin() : first_; }
+    int last() const { return last_ < 0 ? s.end() : last_; }
+    int pick() { return s.profile.pick(first(), last(), random_); }
+
+    // -1: there is none, or none was met.
+    int random_repeat() {
+        if (s.repeats().empty()) return -1;
+        if (first_ < 0) return s.repeats()[random_.below(static_cast<int>(s.repeats().size()))];
+        for (int attempt = 0; attempt < 8; ++attempt) {
+            const int x = pick();
+            if (s.repeated(x)) return x;
+        }
+        return -1;
+    }
 
     // Whether an occurrence may go behind `place`: between low and high, and not between boundary and tangents.
     bool fits(int place, int low, int high) const {
@@ -246,6 +267,7 @@ private:
     const Graph& g;
     Random& random_;
     const bool free_order_;
+    int first_ = -1, last_ = -1;  // where moves begin
     vector<int> droppable_;                   // values that can be computed again
     vector<double> by_bytes_, by_rate_;       // cumulated weights to choose one of them
     vector<int> effect_before_, effect_after_;  // per op: its neighbours among the ops with effects

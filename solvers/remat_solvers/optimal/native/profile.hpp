@@ -139,20 +139,29 @@ public:
         return sum;
     }
 
-    // An occurrence beyond the budget, the likelier the more its block is beyond it; -1: none.
-    int pick_excess(Random& random) const {
-        double left = random.unit() * excess();
-        for (std::size_t r = 0; r < order_.size(); ++r) {
+    // An occurrence beyond the budget from `first` to `last`, the likelier the more its block is beyond it; -1: none.
+    int pick_excess(int first, int last, Random& random) const {
+        const int low = rank_[block_[first]], high = rank_[block_[last]];
+        double sum = 0;
+        for (int r = low; r <= high; ++r) sum += excess_[r];
+        double left = random.unit() * sum;
+        for (int r = low; r <= high; ++r) {
             left -= excess_[r];
-            if (excess_[r] > 0 && left <= 0) return pick_over(static_cast<int>(r), budget_, random);
+            if (excess_[r] <= 0 || left > 0) continue;
+            const int from = r == low ? offset_[first] : 0, to = r == high ? offset_[last] + 1 : CAPACITY;
+            return pick_over(r, from, to, random);
         }
         return -1;
     }
 
-    // One of the occurrences in a block chosen at random.
-    int pick(Random& random) const {
-        const Block& block = blocks_[order_[random.below(static_cast<int>(order_.size()))]];
-        return block.occurrence[random.below(block.count)];
+    // One of the occurrences from `first` to `last`, in a block chosen at random; `first` where that is not before.
+    int pick(int first, int last, Random& random) const {
+        const int low = rank_[block_[first]], high = rank_[block_[last]];
+        if (!before(first, last)) return first;
+        const int r = low + random.below(high - low + 1);
+        const Block& block = blocks_[order_[r]];
+        const int from = r == low ? offset_[first] : 0, to = r == high ? offset_[last] + 1 : block.count;
+        return block.occurrence[from + random.below(to - from)];
     }
 
     // The occurrence with most bytes.
@@ -260,11 +269,11 @@ private:
         excess_[rank] = sum;
     }
 
-    int pick_over(int rank, Bytes limit, Random& random) const {
+    int pick_over(int rank, int from, int to, Random& random) const {
         const Block& block = blocks_[order_[rank]];
         int candidates[CAPACITY], count = 0;
-        for (int i = 0; i < block.count; ++i)
-            if (block.bytes[i] + add_[rank] > limit) candidates[count++] = block.occurrence[i];
+        for (int i = from; i < std::min(to, block.count); ++i)
+            if (block.bytes[i] + add_[rank] > budget_) candidates[count++] = block.occurrence[i];
         return count ? candidates[random.below(count)] : -1;
     }
 

@@ -74,6 +74,7 @@ public:
     const vector<int>& of(int u) const { return of_[u]; }
     const vector<int>& repeats() const { return repeats_; }
     std::int64_t time() const { return time_; }
+    bool repeated(int x) const { return index_[x] >= 0; }
     int begin() const { return begin_; }
     int boundary() const { return boundary_; }
     int end() const { return end_; }
