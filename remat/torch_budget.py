@@ -37,7 +37,7 @@ class TorchBudget:
     """The partitioner's plans for one export. A solver like those of the registry, but bound to its model."""
 
     name: ClassVar[str] = "torch-budget"
-    version: ClassVar[str] = torch.__version__
+    version: ClassVar[str] = str(torch.__version__)
 
     def __init__(self, exported: Exported) -> None:
         self.exported = exported

@@ -46,7 +46,7 @@ def _measured(lowered: Lowered, device: torch.device) -> Problem:
             source="measure",
             device=device_name(device),
             threads=torch.get_num_threads(),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             workspace=True,
             spread_ns=tuple(0 if m is None else m.spread_ns for m in per_op),
         ),
@@ -59,7 +59,7 @@ def _estimated(lowered: Lowered, hardware: Hardware, device: torch.device) -> Pr
     return dataclasses.replace(
         problem,
         ops=tuple(dataclasses.replace(op, time_ns=t) for op, t in zip(problem.ops, times, strict=True)),
-        costs=Costs(f"roofline:{hardware.name}", hardware.name, 0, torch.__version__, workspace=False),
+        costs=Costs(f"roofline:{hardware.name}", hardware.name, 0, str(torch.__version__), workspace=False),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,18 @@ def test_other_costs_are_refused(costs: Any) -> None:
 def test_times_are_positive_for_every_op() -> None:
     problem = estimated(nn.Sequential(mlp(), nn.LayerNorm(WIDTH)), rows(), costs="roofline")
     assert all(op.time_ns > 0 for op in problem.ops if op.target != "tangents")
+
+
+@pytest.mark.parametrize("costs", ["measure", "roofline"])
+def test_another_process_reads_a_problem_without_torch(costs: str) -> None:
+    """A solver's process gets the problem pickled; a value of torch's in it would import torch there, for a second."""
+    modules: set[str] = set()
+
+    class Watching(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            modules.add(module.partition(".")[0])
+            return super().find_class(module, name)
+
+    problem = remat.export(mlp(), (rows(),), costs=costs).problem
+    assert Watching(io.BytesIO(pickle.dumps(problem))).load() == problem
+    assert modules <= {"remat_solvers", "builtins"}
