@@ -10,11 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import remat
 from remat.capture.exported import Exported
 from remat.verification import TOLERANCE, TOLERANCE_BYTES, Step, compare_steps, run_step
 from remat_solvers.plan import Compute, Plan
+from remat_solvers.problem import Problem
 from remat_solvers.recompute.chen import STRATEGIES, Chen
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
@@ -38,12 +40,22 @@ def check_peak(step: Step, exported: Exported, plan: Plan) -> None:
     assert abs(measured - predicted) <= max(TOLERANCE_BYTES, TOLERANCE * predicted)
 
 
+def check_constants(problem: Problem, leaves: list[object]) -> None:
+    """Constants are exactly the model's distinct storages, and every op that is not recomputable says why."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in leaves if isinstance(t, torch.Tensor)}
+    names = [v for v in problem.values if v.kind == "constant" and not v.name.startswith("_tensor_constant")]
+    assert sum(v.bytes for v in names) == sum(s.nbytes() for s in storages.values())
+    for op in problem.ops:
+        assert op.recomputable or op.effects or op.target in ("tangents", "remat.rnn_backward.default"), op
+
+
 @CASE
 def test_as_predicted_and_bit_equal(case: Case) -> None:
     model, args, kwargs = case.make()
     model.train()
     with case.precision():
         exported = remat.export(model, args, kwargs)
+    check_constants(exported.problem, [*model.parameters(), *model.buffers(), *tree_leaves((args, kwargs))])
     everything = store_all(exported.problem)
     kept = run_step(remat.apply(exported, everything), args, kwargs, exported)
     check_peak(kept, exported, everything)
@@ -55,23 +67,6 @@ def test_as_predicted_and_bit_equal(case: Case) -> None:
         step = run_step(remat.apply(exported, plan), args, kwargs, exported)
         assert compare_steps(step, kept).equal
         check_peak(step, exported, plan)
-
-
-@CASE
-def test_problem_is_the_models(case: Case) -> None:
-    """Constants are exactly the model's distinct storages, and every recomputable op is marked with its effects."""
-    model, args, kwargs = case.make()
-    model.train()
-    with case.precision():
-        problem = remat.export(model, args, kwargs, costs="roofline").problem
-    tensors = [*model.parameters(), *model.buffers(), *torch.utils._pytree.tree_leaves((args, kwargs))]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if isinstance(t, torch.Tensor)}
-    names = [v for v in problem.values if v.kind == "constant" and not v.name.startswith("_tensor_constant")]
-    assert sum(v.bytes for v in names) == sum(s.nbytes() for s in storages.values())
-    for op in problem.ops:
-        assert op.recomputable or op.effects or op.target in ("tangents", "remat.rnn_backward.default"), op
-    assert problem.costs is not None
-    assert not problem.costs.workspace
 
 
 @pytest.mark.parametrize("name", ["dropout", "drop-path", "attention-dropout", "noise"])

@@ -1,9 +1,9 @@
 """The method matrix: every registered method on every model of the table, each answer a valid plan or an honest status.
 
-A quick method is asked for every budget of `matrix.budgets`. So is any other (what the registry calls slow or keeps out
-of `auto`'s portfolio, and what needs the model's graph) on models of at most SMALL_OPS ops; on a larger one it is
-asked for one share, another from model to model. Every question has a limit of SECONDS, so that the answers of slow
-methods are those of a short search; `scripts/bench methods` gives them time.
+A quick method is asked for every budget of `matrix.budgets` on models of at most LARGE_OPS ops. So is any other (what
+the registry calls slow or keeps out of `auto`'s portfolio, and what needs the model's graph) on models of at most
+SMALL_OPS ops; on a larger one it is asked for one share, another from model to model. Every question has a limit of
+SECONDS, so that the answers of slow methods are those of a short search; `scripts/bench methods` gives them time.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .matrix import METHODS, SHARES, Budget, ask, budgets, exported, position
 from .models import CASES, Case
 
 SECONDS = 1.0
-SMALL_OPS = 20
+SMALL_OPS, LARGE_OPS = 20, 1_000
 
 
 def asked(case: Case, entry: Entry) -> list[Budget]:
     """The budgets that this method is asked for on this model."""
     problem = exported(case).problem
     every = list(budgets(problem))
-    if len(problem.ops) <= SMALL_OPS or not entry.slow:
+    if len(problem.ops) <= (SMALL_OPS if entry.slow else LARGE_OPS):
         return every
     share = SHARES[position(case) % len(SHARES)]
     return [budget for budget in every if budget.name.startswith(f"{share}%")]
