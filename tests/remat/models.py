@@ -570,7 +570,7 @@ ZOO = (
     Case("mobilenet-drop-path", functools.partial(mobilenet.mobilenet, classes=10, drop_path=0.2)),
     Case("inception", functools.partial(inception.inception, classes=10)),
     Case("lstm", functools.partial(recurrent.lstm, steps=20, width=64)),
-    Case("gru-cell-200", functools.partial(recurrent.gru_cell, width=32, vocabulary=100)),
+    Case("gru-cell-100", functools.partial(recurrent.gru_cell, steps=100, width=32, vocabulary=100)),
     Case("transformer-encoder", functools.partial(encoder.encoder, length=32, width=64, layers=3)),
     Case("gpt2", functools.partial(huggingface.gpt2, length=32, width=64, layers=3)),
     Case("bert", functools.partial(huggingface.bert, length=32, width=64, layers=3)),

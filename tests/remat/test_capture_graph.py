@@ -36,7 +36,7 @@ from .modules import storing_all
 LARGE = (
     "resnet50",
     "densenet121",
-    "gru-cell-200",
+    "gru-cell-100",
     "inception",
     "mobilenet",
     "mobilenet-drop-path",

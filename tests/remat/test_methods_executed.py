@@ -29,7 +29,7 @@ from .matrix import METHODS, budgets
 from .models import Case
 from .test_exact import check_peak
 
-SECONDS = 2.0
+SECONDS = 1.0
 MODELS = {
     case.name: case
     for case in (
