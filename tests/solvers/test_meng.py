@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.errors import InputError
-from remat_solvers.generate import chain, training_graph
+from remat_solvers.generate import chain, random_chain, training_graph
 from remat_solvers.plan import Compute, Fetch, Free, Offload
 from remat_solvers.problem import Link, Problem
 from remat_solvers.registry import create
@@ -21,6 +21,7 @@ from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.layers import feature_maps
 from remat_solvers.swap.meng import swapped
+from remat_solvers.swap.modnn import lower_bound_bytes
 from remat_solvers.swap.rewriting import Rewriting, Swap
 
 SIZES, SEEDS = st.integers(1, 16), st.integers(0, 10**6)
@@ -146,6 +147,23 @@ def test_on_a_fast_link_next_to_nothing_is_lost(n: int) -> None:
     result = solve(problem, 50, solver="meng")
     assert result.time_ns is not None
     assert result.time_ns <= result.store_all_time_ns + 2 * n
+
+
+@pytest.mark.parametrize("method", ["meng", "tflms"])
+def test_infinite_bandwidth_costs_nothing_on_a_chain_wherever_every_op_fits(method: str) -> None:
+    """But for a ns per copy, beside ops of a ms and more."""
+    asked = 0
+    for seed in range(25):
+        problem = random_chain(2 + seed % 7, seed)
+        slow = tuple(replace(op, time_ns=op.time_ns * 10**6) for op in problem.ops)
+        problem = linked(replace(problem, ops=slow), INFINITE)
+        unmodified = simulate(problem, store_all(problem))
+        for budget_bytes in range(lower_bound_bytes(problem), unmodified.peak_bytes):
+            result = solve(problem, budget_bytes, solver=method)
+            assert result.time_ns is not None
+            assert result.time_ns - unmodified.time_ns < 1000
+            asked += 1
+    assert asked > 50
 
 
 def test_a_given_threshold_is_not_searched() -> None:
