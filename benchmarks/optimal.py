@@ -29,11 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 EXECUTED = "executed"  # the row that runs models, and so needs torch
-ABLATION_CASES = (("unet", 40), ("r50", 40), ("gpt", 40), ("gpt48", 20))
+ABLATION_CASES = (("unet", 40), ("r50", 40), ("gpt", 40), ("gpt48", 20), ("r50", 20))
 ABLATION_S = 20.0
 ABLATIONS: dict[str, dict[str, Any]] = {
     "everything": {},
     "no search": {"search": False},
+    "no stages": {"decomposed": False},
     "no program": {"program": False},
     "no interval cuts": {"cuts": False},
     "no lazy boundaries": {"lazy": False},

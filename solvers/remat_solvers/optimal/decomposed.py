@@ -31,7 +31,7 @@ __all__ = ["Decomposed"]
 
 SHORTEST, LONGEST = 0.02, 0.5  # stages, as shares of the ops; spread evenly on a logarithmic scale
 LEAST_OPS = 5  # that first run in a stage
-HEATS = (0.0003, 0.001)  # of the time of all ops
+HEATS = (0.0002, 0.0006)  # of the time of all ops
 MOVES_PER_OP, MOVES = 100, 2000  # for every op that runs in a stage, and for any stage
 
 
