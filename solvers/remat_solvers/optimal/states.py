@@ -11,8 +11,8 @@ A* (Hart, Nilsson, Raphael 1968), where only the time of repeats is counted, wit
     h = time of every op that has to run again: it made what some op that has not run yet reads, or what is a result,
         or what another op that has to run again reads, and that is gone
 
-h is admissible, for each of these ops runs at least once more. So the least g + h of all open states is at any moment a
-bound on the time of every plan. A state is left out where another with the same ops computed has at least the same
+Each of these ops runs at least once more, so h is admissible; and h falls by no more than what runs takes. So the least
+g + h of all open states never falls, and is at any moment a bound on the repeats of every plan. A state is left out where another with the same ops computed has at least the same
 values there and no larger g: what follows from the one follows from the other, which may free what it has more. Every
 other state expanded is the one in which most has been computed, so that there is a plan early.
 
