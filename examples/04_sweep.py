@@ -37,7 +37,7 @@ def main() -> None:
     exported = remat.export(Classifier(), (x, labels))
 
     # From the smallest peak that is found to the unmodified step; a point is the fastest plan known for its budget.
-    curve = remat_solvers.sweep(exported.problem, points=6, limits=remat.Limits(seconds=10))
+    curve = remat_solvers.sweep(exported.problem, points=6, limits=remat.Limits(seconds=5))
     floor = f"{curve.peak_bound_bytes / 2**20:.1f} MiB"
     print(f"store-all needs {curve.store_all_peak_bytes / 2**20:.1f} MiB; proven: no plan is below {floor}")
     for point in curve.points:

@@ -20,7 +20,7 @@ from remat_solvers.validate import validate
 from .matrix import METHODS, SHARES, Budget, ask, budgets, exported, position
 from .models import CASES, Case
 
-SECONDS = 1.0
+SECONDS = 0.5
 SMALL_OPS, LARGE_OPS = 20, 1_000
 
 
