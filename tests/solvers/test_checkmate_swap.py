@@ -26,6 +26,7 @@ from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.fluid import choose, moments
 from remat_solvers.swap.joint import Joint, jointly
+from remat_solvers.swap.modnn import lower_bound_bytes
 from remat_solvers.swap.traffic import Traffic
 from remat_solvers.validate import validate
 
@@ -255,6 +256,13 @@ def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.Monk
         times.append([simulate(problem, plan).time_ns for plan in plans])
     assert times[0] == []  # as for `additive`, whose plan is that of the program
     assert times[1][0] == times[2][0] > times[2][-1]
+
+
+@pytest.mark.parametrize("seed", [*range(12), 16, 40, 128])
+def test_there_is_a_plan_wherever_every_op_fits(seed: int) -> None:
+    """Where the host has room for all. In the last three, results of the forward have to move."""
+    problem = replace(training_graph(1 + seed % 12, seed), link=Link(10**9, 10**9))
+    assert solve(problem, lower_bound_bytes(problem), solver=Checkmate(swap_tries=20)).plan is not None
 
 
 def test_what_it_says() -> None:

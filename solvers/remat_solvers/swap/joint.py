@@ -6,8 +6,9 @@ the program is solved again. `Traffic` makes the plan of the choice, exact in ev
 What does not fit even so is mended: the absences around the op that does not fit leave too, those of most free time
 first; where there are none, the search starts from the problem's order with nothing away. In case the program had too
 little time, a plan that recomputes only, by Belady's rule, is a second start, and the faster one goes on. Both are
-tried before any program, too: so there is a plan at once, and a search where no program found a point. The choice
-changes at random, and what is faster stays, of what is as fast what moves fewer bytes:
+tried before any program, too: so there is a plan at once, and a search where no program found a point. (Where neither
+fits, there is the plan of moDNN's rules: absences leave out results of the forward.) The choice changes at random, and
+what is faster stays, of what is as fast what moves fewer bytes:
 
 - an absence enters the choice, leaves it, or takes another's place
 - a value is made again before a use, instead of being kept or moved until then; where it is made from what is gone,
@@ -33,6 +34,7 @@ from remat_solvers.recompute.polish import useful
 from remat_solvers.result import Limits, Stopped
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.fluid import choose, moments
+from remat_solvers.swap.modnn import ModNN
 from remat_solvers.swap.traffic import Overflow, Traffic
 from remat_solvers.swap.trips import Absence, absences
 
@@ -74,6 +76,8 @@ def jointly(
         if alone is not None:
             quick.start(alone, ())
         quick.tell(offer, QUICK)
+        if quick.best is None:
+            _moving_alone(problem, budget_bytes, watch, offer)
     for _ in range(ROUNDS):
         if watch.expired:
             return
@@ -111,6 +115,15 @@ def _recomputing_alone(problem: Problem, budget_bytes: int, watch: Stopwatch) ->
     if found.stopped is Stopped.INTERRUPT:
         raise KeyboardInterrupt
     return None if found.plan is None else [action.op for action in found.plan if isinstance(action, Compute)]
+
+
+def _moving_alone(problem: Problem, budget_bytes: int, watch: Stopwatch, offer: Callable[[Plan, str], object]) -> None:
+    """Offer the plan of moDNN's rules, which also move results of the forward, before they are the caller's."""
+    found = ModNN().solve(problem, budget_bytes, limits=Limits(watch.remaining), on_progress=None, seed=0)
+    if found.plan is not None:
+        offer(found.plan, "moves alone")
+    if found.stopped is Stopped.INTERRUPT:
+        raise KeyboardInterrupt
 
 
 def _exceeded(
