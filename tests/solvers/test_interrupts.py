@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
 import pytest
 
 from remat_solvers.codec import load_plan
-from remat_solvers.recompute.interrupts import interruptible
+from remat_solvers.recompute.interrupts import import_whole, interruptible
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests/corpus"
@@ -54,6 +55,28 @@ def test_ctrl_c_at_the_very_end_loses_nothing() -> None:
     for _ in range(300):
         calls = 0
         assert interruptible(work, stop) == (7, True)
+
+
+SLOW_MODULE = """
+    import time
+
+    for _ in range(100):
+        time.sleep(0.005)
+    whole = True
+"""
+
+
+def test_ctrl_c_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in the middle; the module is whole afterwards."""
+    (tmp_path / "slow_module.py").write_text(textwrap.dedent(SLOW_MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        import_whole("slow_module")
+    timer.join()
+    assert sys.modules.pop("slow_module").whole
+    import_whole("json")
 
 
 def test_what_the_work_raises_is_raised() -> None:

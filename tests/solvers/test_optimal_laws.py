@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +23,7 @@ from remat_solvers.optimal.standing import Standing
 from remat_solvers.optimal.starts import METHODS
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.checkmate import Checkmate
+from remat_solvers.registry import create
 from remat_solvers.result import Limits, Order, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
@@ -183,3 +185,26 @@ def test_ctrl_c_hands_back_the_best_plan() -> None:
     assert said.splitlines()[-1] == "interrupt"
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_ctrl_c_in_a_method_that_hands_back_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan is kept, and nothing else is begun."""
+    problem = corpus("r50")
+    budget_bytes = budgets(problem)[1]
+    known = create("belady").solve(problem, budget_bytes, limits=UNTIL_THE_END, on_progress=None, seed=0)
+    assert known.plan is not None
+    interrupted = replace(known, stopped=Stopped.INTERRUPT)
+    monkeypatch.setattr("remat_solvers.optimal.auto.starts", lambda *_: iter([("belady", interrupted)]))
+    begun: list[object] = []
+    monkeypatch.setattr("remat_solvers.optimal.auto.layered_steps", lambda *_, **__: iter(begun.append(None) or ()))
+    result = solve(problem, budget_bytes, solver=Auto(search=False), limits=Limits(20))
+    assert (result.stopped, result.plan, begun) == (Stopped.INTERRUPT, known.plan, [])
+
+
+def test_ctrl_c_before_anything_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("remat_solvers.optimal.auto.Search", interrupted)
+    result = solve(corpus("unet"), budgets(corpus("unet"))[2])
+    assert (result.status, result.stopped) == (Status.NOT_FOUND, Stopped.INTERRUPT)

@@ -38,6 +38,7 @@ from remat_solvers.optimal.with_link import solve_with_link
 from remat_solvers.options import check_options
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
+from remat_solvers.recompute.interrupts import import_whole
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence
 
@@ -51,7 +52,8 @@ WORTH = 0.05  # of the overhead, that another order has to save so that most of 
 STUCK = 500  # moves per op that find nothing, after which every other slice goes to a fresh start
 FRESH = 2_500  # moves per op of one of these
 SELDOM = 4  # one slice in so many goes to the search that has found less
-PATIENCE = 2_000  # moves per op without a better plan, after which the search has nothing more to say
+PATIENCE = 20_000  # moves per op, several fresh starts, without a better plan: the search has nothing more to say
+PATIENCE_SMALL = 2_000  # where there are few ops
 FIRST_TURNS = 10  # of search alone, until there is a plan
 AT_ONCE = 2  # methods asked before the layers, so that there is a good plan
 LAYERED_FREE_SHARE, LAYERED_SHARE = 0.1, 0.3  # of the time
@@ -94,16 +96,17 @@ class Auto:
             return solve_with_link(self, problem, budget_bytes, limits=limits, on_progress=on_progress, seed=seed)
         standing = Standing(problem, budget_bytes, self.within, Stopwatch(limits), on_progress)
         stopped = Stopped.COMPLETE
-        with closing(_Work(self, standing, seed, by_work=limits.work is not None)) as work:
-            try:
+        try:
+            import_whole("highspy")
+            with closing(_Work(self, standing, seed, by_work=limits.work is not None)) as work:
                 for _ in work.turns():
                     if standing.closed and (standing.order is Order.FREE or work.tried_reordering):
                         break
                     if standing.watch.expired or work.turn == limits.work:
                         stopped = Stopped.TIME
                         break
-            except KeyboardInterrupt:
-                stopped = Stopped.INTERRUPT
+        except KeyboardInterrupt:
+            stopped = Stopped.INTERRUPT
         outcome = standing.outcome(stopped, "" if AVAILABLE else NO_SEARCH)
         if not self.certify or stopped is Stopped.INTERRUPT:
             return outcome
@@ -219,8 +222,13 @@ class _Work:
     @property
     def searching(self) -> list[Order]:
         """The searches that may find something yet."""
-        patience = PATIENCE * len(self.problem.ops)
+        patience = self._patience
         return [order for order, search in self.searches.items() if not search.done and self.idle[order] < patience]
+
+    @property
+    def _patience(self) -> int:
+        ops = len(self.problem.ops)
+        return (PATIENCE_SMALL if ops <= SMALL_OPS else PATIENCE) * ops
 
     @property
     def tried_reordering(self) -> bool:
@@ -288,6 +296,8 @@ class _Work:
         self.standing.saw(outcome.smallest_peak_bytes)
         if outcome.plan is not None:
             self._offer(outcome.plan, name)
+        if outcome.stopped is Stopped.INTERRUPT:
+            raise KeyboardInterrupt  # now, for the next may not be asked for long
         return True
 
     def _search(self) -> None:
@@ -318,10 +328,9 @@ class _Work:
 
     def _run(self, search: Search) -> int:
         """A slice; how many moves were made."""
-        moves = PATIENCE * len(self.problem.ops)
         if self.by_work:
-            return search.run(moves=min(SLICE_MOVES, moves))
-        return search.run(moves=moves, seconds=self._left(SLICE_S))
+            return search.run(moves=min(SLICE_MOVES, self._patience))
+        return search.run(moves=self._patience, seconds=self._left(SLICE_S))
 
     def _next_search(self, order: Order) -> Search:
         """Which has the next slice: of those from the best plans in turn, and where they are stuck, a fresh start."""

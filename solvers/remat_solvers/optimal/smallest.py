@@ -24,6 +24,7 @@ from remat_solvers.optimal.search import Search, SearchError
 from remat_solvers.optimal.starts import METHODS
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
+from remat_solvers.recompute.interrupts import import_whole
 from remat_solvers.registry import create, entry
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, store_all
@@ -83,6 +84,7 @@ def smallest(
     work = _Work(problem, limits, on_progress, seed, order)
     stopped = Stopped.COMPLETE
     try:
+        import_whole("highspy")
         for turn, _ in enumerate(work.turns(), 1):
             if work.watch.expired or turn == limits.work:
                 stopped = Stopped.TIME
@@ -92,7 +94,8 @@ def smallest(
     if stopped is Stopped.COMPLETE and work.watch.expired:
         stopped = Stopped.TIME
     try:
-        certificate = floor_certificate(problem, work.watch)
+        hurried = Stopwatch(Limits(0)) if stopped is Stopped.INTERRUPT else work.watch
+        certificate = floor_certificate(problem, hurried)
     except KeyboardInterrupt:
         stopped, certificate = Stopped.INTERRUPT, None
     return Smallest(

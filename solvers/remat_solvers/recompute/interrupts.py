@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-__all__ = ["interruptible"]
+__all__ = ["import_whole", "interruptible"]
 
 POLL_S = 0.05
 START_S = 5.0  # more than a thread takes to start
@@ -43,17 +45,28 @@ def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> tuple[T, b
         interrupted = True
         if not begun.wait(START_S):  # it came before the thread was made
             raise
-    while not outcome:
-        try:
-            if interrupted:
-                stop()
-            ended.get(timeout=POLL_S)
-        except Empty:
-            pass
+    while True:
+        try:  # around the loop: Ctrl-C can come between any two lines of it
+            while not outcome:
+                if interrupted:
+                    stop()
+                with suppress(Empty):
+                    ended.get(timeout=POLL_S)
+            thread.join()
+            break
         except KeyboardInterrupt:
             interrupted = True
-    thread.join()
     result, error = outcome[0]
     if error is not None:
         raise error
     return result[0], interrupted
+
+
+def import_whole(name: str) -> None:
+    """Import a module, if need be, and let Ctrl-C wait for it.
+
+    Where it breaks off the first import of an extension module, that is an ImportError, there and ever after.
+    """
+    _, interrupted = interruptible(lambda: import_module(name), lambda: None)
+    if interrupted:
+        raise KeyboardInterrupt
