@@ -166,7 +166,7 @@ def test_a_part_may_have_a_plan() -> None:
     model = Against(nn.Sequential(*blocks), "mean")
     x, y = torch.randn(640, 16), torch.randn(640, 16)
     expected = gradients(remat.SubBatches(model, 256), (x, y))
-    part = remat.solve(model, "60%", args=(x[:256], y[:256]), costs="roofline", on_change="replan")
+    part = remat.solve(model, "60%", args=(x[:256], y[:256]), solver="chen", costs="roofline", on_change="replan")
     assert recomputations(part.plan) > 0
     for _ in range(2):
         found = gradients(remat.SubBatches(part, 256), (x, y))
