@@ -92,12 +92,14 @@ def table(name: str, problem: Problem, share: int, methods: list[str] | None, se
         told = ["" if n is None else f"{n} %" for n in (study, goal)]
         made.add_row(label, *cells, f"{result.seconds:.1f}", *told)
 
+    row("auto, recompute only", create("auto"), None, recompute)
     row("checkmate, recompute only", Checkmate(swap=False), None, recompute)
     for method in RECOMPUTING:
         row(method, create(method), None, recompute)
     for method in MOVING:
         row(method, create(method), LINK, swap if method == "swap-only" else None)
     row("checkmate, joint", Checkmate(), LINK, joint, goal)
+    row("auto, joint", create("auto"), LINK, joint, goal)
     if extremes:
         for speed, link in EXTREMES.items():
             row(f"checkmate, joint, {speed}", Checkmate(), link, recompute if speed == "1 B/s" else 0.0)

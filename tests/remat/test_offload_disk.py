@@ -57,8 +57,9 @@ def test_a_file_system_without_direct_access(
     assert synced
 
 
-@pytest.mark.parametrize("number", [0, 2, 5])
-@pytest.mark.parametrize("call", ["pwrite", "preadv", "posix_fallocate"])
+@pytest.mark.parametrize(
+    ("call", "number"), [*((c, n) for c in ("pwrite", "preadv") for n in (0, 2, 5)), ("dup", 0), ("posix_fallocate", 0)]
+)
 def test_every_direct_io_call_may_fail(
     call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +68,7 @@ def test_every_direct_io_call_may_fail(
 
 @pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("number", [0, 2, 5])
-@pytest.mark.parametrize("call", ["pwrite", "preadv", "fdatasync"])
+@pytest.mark.parametrize("call", ["pwrite", "preadv", "fdatasync", "posix_fadvise"])
 def test_every_cached_io_call_may_fail(
     call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +86,7 @@ def check_that_a_fault_is_told(
     def faulty(*args: Any) -> Any:
         nonlocal count
         count += 1
-        if count == 1 + (0 if call == "posix_fallocate" else number):
+        if count == 1 + number:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*args)
 
@@ -159,10 +160,11 @@ def test_partial_writes_and_reads_are_continued(
     assert same(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
 
 
-def test_a_folder_that_cannot_be_used_is_told(offloading: Offloading, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [Path("/missing"), Path("/proc")])  # no one writes to the latter, root neither
+def test_a_folder_that_cannot_be_used_is_told(folder: Path, offloading: Offloading) -> None:
     exported, plan, _, x = offloading
-    net = remat.apply(exported, plan, tier=DiskTier(tmp_path / "missing"))
-    with pytest.raises(OffloadError, match=r"no scratch file in .*missing: No such file or directory"):
+    net = remat.apply(exported, plan, tier=DiskTier(folder))
+    with pytest.raises(OffloadError, match=rf"disk failed for \d+ bytes: no scratch file in {folder}: .*"):
         net(x)
 
 
