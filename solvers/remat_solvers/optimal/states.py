@@ -12,9 +12,10 @@ A* (Hart, Nilsson, Raphael 1968), where only the time of repeats is counted, wit
         or what another op that has to run again reads, and that is gone
 
 Each of these ops runs at least once more, so h is admissible; and h falls by no more than what runs takes. So the least
-g + h of all open states never falls, and is at any moment a bound on the repeats of every plan. A state is left out where another with the same ops computed has at least the same
-values there and no larger g: what follows from the one follows from the other, which may free what it has more. Every
-other state expanded is the one in which most has been computed, so that there is a plan early.
+g + h of all open states never falls, and is at any moment a bound on the repeats of every plan. A state is left out
+where another with the same ops computed has at least the same values there and no larger g: what follows from the one
+follows from the other, which may free what it has more. Every other state expanded is the one in which most has been
+computed, so that there is a plan early.
 
 The tangents exist when backward is called, so plans run nothing between the forward and them. A bound must hold for
 plans that do; `tangents_first` leaves these out.
