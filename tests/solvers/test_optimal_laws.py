@@ -152,9 +152,14 @@ def test_a_short_limit_is_kept(name: str) -> None:
 INTERRUPTED = """
     import os, signal, sys
     from remat_solvers.codec import load_problem
+    from remat_solvers.optimal.starts import METHODS
+    from remat_solvers.registry import create
     from remat_solvers.result import Limits
     from remat_solvers.solving import solve
     from remat_solvers.validate import validate
+
+    for name in METHODS:  # Ctrl-C in Python's exec of a dataclass is told in the exit code, though it was handled
+        create(name)
 
     def tell(progress):
         if progress.time_ns is not None:
