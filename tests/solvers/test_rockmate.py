@@ -83,6 +83,7 @@ def random_ways(view: Chain, seed: int) -> Ways:
             for op in stage.backward:
                 backward += [*needed_ops(view, stage.ops, view.problem.ops[op].inputs, kept), op]
             again = [op for op in stage.ops if view.problem.ops[op].recomputable and rng.random() < 0.1]
+            again = [op for op in again if op != view.problem.forward_ops[-1]]  # it would run behind the tangents
             mine.append(way_of(view, sorted([*stage.ops, *again]), backward))
         ways.append(mine)
     return ways
