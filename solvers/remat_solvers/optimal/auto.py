@@ -17,6 +17,7 @@ the limit. docs/optimal.md tells more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -44,7 +45,8 @@ from remat_solvers.schedule import keeps_order, plan_from_sequence
 
 __all__ = ["Auto"]
 
-SLICE_S = 0.1  # of search, before the program is asked again
+SLICE_S, SLICE_OPS = 0.1, 1000  # of search, before the program is asked again; on more ops, longer in proportion
+SEARCH_SHARE = 1 / 3  # of the time, at least
 SLICE_MOVES, SLICE_NODES = 50_000, 200  # of search and program, where work is limited
 TURNS_GIVEN = 100  # after which a faster plan in another order makes the program go over to any order
 TRIED, LEAST_TRIED = 100, 20_000  # moves per op, and in all, in free order before a proof for the given one is the end
@@ -151,6 +153,7 @@ class _Work:
         self.fresh_starts = 0
         self.slices = dict.fromkeys(Order, 0)  # per order, of search
         self.turn = 0  # slices of search and program
+        self.searched_s = 0.0
         self.order = Order.FREE if asked.order == "free" else Order.GIVEN  # of the program
         self.program = self._new_program() if asked.program else None
 
@@ -182,7 +185,7 @@ class _Work:
         left = True
         while left or self.searching or self.proving:
             self.turn += 1
-            left = self.standing.closed or next(layers, False) or self._ask(methods)
+            left = self.standing.closed or self._search_is_due() or next(layers, False) or self._ask(methods)
             self._search()
             self._prove()
             yield
@@ -330,7 +333,16 @@ class _Work:
         """A slice; how many moves were made."""
         if self.by_work:
             return search.run(moves=min(SLICE_MOVES, self._patience))
-        return search.run(moves=self._patience, seconds=self._left(SLICE_S))
+        begin = time.perf_counter()
+        first = self.standing.best is None
+        slice_s = SLICE_S if first else SLICE_S * max(1.0, len(self.problem.ops) / SLICE_OPS)
+        made = search.run(moves=self._patience, seconds=self._left(slice_s))
+        self.searched_s += time.perf_counter() - begin
+        return made
+
+    def _search_is_due(self) -> bool:
+        """Whether layers and methods, a step of which may take seconds, have had more than their part of the time."""
+        return bool(self.searching) and not self.by_work and self.searched_s < SEARCH_SHARE * self.watch.seconds
 
     def _next_search(self, order: Order) -> Search:
         """Which has the next slice: of those from the best plans in turn, and where they are stuck, a fresh start."""
@@ -392,14 +404,15 @@ class _Work:
         better = self.standing.offer(plan, note)
         if better:
             sequence = [action.op for action in plan if isinstance(action, Compute)]
-            self._go_on_from(sequence)
+            self._go_on_from(sequence, found=note == "search")
             if self.program is not None and (self.order is Order.FREE or keeps_order(plan)):
                 self.program.tell(sequence, sum(self.problem.ops[op].time_ns for op in sequence))
         return better
 
-    def _go_on_from(self, sequence: Sequence[int]) -> None:
+    def _go_on_from(self, sequence: Sequence[int], *, found: bool = False) -> None:
+        """Tell the searches; what one of them has found does not break off the long cycles of the others."""
         self.idle = dict.fromkeys(Order, 0)
         ordered = keeps_order(plan_from_sequence(self.problem, sequence))
-        for order, search in (*self.searches.items(), *self.stages.items()):
+        for order, search in (*(() if found else self.searches.items()), *self.stages.items()):
             if ordered or order is Order.FREE:
                 search.offer(sequence)
