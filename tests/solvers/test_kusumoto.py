@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers import codec
+from remat_solvers.bit_sets import indices_of
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
@@ -26,7 +27,6 @@ from remat_solvers.recompute.lower_sets import (
     boundary,
     forward_graph,
     members,
-    nodes_of,
 )
 from remat_solvers.result import Limits, Status
 from remat_solvers.schedule import plan_from_sequence
@@ -161,7 +161,7 @@ def test_no_sequence_of_lower_sets_does_better(n: int, seed: int) -> None:
     above = [next(s for s in lower if i in s) for i in range(n)]  # the smallest lower set with i: its ancestors
     for family, sets in ((lower, all_lower_sets(graph, 100)), ([*above, frozenset(range(n))], ancestor_sets(graph))):
         assert sets is not None
-        assert {frozenset(nodes_of(s)) for s in sets} == {frozenset(), *family}
+        assert {frozenset(indices_of(s)) for s in sets} == {frozenset(), *family}
         known = [by_definition(problem, chosen) for chosen in every_sequence(list(set(family)), frozenset(range(n)))]
         program = Program(graph, sets, bins=10**4)
         assert program.least_limit() == min(memory for _, memory in known)
@@ -196,7 +196,7 @@ def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
     for lower in chosen:
         lost = lower & ~before & ~boundary(graph, lower)
         if not (keep_last and lower == graph.everything):
-            total += sum(graph.time_ns[node] for node in nodes_of(lost))
+            total += sum(graph.time_ns[node] for node in indices_of(lost))
         before = lower
     return total
 
@@ -227,8 +227,8 @@ def test_arrays_over_sets_are_the_sets_one_by_one(n: int, seed: int) -> None:
     within = members(sets, len(graph.ops))
     edges = boundaries(graph, within)
     for k, lower in enumerate(sets):
-        assert np.flatnonzero(within[:, k]).tolist() == list(nodes_of(lower))
-        assert np.flatnonzero(edges[:, k]).tolist() == list(nodes_of(boundary(graph, lower)))
+        assert np.flatnonzero(within[:, k]).tolist() == list(indices_of(lower))
+        assert np.flatnonzero(edges[:, k]).tolist() == list(indices_of(boundary(graph, lower)))
 
 
 def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:

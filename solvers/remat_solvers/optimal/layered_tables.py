@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from remat_solvers.bit_sets import indices_of, set_of
+
 __all__ = ["Elimination", "TooLargeError", "eliminate"]
 
 LARGE = 4096  # entries
@@ -107,7 +109,7 @@ class _Compiler:
         self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table in play: which, and its variables
         self.mentions: list[set[int]] = [set() for _ in sizes]  # per variable, the tables in play
         self.near = [1 << v for v in range(len(sizes))]  # per variable, a bit for each that it shares a table with
-        self.alike = [(b, sum(1 << v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
+        self.alike = [(b, set_of(v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
         self.known: dict[Hashable, int] = {}  # names of joins
 
     def compile(self, tables: Sequence[tuple[Hashable, tuple[int, ...]]]) -> Elimination:
@@ -137,7 +139,7 @@ class _Compiler:
     def _fill(self, variable: int) -> float:
         """What its removal would join that is not joined yet: the sum over pairs of the product of their bits."""
         near, total = self.near[variable] & ~(1 << variable), 0.0
-        for one in _members(near):
+        for one in indices_of(near):
             apart = near & ~self.near[one]
             if apart:
                 total += self.bits[one] * sum(bits * (apart & alike).bit_count() for bits, alike in self.alike)
@@ -147,7 +149,7 @@ class _Compiler:
         if not variables:
             self.out.alone.append(table)
             return
-        together = sum(1 << v for v in variables)
+        together = set_of(variables)
         for v in variables:
             self.mentions[v].add(len(self.scopes))
             self.near[v] |= together
@@ -155,7 +157,7 @@ class _Compiler:
 
     def _remove(self, variable: int) -> list[int]:
         """Eliminate; what its neighbours were."""
-        scope = _members(self.near[variable])
+        scope = list(indices_of(self.near[variable]))
         if sum(self.bits[v] for v in scope) > self.largest:
             raise TooLargeError
         place = {v: k for k, v in enumerate(scope)}
@@ -180,16 +182,6 @@ class _Compiler:
         self.out.turns.append((variable, join, rest))
         self._put(len(self.out.given) + join, rest)
         return list(rest)
-
-
-def _members(bits: int) -> list[int]:
-    """The places of the ones, in ascending order."""
-    places = []
-    while bits:
-        lowest = bits & -bits
-        places.append(lowest.bit_length() - 1)
-        bits ^= lowest
-    return places
 
 
 def _shape(axes: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...]:

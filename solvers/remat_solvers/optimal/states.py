@@ -24,11 +24,12 @@ plans that do; `tangents_first` leaves these out.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import TypeAlias
 
+from remat_solvers.bit_sets import indices_of, set_of
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
@@ -138,20 +139,20 @@ class _Steps:
 
     def __init__(self, problem: Problem, budget_bytes: int, order: Order, *, tangents_first: bool) -> None:
         ops, values = problem.ops, problem.values
-        constant = _bits(v for v, value in enumerate(values) if value.kind == "constant")
+        constant = set_of(v for v, value in enumerate(values) if value.kind == "constant")
         self.order = order
         self.bytes = [v.bytes for v in values]
         self.room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
-        self.inputs = [_bits(op.inputs) & ~constant for op in ops]
-        self.outputs = [_bits(op.outputs) for op in ops]
+        self.inputs = [set_of(op.inputs) & ~constant for op in ops]
+        self.outputs = [set_of(op.outputs) for op in ops]
         self.producer = problem.producer
         self.fresh_bytes = [sum(self.bytes[v] for v in op.outputs) + op.workspace_bytes for op in ops]
         self.time_ns = [op.time_ns for op in ops]
         self.all_ops = (1 << len(ops)) - 1
-        self.forward = _bits(problem.forward_ops)
-        self.recomputable = _bits(i for i, op in enumerate(ops) if op.recomputable)
-        self.effects = _bits(i for i, op in enumerate(ops) if op.effects)
-        self.results = _bits(problem.results) & ~constant
+        self.forward = set_of(problem.forward_ops)
+        self.recomputable = set_of(i for i, op in enumerate(ops) if op.recomputable)
+        self.effects = set_of(i for i, op in enumerate(ops) if op.effects)
+        self.results = set_of(problem.results) & ~constant
         self.forward_results = self.results & _union(self.outputs, self.forward)
         self.lasting = _union(self.outputs, self.all_ops & ~self.recomputable)  # values that are made once
         self.tangents = tangents_op(problem) if tangents_first else None
@@ -165,11 +166,11 @@ class _Steps:
         if after_forward and self.tangents is not None and not computed >> self.tangents & 1:
             yield from self._run(self.tangents, computed | 1 << self.tangents, there, held)
             return
-        for op in _members(self._first(computed)):
+        for op in indices_of(self._first(computed)):
             then = computed | 1 << op
             yield from self._run(op, then, there, self.forward_results if not self.forward & ~then else 0)
         useful = self.readable(computed) & ~there
-        for op in _members(computed & self.recomputable):
+        for op in indices_of(computed & self.recomputable):
             if self.outputs[op] & useful:
                 yield from self._run(op, computed, there, held)
 
@@ -204,11 +205,11 @@ class _Steps:
         if stays & ~there:
             return
         stays |= there & (held | (self.wanted(then) & self.lasting))
-        room = self.room - self.fresh_bytes[op] - sum(self.bytes[v] for v in _members(stays))
+        room = self.room - self.fresh_bytes[op] - sum(self.bytes[v] for v in indices_of(stays))
         if room < 0:
             return
         readable = self.readable(then)
-        optional = sorted(_members(there & readable & ~stays & ~outputs), key=self.bytes.__getitem__)
+        optional = sorted(indices_of(there & readable & ~stays & ~outputs), key=self.bytes.__getitem__)
         for kept in self._largest(optional, room):
             yield op, (then, (stays | kept | outputs) & readable)
 
@@ -219,7 +220,7 @@ class _Steps:
             # From the largest down. At the end, not even the smallest of those left out may have room.
             if undecided <= room:
                 if least_out is None or room - undecided < least_out:
-                    yield kept | _bits(optional[: index + 1])
+                    yield kept | set_of(optional[: index + 1])
                 return
             if index < 0:
                 return
@@ -238,31 +239,15 @@ class _Steps:
         """Values that something may still read, be it to make again what others may read; and results."""
         readable = self.wanted(computed)
         held = 0 if self.forward & ~computed else self.forward_results  # never made again
-        for op in sorted(_members(computed & self.recomputable), reverse=True):
+        for op in sorted(indices_of(computed & self.recomputable), reverse=True):
             if self.outputs[op] & readable & ~held:
                 readable |= self.inputs[op]
         return readable
 
 
-def _bits(indices: Iterable[int]) -> int:
-    """The set of these indices."""
-    mask = 0
-    for index in indices:
-        mask |= 1 << index
-    return mask
-
-
-def _members(mask: int) -> Iterator[int]:
-    """The indices in a set, ascending."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
-
-
 def _union(sets: Sequence[int], indices: int) -> int:
     """All of some sets together."""
     union = 0
-    for index in _members(indices):
+    for index in indices_of(indices):
         union |= sets[index]
     return union

@@ -25,10 +25,11 @@ from collections.abc import Iterator
 from math import inf
 from typing import ClassVar, NamedTuple, TypeAlias
 
+from remat_solvers.bit_sets import indices_of, set_of
 from remat_solvers.clock import Stopwatch
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.brute_force_search import OrderOption, Search, bits, members
+from remat_solvers.recompute.brute_force_search import OrderOption, Search
 from remat_solvers.simulate import copy_ns
 
 __all__ = ["best_moving_plan"]
@@ -82,7 +83,7 @@ class _Moving(Search):
         self.out_ns = [copy_ns(size, link.to_host_bytes_per_s, link.latency_ns) for size in self.size]
         self.back_ns = [copy_ns(size, link.to_device_bytes_per_s, link.latency_ns) for size in self.size]
         self.host_room = link.host_bytes
-        self.movable = bits(v for v, size in enumerate(self.size) if size and self.problem.producer[v] >= 0)
+        self.movable = set_of(v for v, size in enumerate(self.size) if size and self.problem.producer[v] >= 0)
 
     def fastest(self, below_ns: float) -> Plan | None:
         """Dijkstra on waits and repeated runs, of less than `below_ns` together."""
@@ -126,10 +127,10 @@ class _Moving(Search):
             yield from self._computes(state, op, computed, pinned)
 
     def _offloads(self, state: State, values: int) -> Iterator[Step]:
-        used = sum(self.size[v] for v in members(state.host))
+        used = sum(self.size[v] for v in indices_of(state.host))
         queue = max((left for _, left in state.out), default=0)
         arrival = dict(state.back)
-        for value in members(values):
+        for value in indices_of(values):
             if self.host_room is None or used + self.size[value] <= self.host_room:
                 end = max(queue, arrival.get(value, 0)) + self.out_ns[value]
                 out = tuple(sorted((*state.out, (value, end)))) if end else state.out
@@ -138,7 +139,7 @@ class _Moving(Search):
 
     def _fetches(self, state: State) -> Iterator[Step]:
         pinned = self.forward_results & state.present if not self.forward & ~state.computed else 0
-        for value in members(state.host & ~state.present & self.alive(state.computed)):
+        for value in indices_of(state.host & ~state.present & self.alive(state.computed)):
             for retained in self._retained(state.present, pinned, self.size[value]):
                 freed, waited, frees = self._freed(state, retained)
                 end = max((left for _, left in freed.back), default=0) + self.back_ns[value]
@@ -160,18 +161,18 @@ class _Moving(Search):
             arrival = max((left for v, left in freed.back if self.inputs[op] >> v & 1), default=0)
             out, back = (_later(copies, arrival + self.time[op]) for copies in (freed.out, freed.back))
             present = retained | self.outputs[op]
-            under_way = bits(v for v, _ in (*out, *back))
+            under_way = set_of(v for v, _ in (*out, *back))
             dead = present & ~alive & ~under_way
             late = state.late & ~self.outputs[op]
             after = State(computed, present & ~dead, state.host, state.unused, late, out, back, True)
-            gone = tuple(Free(v) for v in members(dead))
+            gone = tuple(Free(v) for v in indices_of(dead))
             yield after, waited + arrival + (0 if first else self.time[op]), (*frees, Compute(op), *gone)
 
     def _retained(self, present: int, must: int, need_bytes: int) -> Iterator[int]:
         """The largest parts of what is there beside which `need_bytes` fit."""
-        room = self.room - need_bytes - sum(self.size[v] for v in members(must))
+        room = self.room - need_bytes - sum(self.size[v] for v in indices_of(must))
         if room >= 0:
-            optional = sorted(members(present & ~must), key=self.size.__getitem__)
+            optional = sorted(indices_of(present & ~must), key=self.size.__getitem__)
             for retained in self.largest(optional, room):
                 yield must | retained
 
@@ -180,7 +181,7 @@ class _Moving(Search):
         gone = state.present & ~retained
         waited = max((left for v, left in (*state.out, *state.back) if gone >> v & 1), default=0)
         out, back = (_later(copies, waited) for copies in (state.out, state.back))
-        return state._replace(present=retained, out=out, back=back), waited, tuple(Free(v) for v in members(gone))
+        return state._replace(present=retained, out=out, back=back), waited, tuple(Free(v) for v in indices_of(gone))
 
 
 def _no_worse(one: State, other: State, later_ns: int) -> bool:

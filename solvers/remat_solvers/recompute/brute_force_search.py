@@ -32,11 +32,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, TypeAlias
 
+from remat_solvers.bit_sets import indices_of, set_of
 from remat_solvers.clock import Stopwatch
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import tangents_op
 
-__all__ = ["OrderOption", "OutOfReachError", "Search", "bits", "members"]
+__all__ = ["OrderOption", "OutOfReachError", "Search"]
 
 OrderOption: TypeAlias = Literal["given", "free"]
 State: TypeAlias = tuple[int, int]  # bit sets: ops computed, values on the device
@@ -47,22 +48,6 @@ CHECK_EVERY = 256  # states between two looks at the clock
 
 class OutOfReachError(Exception):
     """The search ended, by its limits, before it knew the answer."""
-
-
-def bits(indices: Iterator[int] | tuple[int, ...]) -> int:
-    """The set of these indices."""
-    mask = 0
-    for index in indices:
-        mask |= 1 << index
-    return mask
-
-
-def members(mask: int) -> Iterator[int]:
-    """The indices in a set, ascending."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
 
 
 @dataclass(eq=False)
@@ -79,20 +64,20 @@ class Search:
     def __post_init__(self) -> None:
         problem = self.problem
         ops, values = problem.ops, problem.values
-        constant = bits(v for v, value in enumerate(values) if value.kind == "constant")
+        constant = set_of(v for v, value in enumerate(values) if value.kind == "constant")
         self.size = [v.bytes for v in values]
         self.room = self.budget_bytes - problem.constant_bytes - problem.reserve_bytes
-        self.inputs = [bits(op.inputs) & ~constant for op in ops]
-        self.outputs = [bits(op.outputs) for op in ops]
+        self.inputs = [set_of(op.inputs) & ~constant for op in ops]
+        self.outputs = [set_of(op.outputs) for op in ops]
         self.fresh = [sum(self.size[v] for v in op.outputs) + op.workspace_bytes for op in ops]
         self.time = [op.time_ns for op in ops]
-        self.forward = bits(problem.forward_ops)
+        self.forward = set_of(problem.forward_ops)
         self.all_ops = (1 << len(ops)) - 1
-        self.results = bits(problem.results) & ~constant
-        forward_made = bits(v for op in problem.forward_ops for v in ops[op].outputs)
+        self.results = set_of(problem.results) & ~constant
+        forward_made = set_of(v for op in problem.forward_ops for v in ops[op].outputs)
         self.forward_results = self.results & forward_made
-        self.recomputable = bits(i for i, op in enumerate(ops) if op.recomputable)
-        self.effects = bits(i for i, op in enumerate(ops) if op.effects)
+        self.recomputable = set_of(i for i, op in enumerate(ops) if op.recomputable)
+        self.effects = set_of(i for i, op in enumerate(ops) if op.effects)
         self.tangents = tangents_op(problem) if self.tangents_first else None
         self.alive = lru_cache(maxsize=None)(self._alive)
 
@@ -146,12 +131,12 @@ class Search:
         if after_forward and self.tangents is not None and not computed >> self.tangents & 1:
             yield self.tangents, computed | 1 << self.tangents, pinned
             return
-        for op in members(self._allowed_first(computed)):
+        for op in indices_of(self._allowed_first(computed)):
             then = computed | 1 << op
             ends_forward = not after_forward and not self.forward & ~then
             yield op, then, self.forward_results if ends_forward else pinned
         useful = self.alive(computed) & ~present
-        for op in members(computed & self.recomputable):
+        for op in indices_of(computed & self.recomputable):
             if self.outputs[op] & useful:
                 yield op, computed, pinned
 
@@ -170,11 +155,11 @@ class Search:
         if must & ~present:
             return
         must |= pinned & present  # a pinned output of op is there beside its fresh copy
-        room = self.room - self.fresh[op] - sum(self.size[v] for v in members(must))
+        room = self.room - self.fresh[op] - sum(self.size[v] for v in indices_of(must))
         if room < 0:
             return
         alive = self.alive(computed)
-        optional = sorted(members(present & alive & ~must & ~self.outputs[op]), key=self.size.__getitem__)
+        optional = sorted(indices_of(present & alive & ~must & ~self.outputs[op]), key=self.size.__getitem__)
         for retained in self.largest(optional, room):
             yield op, (computed, (must | retained | self.outputs[op]) & alive)
 
@@ -187,7 +172,7 @@ class Search:
             # From the largest value down; smallest_out: the smallest of those left out must not fit at the end.
             if used + left <= room:
                 if smallest_out is None or used + left + smallest_out > room:
-                    yield retained | bits(iter(optional[: index + 1]))
+                    yield retained | set_of(optional[: index + 1])
                 return
             if index < 0:
                 return

@@ -49,6 +49,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
+from remat_solvers.bit_sets import indices_of
 from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.attempts import Attempts
@@ -60,7 +61,6 @@ from remat_solvers.recompute.lower_sets import (
     ancestor_sets,
     boundary,
     forward_graph,
-    nodes_of,
     thinned,
 )
 from remat_solvers.recompute.needs import lacking
@@ -86,12 +86,12 @@ class _Canonical:
         self.segment: dict[int, int] = {}  # op -> its segment
         kept = before = 0
         for k, lower in enumerate(sets):
-            self.segment.update((graph.ops[node], k) for node in nodes_of(lower & ~before))
+            self.segment.update((graph.ops[node], k) for node in indices_of(lower & ~before))
             kept |= boundary(graph, lower)
             if keep_last and k == len(sets) - 1:
                 kept |= lower & ~before
             before = lower
-        for node in nodes_of(kept):
+        for node in indices_of(kept):
             self._keep(graph.ops[node])
         backward = set(problem.backward_ops)
         self.wanted: list[list[int]] = [[] for _ in sets]  # per segment: its values that backward reads

@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.recompute.lower_sets import ForwardGraph, boundaries, boundary, members, nodes_of
+from remat_solvers.bit_sets import indices_of
+from remat_solvers.recompute.lower_sets import ForwardGraph, boundaries, boundary, members
 
 __all__ = ["STRATEGIES", "Program", "Strategy", "in_bins", "reference_front", "segment_bytes"]
 
@@ -52,7 +53,7 @@ def _beyond_bytes(graph: ForwardGraph, within: NDArray[np.bool_]) -> Array:
     beside = np.zeros_like(within)
     total = np.zeros(within.shape[1])
     for node, mask in enumerate(graph.predecessors):
-        reads = list(nodes_of(mask))
+        reads = list(indices_of(mask))
         reader = within[reads].any(axis=0) & ~within[node]
         total += reader * float(graph.bytes[node])
         for p in reads:
@@ -73,7 +74,7 @@ def segment_bytes(graph: ForwardGraph, sets: Sequence[int]) -> list[int]:
 
 def _beyond(graph: ForwardGraph, lower: int) -> int:
     """m(d+(L) - L) + m(d-(d+(L)) - L): what the backward of a segment ending with L needs from outside."""
-    readers = [n for n in nodes_of(graph.everything & ~lower) if graph.predecessors[n] & lower]
+    readers = [n for n in indices_of(graph.everything & ~lower) if graph.predecessors[n] & lower]
     beside = 0
     for node in readers:
         beside |= graph.predecessors[node] & ~lower
@@ -81,7 +82,7 @@ def _beyond(graph: ForwardGraph, lower: int) -> int:
 
 
 def _bytes(graph: ForwardGraph, nodes: int) -> int:
-    return sum(graph.bytes[node] for node in nodes_of(nodes))
+    return sum(graph.bytes[node] for node in indices_of(nodes))
 
 
 class Program:
@@ -176,7 +177,7 @@ def reference_front(graph: ForwardGraph, sets: Sequence[int], limit: int, *, kee
             if before & ~lower:
                 continue
             inside = lower & ~before
-            lost = sum(graph.time_ns[node] for node in nodes_of(inside & ~edge))
+            lost = sum(graph.time_ns[node] for node in indices_of(inside & ~edge))
             if keep_last and lower == graph.everything:
                 lost = 0
             for overhead, kept in known.items():

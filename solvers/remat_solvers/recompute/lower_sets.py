@@ -7,13 +7,14 @@ order the others: w comes after u where any path leads from u to w. A set of nod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from remat_solvers.bit_sets import indices_of
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.chain import droppable
 
@@ -25,7 +26,6 @@ __all__ = [
     "boundary",
     "forward_graph",
     "members",
-    "nodes_of",
     "thinned",
 ]
 
@@ -109,7 +109,7 @@ def thinned(graph: ForwardGraph, sets: list[int], most: int) -> list[int]:
 def boundary(graph: ForwardGraph, lower: int) -> int:
     """d(L): the nodes of `lower` that are read outside of it."""
     read = 0
-    for node in nodes_of(graph.everything & ~lower):
+    for node in indices_of(graph.everything & ~lower):
         read |= graph.predecessors[node]
     return read & lower
 
@@ -118,17 +118,9 @@ def boundaries(graph: ForwardGraph, within: NDArray[np.bool_]) -> NDArray[np.boo
     """[node, set]: d(L) of every set of `within`, which is `members` of them."""
     edge = np.zeros_like(within)
     for node, reads in enumerate(graph.predecessors):
-        for p in nodes_of(reads):
+        for p in indices_of(reads):
             edge[p] |= within[p] & ~within[node]
     return edge
-
-
-def nodes_of(nodes: int) -> Iterator[int]:
-    """The nodes of a set, ascending."""
-    while nodes:
-        lowest = nodes & -nodes
-        yield lowest.bit_length() - 1
-        nodes ^= lowest
 
 
 def members(sets: Sequence[int], count: int) -> NDArray[np.bool_]:
