@@ -29,7 +29,8 @@ from remat_solvers.problem import Op, Problem
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 
-from .models import BATCH, CASES, WIDTH, Case, Lambda, mlp, rows
+from .building import BATCH, WIDTH, Lambda, mlp, rows
+from .models import CASES, Case
 from .modules import CASE as BY_NAME
 from .modules import storing_all
 

@@ -17,7 +17,7 @@ import remat
 from remat.capture.exported import Exported
 from remat_solvers.schedule import store_all
 
-from .models import WIDTH, Lambda, mlp, rows
+from .building import WIDTH, Lambda, mlp, rows
 from .modules import different, gradients_of, recomputing, storing_all
 
 PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])

@@ -23,7 +23,7 @@ from remat.capture.measure import signature_of
 from remat_solvers.codec import load_problem
 from remat_solvers.problem import Op, Problem
 
-from .models import WIDTH, Lambda, mlp, rows
+from .building import WIDTH, Lambda, mlp, rows
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from remat.capture.roofline import HARDWARE, Hardware
 from remat_solvers.codec import load_problem
 from remat_solvers.problem import Problem
 
-from .models import WIDTH, Lambda, mlp, rows
+from .building import WIDTH, Lambda, mlp, rows
 
 COUNTING = Hardware("counting", bytes_per_s=1e30, flops_per_s=1e9, launch_ns=0)  # one ns per FLOP
 MOVING = Hardware("moving", bytes_per_s=1e9, flops_per_s=1e30, launch_ns=0)  # one ns per byte
