@@ -105,8 +105,8 @@ def _answer(sender: Connection, asked: Asked) -> None:
 def _solve(asked: Asked) -> Answer:
     import problems
 
-    from remat_solvers.clock import Stopwatch
-    from remat_solvers.optimal.smallest import smallest
+    from remat_solvers.optimal.min_peak import smallest
+    from remat_solvers.processes.stopwatch import Stopwatch
     from remat_solvers.registry import create
     from remat_solvers.result import Limits, Progress
     from remat_solvers.schedule import store_all

@@ -20,7 +20,7 @@ import time
 import torch
 
 import remat
-from remat_solvers.codec import load_problem, save_problem
+from remat_solvers.formats import load_problem, save_problem
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.gruslys import forward_steps
 from remat_solvers.schedule import store_all

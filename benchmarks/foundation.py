@@ -35,7 +35,7 @@ from remat_solvers.simulate import simulate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from examples.zoo import huggingface, resnet, unet
-from tests.remat.models import CASES, Case
+from tests.remat.models.table import CASES, Case
 
 LARGE = (
     Case("gpt2 12 x 768", partial(huggingface.gpt2, layers=12, width=768, heads=12, length=256, vocabulary=8192)),

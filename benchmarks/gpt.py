@@ -11,7 +11,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import remat
-from remat.capture.roofline import Hardware
+from remat.capture.costs.roofline import Hardware
 from remat_solvers.problem import Problem
 
 __all__ = ["step"]

@@ -28,8 +28,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from remat_solvers.result import Status
-from tests.remat.matrix import METHODS, Budget, ask, budgets, exported
-from tests.remat.models import CASES, Case
+from tests.remat.models.matrix import METHODS, Budget, ask, budgets, exported
+from tests.remat.models.table import CASES, Case
 
 Answer = dict[str, Any]
 FAILED = "failed"

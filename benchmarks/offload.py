@@ -38,7 +38,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import remat
 from remat.execute.offload import threads
-from remat.execute.offload.measure import measure_link
+from remat.execute.offload.link_speed import measure_link
 from remat.execute.offload.tiers import Bytes, DiskTier, HostTier, Slab, Tier
 from remat.verification import compare_steps, run_step
 from remat_solvers.plan import Fetch, Offload, Plan

@@ -28,7 +28,7 @@ from remat_solvers.units import format_bytes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from examples.zoo import encoder, huggingface, recurrent, resnet, unet
-from tests.remat.models import Case
+from tests.remat.models.table import Case
 
 __all__ = ["SECONDS", "table"]
 

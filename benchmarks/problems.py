@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from remat_solvers import codec, generate
+from remat_solvers import formats, generate
 from remat_solvers.problem import Problem
 
 __all__ = ["CORPUS", "NAMES", "load"]
@@ -41,9 +41,9 @@ NAMES = (*(path.stem for path in sorted(CORPUS.glob("*.json"))), *MADE)
 def load(name: str) -> Problem:
     """A problem of NAMES, without a link."""
     if name not in MADE:
-        return codec.load_problem(CORPUS / f"{name}.json")
+        return formats.load_problem(CORPUS / f"{name}.json")
     cached = Path(tempfile.gettempdir()) / "remat-bench" / f"{name}.json"
     if not cached.exists():
         cached.parent.mkdir(exist_ok=True)
-        codec.save_problem(cached, MADE[name]())
-    return codec.load_problem(cached)
+        formats.save_problem(cached, MADE[name]())
+    return formats.load_problem(cached)

@@ -17,7 +17,7 @@ from problems import load
 
 from remat_solvers import generate
 from remat_solvers.bounds import time_bound_ns
-from remat_solvers.optimal.search import Search
+from remat_solvers.optimal.local_search.annealing import Search
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate

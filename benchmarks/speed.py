@@ -20,8 +20,8 @@ from rich.table import Table
 
 from remat_solvers.generate import random_layered
 from remat_solvers.recompute import gruslys, revolve, rotor
-from remat_solvers.recompute.kusumoto_program import Program
-from remat_solvers.recompute.lower_sets import ancestor_sets, forward_graph
+from remat_solvers.recompute.kusumoto.lower_sets import ancestor_sets, forward_graph
+from remat_solvers.recompute.kusumoto.program import Program
 from remat_solvers.result import Limits
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import remat
 import remat_solvers
-from remat_solvers.comparison import compare
+from remat_solvers.comparing import compare
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 

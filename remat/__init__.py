@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from remat.api import apply, load, solve
+    from remat.batching.sub_batch_size import solve_in_parts
+    from remat.batching.sub_batches import SubBatches
     from remat.capture.exported import export
     from remat.execute.offload.tiers import DiskTier, HostTier
-    from remat.sub_batch_size import solve_in_parts
-    from remat.sub_batches import SubBatches
     from remat.verification import verify
     from remat_solvers.errors import (
         ApplyError,
@@ -65,8 +65,8 @@ __all__ = [
 _HOMES = {
     "remat.api": ("apply", "export", "load", "solve"),
     "remat.execute.offload.tiers": ("DiskTier", "HostTier"),
-    "remat.sub_batch_size": ("solve_in_parts",),
-    "remat.sub_batches": ("SubBatches",),
+    "remat.batching.sub_batch_size": ("solve_in_parts",),
+    "remat.batching.sub_batches": ("SubBatches",),
     "remat.verification": ("verify",),
     "remat_solvers.problem": ("Link",),
     "remat_solvers.result": ("Limits", "Result", "Status"),

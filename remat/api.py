@@ -10,18 +10,18 @@ from typing import Any
 from torch import nn
 
 import remat_solvers
+from remat.capture.costs.roofline import Hardware
 from remat.capture.exported import Differentiate, Exported, check_call, export
-from remat.capture.roofline import Hardware
 from remat.execute.canonical import tangents_first
 from remat.execute.module import OnChange, Planned, RematModule, plan_call
-from remat.execute.offload.measure import measure_link
+from remat.execute.offload.link_speed import measure_link
 from remat.execute.offload.tiers import HostTier, Tier
-from remat.execute.reserve import reserve_of
-from remat.model_methods import bind
+from remat.execute.optimizer_memory import reserve_of
+from remat.model_solvers.registry import bind
 from remat_solvers.budget import read_budget
-from remat_solvers.codec import PlanFile, load, load_plan
 from remat_solvers.errors import ApplyError, InfeasibleError, InputError
-from remat_solvers.match import check_match
+from remat_solvers.formats import PlanFile, load, load_plan
+from remat_solvers.formats.plan_match import check_match
 from remat_solvers.plan import Offload, Plan
 from remat_solvers.problem import MAX_INT, Link, Problem
 from remat_solvers.registry import Solver

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from remat.allocator import peak_while
 from remat.api import apply
 from remat.capture.exported import Differentiate, Exported, export
 from remat.capture.trace import untouched
 from remat.capture.trees import flatten, unflatten
 from remat.execute.module import RematModule
 from remat.execute.offload.tiers import HostTier, Tier
-from remat.memory import peak_while
-from remat_solvers.codec import PlanFile
+from remat_solvers.formats import PlanFile
 from remat_solvers.plan import Plan
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import remat
-from remat.memory import peak_while
+from remat.allocator import peak_while
 from remat_solvers.schedule import store_all
 from remat_solvers.units import format_bytes, format_ns
 

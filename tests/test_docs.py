@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from remat_solvers.codec import load_problem, save_problem
+from remat_solvers.formats import load_problem, save_problem
 from remat_solvers.result import Status
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate

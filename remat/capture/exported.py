@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from remat.capture.call import Call, ModelState, Settings, Signature, read_call, read_model, unique_tensors
-from remat.capture.costs import add_costs, main_device
+from remat.capture.costs.assign import add_costs, main_device
+from remat.capture.costs.roofline import Hardware
 from remat.capture.joint import Joint, inputs_read, is_random, make_joint, tensors_of
 from remat.capture.lower import Lowered, lower
-from remat.capture.roofline import Hardware
+from remat.capture.output_corrections import correct_outputs
 from remat.capture.trace import Capture, capture
 from remat.capture.trees import Tree
-from remat.capture.true_outputs import correct_outputs
 from remat_solvers.errors import ApplyError, InputError
 from remat_solvers.problem import Problem
 
@@ -47,7 +47,7 @@ class Exported:
 
     def save(self, path: str | Path) -> None:
         """Write the problem with its costs as JSON (docs/plan-format.md)."""
-        from remat_solvers.codec import save_problem
+        from remat_solvers.formats import save_problem
 
         save_problem(path, self.problem)
 

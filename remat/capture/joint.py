@@ -20,7 +20,7 @@ from torch._functorch._aot_autograd import descriptors as desc
 from torch._functorch._aot_autograd.schemas import OutputType
 
 from remat.capture.call import ModelState
-from remat.capture.locate import KEY
+from remat.capture.source_location import KEY
 from remat.capture.trace import Capture
 from remat_solvers.errors import ExportError
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from remat.capture.call import ModelState
 from remat.capture.joint import STATISTICS_ONLY, Joint, is_random, storage_of, target_name, tensors_of
-from remat.capture.rnn import BACKWARD as RNN_BACKWARD
+from remat.capture.rnn.ops import BACKWARD as RNN_BACKWARD
 from remat_solvers.problem import Effect, Kind, Op, Problem, Value
 
 __all__ = ["Lowered", "lower"]

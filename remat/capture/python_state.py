@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from remat.capture.locate import user_line
+from remat.capture.source_location import user_line
 from remat_solvers.errors import ExportError
 
 __all__ = ["PythonState"]

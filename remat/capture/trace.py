@@ -25,10 +25,10 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from remat.capture import rnn
 from remat.capture.call import Call, ModelState, Settings, unique_tensors
-from remat.capture.locate import is_user_file, locating
 from remat.capture.python_state import PythonState
+from remat.capture.rnn import ops as rnn
+from remat.capture.source_location import is_user_file, locating
 from remat.capture.trees import Tree, flatten, unflatten
 from remat_solvers.errors import ExportError
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from remat.capture.packed import sizes_of, with_sizes
+from remat.capture.rnn.packed import sizes_of, with_sizes
 
 __all__ = ["Tree", "flatten", "unflatten"]
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _BoxedCodeGen
 
-from remat.capture import rnn
 from remat.capture.joint import Joint, device_of, is_random, tensors_of
 from remat.capture.lower import Lowered
+from remat.capture.rnn import ops as rnn
+from remat.execute.emitted_calls import drawing, hold, remembering, replaying
 from remat.execute.offload.session import arrive, fetch, offload, settle
-from remat.execute.runtime import drawing, hold, remembering, replaying
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 

@@ -143,7 +143,7 @@ class RematModule(nn.Module):
 
     def report(self) -> str:
         """What was planned, in a few lines for people."""
-        from remat.execute.report_text import report_text
+        from remat.execute.summary import report_text
 
         return report_text(self._planned)
 

@@ -14,9 +14,9 @@ from remat.capture.exported import Exported
 from remat.capture.joint import Joint, Output, inputs_read
 from remat.capture.trees import unflatten
 from remat.execute.emit import Emitted, emit
+from remat.execute.emitted_calls import RNG_LOCK, coerce, restore_rng, save_rng
+from remat.execute.offload.engines import make_transfers
 from remat.execute.offload.tiers import HostTier, Tier
-from remat.execute.offload.transfers import make_transfers
-from remat.execute.runtime import RNG_LOCK, coerce, restore_rng, save_rng
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Plan
 

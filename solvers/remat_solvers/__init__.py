@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
-    from remat_solvers.codec import (
+    from remat_solvers.certificates.check import check_certificate
+    from remat_solvers.errors import (
+        BudgetError,
+        CertificateError,
+        FormatError,
+        InfeasibleError,
+        InputError,
+        PlanError,
+        ProblemError,
+        RematError,
+    )
+    from remat_solvers.formats import (
         PlanFile,
         load,
         load_certificate,
@@ -25,19 +36,8 @@ if TYPE_CHECKING:
         save_problem,
         save_sweep,
     )
-    from remat_solvers.curve import Point, Sweep
-    from remat_solvers.errors import (
-        BudgetError,
-        CertificateError,
-        FormatError,
-        InfeasibleError,
-        InputError,
-        PlanError,
-        ProblemError,
-        RematError,
-    )
-    from remat_solvers.optimal.certificate import certify
-    from remat_solvers.optimal.check_certificate import check_certificate
+    from remat_solvers.optimal.certify import certify
+    from remat_solvers.pareto import Point, Sweep
     from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
     from remat_solvers.problem import Costs, Link, Op, Problem, Value
     from remat_solvers.registry import create, solver_names
@@ -96,7 +96,7 @@ __all__ = [
 
 _HOMES = {
     "bounds": ("peak_bound_bytes", "time_bound_ns"),
-    "codec": (
+    "formats": (
         "PlanFile",
         "load",
         "load_certificate",
@@ -108,7 +108,7 @@ _HOMES = {
         "save_problem",
         "save_sweep",
     ),
-    "curve": ("Point", "Sweep"),
+    "pareto": ("Point", "Sweep"),
     "errors": (
         "BudgetError",
         "CertificateError",
@@ -119,8 +119,8 @@ _HOMES = {
         "ProblemError",
         "RematError",
     ),
-    "optimal.certificate": ("certify",),
-    "optimal.check_certificate": ("check_certificate",),
+    "optimal.certify": ("certify",),
+    "certificates.check": ("check_certificate",),
     "plan": ("Compute", "Fetch", "Free", "Offload", "Plan"),
     "problem": ("Costs", "Link", "Op", "Problem", "Value"),
     "registry": ("create", "solver_names"),

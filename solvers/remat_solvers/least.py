@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from remat_solvers.bounds import peak_bound
-from remat_solvers.clock import Stopwatch
 from remat_solvers.optimal.auto import Auto
-from remat_solvers.optimal.smallest import Smallest, smallest
+from remat_solvers.optimal.min_peak import Smallest, smallest
 from remat_solvers.problem import Problem
+from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import Solver
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.units import format_bytes

@@ -12,15 +12,15 @@ from typing import Literal
 
 from remat_solvers.bounds import peak_bound, time_bound_ns
 from remat_solvers.budget import MIN
-from remat_solvers.clock import Stopwatch
 from remat_solvers.errors import BudgetError
 from remat_solvers.optimal.forcing import forcing
-from remat_solvers.options import option_names
 from remat_solvers.problem import MAX_INT, Problem
+from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Status, Stopped
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import Timeline, simulate
+from remat_solvers.toolkit.options import option_names
 from remat_solvers.units import format_bytes
 from remat_solvers.validate import validate
 

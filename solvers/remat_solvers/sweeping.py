@@ -25,12 +25,12 @@ from typing import Any, cast
 
 from remat_solvers.bounds import peak_bound
 from remat_solvers.budget import parse_budget
-from remat_solvers.clock import Stopwatch
-from remat_solvers.curve import Point, Sweep
 from remat_solvers.errors import InputError
-from remat_solvers.optimal.smallest import smallest
+from remat_solvers.optimal.min_peak import smallest
+from remat_solvers.pareto import Point, Sweep
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
+from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, OnProgress, Order, Progress, Result, Status, Stopped
 from remat_solvers.schedule import keeps_order, store_all

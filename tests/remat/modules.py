@@ -13,8 +13,7 @@ from remat.execute.module import RematModule
 from remat_solvers.generate import random_plan
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.schedule import store_all
-
-from .models import CASES, Case, loss_of
+from tests.remat.models.table import CASES, Case, loss_of
 
 CASE = {case.name: case for case in CASES}
 WIDTH, ROWS = 8, 64

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from remat.capture.rnn import Tape
+from remat.capture.rnn.ops import Tape
 
 __all__ = ["Content", "Form", "Moved", "form_of", "let_go", "parts_of"]
 

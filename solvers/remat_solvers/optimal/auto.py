@@ -23,25 +23,25 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from remat_solvers.clock import Stopwatch
-from remat_solvers.optimal.bounding import Bounder, Bounding
-from remat_solvers.optimal.certificate_tree import certify_tree
-from remat_solvers.optimal.chains import solve_chain
-from remat_solvers.optimal.decomposed import Decomposed
-from remat_solvers.optimal.layered import layered_steps
-from remat_solvers.optimal.lazy import Step
-from remat_solvers.optimal.loop import Question
-from remat_solvers.optimal.search import AVAILABLE, NO_SEARCH, Search, SearchError
-from remat_solvers.optimal.standing import Evidence, Standing
-from remat_solvers.optimal.starts import starts
-from remat_solvers.optimal.states import StateSearch
-from remat_solvers.optimal.with_link import solve_with_link
-from remat_solvers.options import check_options
+from remat_solvers.optimal.certify_tree import certify_tree
+from remat_solvers.optimal.incumbents import Evidence, Standing
+from remat_solvers.optimal.lagrangian.solve import layered_steps
+from remat_solvers.optimal.local_search.annealing import AVAILABLE, NO_SEARCH, Search, SearchError
+from remat_solvers.optimal.local_search.windows import Decomposed
+from remat_solvers.optimal.offload.solve import solve_with_link
+from remat_solvers.optimal.program.driver import Question
+from remat_solvers.optimal.program.refinement import Step
+from remat_solvers.optimal.program.worker import Bounder, Bounding
+from remat_solvers.optimal.state_search import StateSearch
+from remat_solvers.optimal.uniform_chain import solve_chain
+from remat_solvers.optimal.warm_starts import starts
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.interrupts import import_whole
+from remat_solvers.processes.interrupt import import_whole
+from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence
+from remat_solvers.toolkit.options import check_options
 
 __all__ = ["Auto"]
 

@@ -29,13 +29,13 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.eviction import NEVER, Deallocate, Evictor, Memory, Way, try_ways
-from remat_solvers.recompute.neighbourhood import Graph, Neighbourhoods
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.eviction.neighbourhoods import Graph, Neighbourhoods
+from remat_solvers.toolkit.eviction.replay import NEVER, Deallocate, Evictor, Memory, Way, try_ways
+from remat_solvers.toolkit.options import check_options
 
 __all__ = ["WEIGHTS", "Belady"]
 

@@ -47,15 +47,15 @@ from dataclasses import dataclass
 from math import inf, isqrt
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.clock import Stopwatch
-from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.needs import lacking
-from remat_solvers.recompute.segmentation import Segment, flat, recompute_sequence, recursive
+from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_sequence, recursive
 
 __all__ = ["Chen", "Trial", "articulation_positions", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
 

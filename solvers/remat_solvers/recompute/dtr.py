@@ -37,11 +37,11 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.eviction import Deallocate, Evictor, Memory, Way, try_ways
-from remat_solvers.recompute.neighbourhood import Components, Graph, Neighbourhoods
 from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.toolkit.eviction.neighbourhoods import Components, Graph, Neighbourhoods
+from remat_solvers.toolkit.eviction.replay import Deallocate, Evictor, Memory, Way, try_ways
+from remat_solvers.toolkit.options import check_options
 
 __all__ = ["DTR", "HEURISTICS"]
 

@@ -39,14 +39,14 @@ from math import gcd
 from typing import Any, ClassVar
 
 from remat_solvers.bounds import time_bound_ns
-from remat_solvers.clock import Stopwatch
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.interrupts import interruptible
-from remat_solvers.recompute.polish import drop_useless
+from remat_solvers.processes.interrupt import interruptible
+from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence, tangents_op
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.sequences.pruning import drop_useless
 
 __all__ = ["Moccasin"]
 

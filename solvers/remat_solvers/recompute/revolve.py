@@ -28,13 +28,13 @@ from math import comb
 from typing import ClassVar
 
 from remat_solvers.errors import InputError
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.chain import Chain, chain_view
-from remat_solvers.recompute.chain_schedule import Advance, Step, least_memory, sequence_of
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.toolkit.chains.chain import Chain, chain_view
+from remat_solvers.toolkit.chains.schedule import Advance, Step, least_memory, sequence_of
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["Revolve", "advance", "forward_steps", "repetitions", "schedule"]
 

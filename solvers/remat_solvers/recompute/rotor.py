@@ -47,14 +47,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
-from remat_solvers.recompute.chain_costs import ChainCosts, chain_costs
-from remat_solvers.recompute.chain_schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
+from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
+from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = [
     "Advanced",

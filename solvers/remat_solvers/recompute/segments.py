@@ -23,13 +23,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
 from remat_solvers.recompute.chen import articulation_positions
-from remat_solvers.recompute.dropping import droppable, recompute_dropped
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["Segments", "blocks", "wrapped"]
 

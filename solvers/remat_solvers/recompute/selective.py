@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.options import check_options
 from remat_solvers.problem import Op, Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.dropping import droppable, recompute_dropped, word
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["KINDS", "Selective", "kind_of"]
 

@@ -32,11 +32,11 @@ from typing import ClassVar
 
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.swap.layers import backward_layers, feature_maps, within_host
-from remat_solvers.swap.trips import Absence, Trip, plan_with_trips
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.transfers.intervals import Absence, Trip, plan_with_trips
+from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["Layrub", "migrating_plan", "migrations"]
 

@@ -30,14 +30,14 @@ from itertools import accumulate
 from math import inf
 from typing import ClassVar
 
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.swap.layers import feature_maps
-from remat_solvers.swap.rewriting import Rewriting, Swap, fastest_choice, smallest_peak
-from remat_solvers.swap.trips import Absence, Clock
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap, fastest_choice, smallest_peak
+from remat_solvers.toolkit.transfers.intervals import Absence, Clock
+from remat_solvers.toolkit.transfers.layers import feature_maps
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["Meng", "swapped", "trigger"]
 

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.schedule import tangents_first
-from remat_solvers.swap.paging import Paging, least_bytes, movable_values
-from remat_solvers.swap.traffic import Overflow, Traffic
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.transfers.demand_paging import Paging, least_bytes, movable_values
+from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["ModNN", "lower_bound_bytes"]
 

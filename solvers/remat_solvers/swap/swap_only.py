@@ -22,18 +22,18 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
-from remat_solvers.clock import Stopwatch
-from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.needs import lacking
+from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.meng import Meng
 from remat_solvers.swap.modnn import ModNN
 from remat_solvers.swap.tflms import TFLMS
-from remat_solvers.swap.traffic import Overflow, Traffic
-from remat_solvers.swap.trips import Absence, absences
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.transfers.intervals import Absence, absences
+from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
 
 __all__ = ["SwapOnly"]
 

@@ -31,14 +31,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.options import check_options
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.swap.layers import feature_maps
-from remat_solvers.swap.rewriting import Rewriting, Swap, fastest_choice, out_of_time, smallest_peak
-from remat_solvers.swap.trips import Absence, absences
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap, fastest_choice, out_of_time, smallest_peak
+from remat_solvers.toolkit.transfers.intervals import Absence, absences
+from remat_solvers.toolkit.transfers.layers import feature_maps
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["TFLMS", "Graph"]
 

@@ -39,15 +39,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.options import check_options
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.attempts import Attempts
-from remat_solvers.recompute.needs import lacking
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
-from remat_solvers.swap.layers import (
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.transfers.intervals import Absence, Trip, plan_with_trips
+from remat_solvers.toolkit.transfers.kernel_choice import (
+    Workspaces,
+    alternatives_of,
+    choose_beside,
+    fastest_within,
+    with_implementations,
+)
+from remat_solvers.toolkit.transfers.layers import (
     LayerType,
     backward_layers,
     classifier_start,
@@ -55,14 +62,7 @@ from remat_solvers.swap.layers import (
     layer_types,
     within_host,
 )
-from remat_solvers.swap.trips import Absence, Trip, plan_with_trips
-from remat_solvers.swap.workspaces import (
-    Workspaces,
-    alternatives_of,
-    choose_beside,
-    fastest_within,
-    with_implementations,
-)
+from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["VDNN", "Step", "dynamic_step", "managed", "offloading_plan"]
 

@@ -1,0 +1,1 @@
+"""Recurrent layers as one forward and one backward op each."""

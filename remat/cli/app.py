@@ -1,0 +1,348 @@
+"""The command line. Each command parses, asks the library, and prints; what is heavy is imported inside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from remat.cli.request import Costs, LinkRate, Scratch, Seed, Source, TierName, export_model, pose, quiet, tier_named
+from remat.cli.terminal import Commands, ExitCode, check_writable, log, print_json, print_table, progress_printer
+
+if TYPE_CHECKING:
+    from remat_solvers.formats import PlanFile
+    from remat_solvers.problem import Problem
+    from remat_solvers.result import Result
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train a PyTorch model within a memory budget: plan what to keep, recompute and offload.\n\n"
+    "MODEL is file.py:function or package.module:function returning (model, args) or (model, args, kwargs).",
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
+ProblemFile = Annotated[Path, typer.Argument(metavar="PROBLEM", help="an exported problem.json")]
+PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, in bytes and ns")]
+StatedLink = Annotated[
+    str | None,
+    typer.Option("--link", help="rate to the host that PLAN counts on, such as 25GB/s; default: the problem's"),
+]
+BudgetText = Annotated[str, typer.Option("--budget", help="8GiB, 800MB, bytes, or 60% of the store-all peak")]
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the problem.json to write")],
+    costs: Costs = "measure",
+    json: AsJson = False,
+) -> int:
+    """Capture MODEL's training step as a problem file."""
+    from remat.cli.text import describe_problem, problem_line
+    from remat_solvers.formats import save_problem
+
+    check_writable(output)
+    problem = export_model(model, costs).problem
+    save_problem(output, problem)
+    if json:
+        print_json({"problem_file": str(output), **describe_problem(problem)})
+    else:
+        print(f"{output}: {problem_line(problem)}")
+    return ExitCode.OK
+
+
+@app.command()
+def solve(
+    source: Source,
+    budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, 60% of the store-all peak, or min")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="the plan.json to write")] = None,
+    solver: Annotated[str, typer.Option(help="a name from `remat solvers`")] = "auto",
+    link: LinkRate = None,
+    tier: TierName = "host",
+    scratch: Scratch = None,
+    time_limit: Annotated[float, typer.Option(help="seconds")] = 60.0,
+    costs: Costs = "measure",
+    seed: Seed = 0,
+    certificate: Annotated[Path | None, typer.Option(help="the certificate.json of the bound to write")] = None,
+    json: AsJson = False,
+) -> int:
+    """Find the fastest plan within a budget; min: within the smallest that is found."""
+    import remat_solvers
+    from remat.cli.text import result_lines
+    from remat_solvers.budget import MIN
+    from remat_solvers.formats import result_to_dict, save_certificate, save_plan
+    from remat_solvers.registry import create
+
+    check_writable(output)
+    check_writable(certificate)
+    budgets = [] if budget == MIN else [budget]
+    question = pose(
+        source, budgets, [solver], link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
+    )
+    with quiet():
+        result = remat_solvers.solve(
+            question.problem,
+            MIN if budget == MIN else question.budget_bytes(budget),
+            solver=create("auto", certify=True) if certificate and solver == "auto" else question.solver(solver),
+            limits=question.limits,
+            on_progress=progress_printer(),
+            seed=seed,
+        )
+    written = output if result.plan is not None else None
+    if written is not None:
+        save_plan(written, result)
+    if certificate is not None and result.certificate is not None:
+        save_certificate(certificate, result.certificate)
+    elif certificate is not None:
+        log(f"{result.solver} has no certificate for this answer, so {certificate} is not written")
+    if json:
+        more = {"plan_file": None if written is None else str(written), **question.traffic()}
+        print_json({**result_to_dict(result), **more})
+    else:
+        log(f"{result.solver}: {result.status}. {result.status.sentence} {result.reason}".rstrip())
+        print("\n".join(result_lines(result, written)), file=sys.stdout if result.plan is not None else sys.stderr)
+    return _code(result)
+
+
+@app.command()
+def compare(
+    source: Source,
+    budget: BudgetText,
+    solver: Annotated[list[str] | None, typer.Option(help="a name from `remat solvers`; may be repeated")] = None,
+    link: LinkRate = None,
+    tier: TierName = "host",
+    scratch: Scratch = None,
+    time_limit: Annotated[float, typer.Option(help="seconds for each method")] = 30.0,
+    costs: Costs = "measure",
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> int:
+    """Ask every solver, and show them side by side.
+
+    Each works in a process of its own; what needs the model itself, in this one.
+    """
+    from remat.cli.text import comparison_notes, comparison_table, row_line
+    from remat.model_solvers.registry import MODEL_ENTRIES
+    from remat_solvers.comparing import compare as ask
+    from remat_solvers.registry import solver_names
+
+    question = pose(
+        source, [budget], solver or (), link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
+    )
+    of_models = () if question.exported is None else (entry.name for entry in MODEL_ENTRIES)
+    asked = [question.solver(name) for name in solver or (*solver_names(), *of_models)]
+    with quiet():
+        comparison = ask(
+            question.problem,
+            question.budget_bytes(budget),
+            solvers=[name for name in asked if isinstance(name, str)],
+            here=[bound for bound in asked if not isinstance(bound, str)],
+            limits=question.limits,
+            seed=seed,
+            on_row=lambda row: log(row_line(row)),
+        )
+    if json:
+        print_json({**comparison.to_dict(), **question.traffic()})
+    else:
+        print_table(comparison_table(comparison), comparison_notes(comparison))
+    return ExitCode.OK
+
+
+@app.command()
+def sweep(
+    source: Source,
+    points: Annotated[int, typer.Option(help="how many budgets to choose, from the smallest peak to store-all")] = 10,
+    budgets: Annotated[str | None, typer.Option(help="these budgets instead, with commas: 90%,80%,8GiB")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="a .json file, or a new folder of plans")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="a name from `remat solvers`")] = "auto",
+    link: LinkRate = None,
+    tier: TierName = "host",
+    scratch: Scratch = None,
+    time_limit: Annotated[
+        float, typer.Option(help="seconds for the whole curve; each budget has an even share")
+    ] = 300.0,
+    costs: Costs = "measure",
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> int:
+    """Find the curve of time against peak, with a plan for each of its points."""
+    from remat.cli.sweep_files import check_place, point_line, save_curve, sweep_notes, sweep_table
+    from remat_solvers.formats import sweep_to_dict
+    from remat_solvers.result import Status, Stopped
+    from remat_solvers.sweeping import sweep as find
+
+    chosen = None if budgets is None else [budget.strip() for budget in budgets.split(",")]
+    check_place(output)
+    question = pose(
+        source, chosen or (), [solver], link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
+    )
+    with quiet():
+        curve = find(
+            question.problem,
+            budgets=chosen,
+            points=points,
+            solver=question.solver(solver),
+            limits=question.limits,
+            on_progress=progress_printer(),
+            on_point=lambda point: log(point_line(point)),
+            seed=seed,
+        )
+    planned = [point for point in curve.points if point.plan is not None]
+    if planned and output is not None:
+        save_curve(output, curve)
+    if json:
+        print_json(sweep_to_dict(curve))
+    else:
+        print_table(sweep_table(curve), sweep_notes(curve, output if planned else None))
+    if planned:
+        return ExitCode.OK
+    missed = any(point.status is Status.NOT_FOUND for point in curve.points) or not curve.points
+    return ExitCode.LIMIT if missed and curve.stopped is not Stopped.COMPLETE else ExitCode.NO_PLAN
+
+
+@app.command()
+def simulate(problem: ProblemFile, plan: PlanPath, link: StatedLink = None, json: AsJson = False) -> int:
+    """Replay PLAN on PROBLEM: its peak, its time, its memory."""
+    from remat.cli.text import describe_problem, replay_lines
+    from remat_solvers.errors import PlanError
+    from remat_solvers.simulate import simulate as replay
+
+    loaded, made = _pair(problem, plan, link)
+    try:
+        timeline = replay(loaded, made.plan)
+    except PlanError as error:
+        log(f"the plan cannot be replayed: {error}. `remat validate` names everything that is wrong with it.")
+        return ExitCode.FAILED
+    if json:
+        replayed = {**dataclasses.asdict(timeline), "memory_bytes": timeline.memory_bytes.tolist()}
+        recorded = {"recorded_peak_bytes": made.peak_bytes, "recorded_time_ns": made.time_ns}
+        print_json({**replayed, **recorded, "budget_bytes": made.budget_bytes, **describe_problem(loaded)})
+    else:
+        print("\n".join(replay_lines(loaded, made, timeline)))
+    return ExitCode.OK
+
+
+@app.command()
+def validate(problem: ProblemFile, plan: PlanPath, link: StatedLink = None, json: AsJson = False) -> int:
+    """Check PLAN against every rule, its own budget included."""
+    from remat_solvers.validate import validate as check
+
+    loaded, made = _pair(problem, plan, link)
+    violations = check(loaded, made.plan, made.budget_bytes)
+    if json:
+        print_json({"valid": not violations, "violations": [dataclasses.asdict(v) for v in violations]})
+    else:
+        print("\n".join(map(str, violations)) or f"valid: {len(made.plan)} actions")
+    return ExitCode.FAILED if violations else ExitCode.OK
+
+
+@app.command(name="check-certificate")
+def check_certificate(
+    problem: ProblemFile,
+    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="a certificate.json")],
+    json: AsJson = False,
+) -> int:
+    """Prove the bound of CERTIFICATE again from PROBLEM, in exact arithmetic."""
+    from remat_solvers.certificates.check import check_certificate as check
+    from remat_solvers.errors import CertificateError
+    from remat_solvers.formats import load_certificate, load_problem
+    from remat_solvers.units import format_bytes, format_ns
+
+    loaded, claimed = load_problem(problem), load_certificate(certificate)
+    told = {"budget_bytes": claimed.budget_bytes, "order": claimed.order.value, "claimed_bound_ns": claimed.bound_ns}
+    try:
+        bound_ns = check(loaded, claimed)
+    except CertificateError as error:
+        if json:
+            print_json({"valid": False, **told, "bound_ns": None, "message": str(error)})
+        else:
+            log(f"rejected: {error}")
+        return ExitCode.FAILED
+    if json:
+        print_json({"valid": True, **told, "bound_ns": bound_ns, "message": ""})
+    else:
+        within = f"within {format_bytes(claimed.budget_bytes)} ({claimed.order.sentence.removesuffix('.').lower()})"
+        fact = "no plan fits" if bound_ns is None else f"no plan is faster than {format_ns(bound_ns)}"
+        print(f"proven: {fact} {within}")
+    return ExitCode.OK
+
+
+@app.command()
+def verify(model: Model, plan: PlanPath, tier: TierName = "host", scratch: Scratch = None, json: AsJson = False) -> int:
+    """Run PLAN on MODEL and compare outputs, gradients, buffers, random state and peak with the original."""
+    import remat
+    from remat.cli.model_loading import load_model
+    from remat_solvers.errors import ApplyError, OffloadError
+    from remat_solvers.formats import load_plan
+
+    made = load_plan(plan)  # before the model, which may take long
+    place = tier_named(tier, scratch)
+    with quiet():
+        loaded = load_model(model)
+        try:
+            verification = remat.verify(loaded.model, made, loaded.args, loaded.kwargs, tier=place)
+        except (ApplyError, OffloadError) as error:
+            log(f"the plan cannot be run: {error}")
+            return ExitCode.FAILED
+    if json:
+        print_json(dataclasses.asdict(verification))
+    else:
+        print(verification)
+    return ExitCode.OK if verification.ok else ExitCode.FAILED
+
+
+@app.command()
+def solvers(json: AsJson = False) -> int:
+    """List the registered solvers and what each can do."""
+    from remat.model_solvers.registry import MODEL_ENTRIES
+    from remat_solvers.registry import ENTRIES
+
+    entries = [*ENTRIES, *MODEL_ENTRIES]
+    if json:
+        print_json([dataclasses.asdict(entry) for entry in entries])
+        return ExitCode.OK
+    from rich.table import Table
+
+    table = Table("name", "family", "swaps", "exact", "summary", box=None)
+    for entry in entries:
+        table.add_row(
+            entry.name, entry.family, *(("no", "yes")[x] for x in (entry.supports_link, entry.exact)), entry.summary
+        )
+    print_table(table)
+    return ExitCode.OK
+
+
+def main() -> None:
+    """The `remat` program."""
+    app()
+
+
+def _pair(problem: Path, plan: Path, link: str | None) -> tuple[Problem, PlanFile]:
+    """A problem, over `link` where one is stated, and a plan that was made for it."""
+    from remat_solvers.formats import load_plan, load_problem
+    from remat_solvers.formats.plan_match import check_match
+    from remat_solvers.units import parse_link
+
+    stated = None if link is None else parse_link(link)
+    loaded, made = load_problem(problem), load_plan(plan)
+    check_match(loaded, made.plan, made.problem)
+    return loaded if stated is None else dataclasses.replace(loaded, link=stated), made
+
+
+def _code(result: Result) -> ExitCode:
+    from remat_solvers.result import Status, Stopped
+
+    if result.plan is not None:
+        return ExitCode.OK
+    cut_short = result.stopped is not Stopped.COMPLETE and result.status is Status.NOT_FOUND
+    return ExitCode.LIMIT if cut_short else ExitCode.NO_PLAN

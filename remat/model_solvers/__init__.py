@@ -1,0 +1,1 @@
+"""Methods that need the model itself, not only its problem."""

@@ -1,0 +1,121 @@
+"""`torch-budget`: what torch's own partitioner chooses at an `activation_memory_budget`, as a plan.
+
+torch.compile's partitioner (torch._functorch.partitioners, min_cut_rematerialization_partition) saves some values of
+the forward and recomputes the rest in the backward, once each, just before the first reader. Its knob, from 0 to 1,
+caps the bytes saved, not the peak; so a grid of settings is replayed here, and the fastest whose peak fits the budget
+is taken. Only the choice of what to save and when to recompute is torch's: kernels are not fused, and random
+ops are replayed exactly, which torch's own runtime does not do below a budget of 1 (pytorch#190758).
+
+It needs the model's graph and so answers for a MODEL only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import networkx
+import torch
+from torch import fx
+from torch._functorch import config as functorch_config
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+from remat.capture.exported import Exported
+from remat.capture.trace import Capture
+from remat.model_solvers.deadline import DeadlineError, deadline
+from remat_solvers.problem import Problem
+from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
+from remat_solvers.toolkit.trials import Attempts
+
+__all__ = ["TorchBudget"]
+
+STEPS = 10  # the grid: 0, 1/10, ... 1
+
+
+class TorchBudget:
+    """The partitioner's plans for one export. A solver like those of the registry, but bound to its model."""
+
+    name: ClassVar[str] = "torch-budget"
+    version: ClassVar[str] = str(torch.__version__)
+
+    def __init__(self, exported: Exported) -> None:
+        self.exported = exported
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the settings whose peak is within the budget.
+
+        The limit interrupts the partitioner, but not the trace before it, which takes as long as it took to export: it
+        runs through autograd's engine, where an interrupt is reported as an error of the model.
+        """
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            captured = self.exported.capture_again()
+            try:
+                with deadline(attempts.watch.remaining, (networkx, torch.fx, torch._functorch)):
+                    self._try_all(captured, attempts)
+            except DeadlineError:
+                attempts.stopped = Stopped.TIME
+        return attempts.outcome()
+
+    def _try_all(self, captured: Capture, attempts: Attempts) -> None:
+        for setting, sequence in self.sequences(captured):
+            if not attempts.slower(sequence):
+                attempts.fits(sequence, f"budget {setting}")
+            if attempts.expired:
+                return
+
+    def sequences(self, captured: Capture) -> Iterator[tuple[float, list[int]]]:
+        """The knob's settings, the extremes first, and the ops that each runs.
+
+        Between two settings with the same ops, those are the ops of all: such settings are left out.
+        """
+        made: dict[int, list[int]] = {}
+        for step in (STEPS, 0):
+            made[step] = self._sequence(captured, step / STEPS)
+            yield step / STEPS, made[step]
+        ranges = deque([(0, STEPS)])
+        while ranges:
+            low, high = ranges.popleft()
+            if high - low > 1 and made[low] != made[high]:
+                middle = (low + high) // 2
+                made[middle] = self._sequence(captured, middle / STEPS)
+                yield middle / STEPS, made[middle]
+                ranges += [(low, middle), (middle, high)]
+
+    def _sequence(self, captured: Capture, setting: float) -> list[int]:
+        """Forward ops in order, then what the partitioner's backward runs, in its order."""
+        problem = self.exported.problem
+        op_of = {node.name: i for i, node in enumerate(self.exported.lowered.op_nodes) if node is not None}
+        _, backward = _partition(captured, setting)
+        ran = [op_of[node.name] for node in backward.graph.nodes if node.name in op_of]
+        again = [op for op in ran if problem.ops[op].phase == "backward" or problem.ops[op].recomputable]
+        return _complete(problem, again)
+
+
+def _partition(captured: Capture, setting: float) -> tuple[fx.GraphModule, fx.GraphModule]:
+    graph = fx.Graph()
+    copied: Any = graph.graph_copy(captured.graph_module.graph, {})
+    end = graph.output(copied)
+    original = next(iter(reversed(captured.graph_module.graph.nodes)))
+    end.meta.update(original.meta)
+    module = fx.GraphModule(captured.graph_module, graph)
+    outputs = captured.metadata.num_mutated_inp_runtime_indices + captured.metadata.num_outputs
+    outputs += captured.metadata.num_intermediate_bases
+    with functorch_config.patch(activation_memory_budget=setting, cse=False):
+        return min_cut_rematerialization_partition(module, None, num_fwd_outputs=outputs)
+
+
+def _complete(problem: Problem, ran: list[int]) -> list[int]:
+    """The sequence with every op the partitioner does not know (updates, clones, the tangents) at its place."""
+    known = set(ran)
+    backward = list(problem.backward_ops)
+    sequence = list(problem.forward_ops)
+    missing = [op for op in backward if op not in known]
+    for op in ran:
+        while missing and missing[0] < op and problem.ops[op].phase == "backward":
+            sequence.append(missing.pop(0))
+        sequence.append(op)
+    return sequence + missing

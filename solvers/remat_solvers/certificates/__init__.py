@@ -1,0 +1,1 @@
+"""The checker of certificates, apart from everything that makes them."""

@@ -1,0 +1,43 @@
+"""Problems, plans, sweeps and certificates as JSON."""
+
+from remat_solvers.formats.codec import (
+    PlanFile,
+    certificate_to_dict,
+    decode,
+    encode_certificate,
+    encode_plan,
+    encode_problem,
+    encode_sweep,
+    load,
+    load_certificate,
+    load_plan,
+    load_problem,
+    load_sweep,
+    result_to_dict,
+    save_certificate,
+    save_plan,
+    save_problem,
+    save_sweep,
+    sweep_to_dict,
+)
+
+__all__ = [
+    "PlanFile",
+    "certificate_to_dict",
+    "decode",
+    "encode_certificate",
+    "encode_plan",
+    "encode_problem",
+    "encode_sweep",
+    "load",
+    "load_certificate",
+    "load_plan",
+    "load_problem",
+    "load_sweep",
+    "result_to_dict",
+    "save_certificate",
+    "save_plan",
+    "save_problem",
+    "save_sweep",
+    "sweep_to_dict",
+]

@@ -1,0 +1,1 @@
+"""Lagrangian bounds and plans for networks of many identical layers."""

@@ -1,0 +1,188 @@
+"""The least sum of many small tables over finite variables, where equal tables are computed once.
+
+Variable elimination (nonserial dynamic programming, Bertele and Brioschi 1972): take a variable, add up the tables that
+mention it, replace them by one table over its neighbours with the least over the variable. The order of elimination
+decides how large the tables get; here the variable goes next whose neighbours are nearest to be neighbours of each
+other already, states counted (min-fill, Kjaerulff 1990). In a chain of layers, each of small width, all tables stay
+small.
+
+What makes 96 alike layers as cheap as one: a table has a name, either given (two tables of one name hold the same
+numbers) or made of the names of the tables that were added and how their variables meet. A table whose name is known
+already is not computed again. For that the same variable of every layer must go in the same turn: ties between
+variables are broken by `rank`, which is equal for corresponding variables of alike layers.
+
+The program is compiled once, and evaluated for other numbers under the same names as often as one likes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from math import log2
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
+
+__all__ = ["Elimination", "TooLargeError", "eliminate"]
+
+LARGE = 4096  # entries
+Table = NDArray[np.float64]
+
+
+class TooLargeError(Exception):
+    """The network is too entangled: a table would have too many entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A table made of others: their sum, with the least over one axis."""
+
+    parts: tuple[tuple[int, tuple[int, ...]], ...]  # table, and its shape among the axes of the sum
+    axis: int  # the one that goes
+
+
+@dataclass(slots=True)
+class Elimination:
+    """A compiled network."""
+
+    given: list[Hashable] = field(default_factory=list)  # names of the tables 0, 1, ...
+    terms: int = 0  # number of tables that are added up
+    joins: list[Join] = field(default_factory=list)  # the tables after them
+    turns: list[tuple[int, int, tuple[int, ...]]] = field(default_factory=list)  # variable, join, its neighbours
+    idle: list[int] = field(default_factory=list)  # variables in no table
+    alone: list[int] = field(default_factory=list)  # tables without variables; the minimum is their sum
+
+    def minimum(self, given: Sequence[Table]) -> tuple[float, dict[int, int]]:
+        """The least sum, and a state per variable that attains it; `given` are the tables in the order of the names."""
+        tables = list(given)
+        choices: list[NDArray[np.intp] | None] = []
+        for join in self.joins:
+            first, *others = join.parts
+            total = tables[first[0]].reshape(first[1])
+            for part, shape in others:
+                total = total + tables[part].reshape(shape)
+            if total.size < LARGE:
+                choice = total.argmin(axis=join.axis)
+                choices.append(choice)
+                least = np.take_along_axis(total, np.expand_dims(choice, join.axis), join.axis).squeeze(join.axis)
+            else:
+                choices.append(None)  # found where it is asked for: argmin is slow
+                least = total.min(axis=join.axis)
+            tables.append(least)
+        chosen = dict.fromkeys(self.idle, 0)
+        for variable, number, neighbours in reversed(self.turns):
+            states = [chosen[n] for n in neighbours]
+            known = choices[number]
+            chosen[variable] = int(self._choice(number, states, tables) if known is None else known[tuple(states)])
+        return float(sum(float(tables[t]) for t in self.alone)), chosen
+
+    def _choice(self, number: int, states: list[int], tables: list[Table]) -> int:
+        """The best state of the variable that goes in a join, where its neighbours are in these."""
+        join = self.joins[number]
+        place: list[Any] = [*states[: join.axis], slice(None), *states[join.axis :]]
+        total = np.zeros(1)
+        for part, shape in join.parts:
+            at = tuple(0 if size == 1 else state for size, state in zip(shape, place, strict=True))
+            total = total + tables[part].reshape(shape)[at]
+        return int(total.argmin())
+
+
+def eliminate(
+    sizes: Sequence[int], tables: Sequence[tuple[Hashable, tuple[int, ...]]], rank: Sequence[int], largest: float
+) -> Elimination:
+    """Compile a network: `sizes` of the variables, and `tables` as (name, variables in ascending order).
+
+    Raises TooLargeError where a table would have more than 2**largest entries.
+    """
+    return _Compiler(sizes, rank, largest).compile(tables)
+
+
+class _Compiler:
+    def __init__(self, sizes: Sequence[int], rank: Sequence[int], largest: float) -> None:
+        self.sizes, self.rank, self.largest = sizes, rank, largest
+        self.bits = [log2(size) for size in sizes]
+        self.out = Elimination()
+        self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table in play: which, and its variables
+        self.mentions: list[set[int]] = [set() for _ in sizes]  # per variable, the tables in play
+        self.near = [1 << v for v in range(len(sizes))]  # per variable, a bit for each that it shares a table with
+        self.alike = [(b, set_of(v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
+        self.known: dict[Hashable, int] = {}  # names of joins
+
+    def compile(self, tables: Sequence[tuple[Hashable, tuple[int, ...]]]) -> Elimination:
+        names: dict[Hashable, int] = {}
+        for name, _ in tables:
+            names.setdefault(name, len(names))
+        self.out.given, self.out.terms = list(names), len(tables)
+        for name, variables in tables:
+            self._put(names[name], variables)
+        fill = [self._fill(v) for v in range(len(self.sizes))]
+        queue = [(fill[v], self.rank[v], v) for v in range(len(self.sizes))]
+        heapq.heapify(queue)
+        gone = [False] * len(self.sizes)
+        while queue:
+            known, _, variable = heapq.heappop(queue)
+            if gone[variable] or known != fill[variable]:
+                continue
+            gone[variable] = True
+            if not self.mentions[variable]:
+                self.out.idle.append(variable)
+                continue
+            for other in self._remove(variable):
+                fill[other] = self._fill(other)
+                heapq.heappush(queue, (fill[other], self.rank[other], other))
+        return self.out
+
+    def _fill(self, variable: int) -> float:
+        """What its removal would join that is not joined yet: the sum over pairs of the product of their bits."""
+        near, total = self.near[variable] & ~(1 << variable), 0.0
+        for one in indices_of(near):
+            apart = near & ~self.near[one]
+            if apart:
+                total += self.bits[one] * sum(bits * (apart & alike).bit_count() for bits, alike in self.alike)
+        return round(total / 2, 6)
+
+    def _put(self, table: int, variables: tuple[int, ...]) -> None:
+        if not variables:
+            self.out.alone.append(table)
+            return
+        together = set_of(variables)
+        for v in variables:
+            self.mentions[v].add(len(self.scopes))
+            self.near[v] |= together
+        self.scopes.append((table, variables))
+
+    def _remove(self, variable: int) -> list[int]:
+        """Eliminate; what its neighbours were."""
+        scope = list(indices_of(self.near[variable]))
+        if sum(self.bits[v] for v in scope) > self.largest:
+            raise TooLargeError
+        place = {v: k for k, v in enumerate(scope)}
+        parts = sorted(
+            (tuple([place[v] for v in self.scopes[t][1]]), self.scopes[t][0]) for t in self.mentions[variable]
+        )
+        axes = tuple([self.sizes[v] for v in scope])
+        name = (tuple(parts), axes, place[variable])
+        join = self.known.get(name)
+        if join is None:
+            join = self.known[name] = len(self.out.joins)
+            self.out.joins.append(
+                Join(tuple((table, _shape(axes, positions)) for positions, table in parts), place[variable])
+            )
+        for table in self.mentions[variable]:
+            for v in self.scopes[table][1]:
+                if v != variable:
+                    self.mentions[v].discard(table)
+        rest = tuple(v for v in scope if v != variable)
+        for v in rest:
+            self.near[v] &= ~(1 << variable)
+        self.out.turns.append((variable, join, rest))
+        self._put(len(self.out.given) + join, rest)
+        return list(rest)
+
+
+def _shape(axes: tuple[int, ...], positions: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size if k in positions else 1 for k, size in enumerate(axes))

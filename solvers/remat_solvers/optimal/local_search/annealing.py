@@ -1,0 +1,186 @@
+"""Local search over op sequences: what liveness leaves to decide is only in which order ops run, and how often.
+
+State: a sequence of op occurrences, as in `schedule.plan_from_sequence`. Moves insert a recomputation before a reader
+(with whatever it needs that is gone), leave one out, move one, and in free order move first computations. Simulated
+annealing on
+
+    time + price * (bytes beyond the budget, summed over the sequence)
+
+where the price rises while the peak is beyond the budget and falls while it is within, so that the search swings about
+the border of what is feasible. While it is hot, bytes cost something already a little below the budget: a border that
+is wide lets one large value take the place of several small ones, which a sharp one punishes half-way. Cycles of
+different heats and widths start over, mostly with what has gone well, or go on from the best sequence
+(native/anneal.hpp).
+
+A move changes the lives of a few instances, and a life is a range of the sequence. The bytes during every occurrence
+are kept in blocks of at most 64: a range costs two blocks and one number for each block between them (native/state.hpp,
+native/profile.hpp). `scripts/bench search` prints moves per second; attempts that find nothing to change count.
+
+The search is an extension in C++, `_search`, over Python's limited API: one wheel per platform, and nothing to compile
+when it is first called. It was measured against numba 0.68: a port of the search in given order, function by function,
+that makes the same moves, to the same times and peaks (one core, processor time, median of three).
+
+    moves/s                              extension    numba
+    ResNet-50, 408 ops, at 40 / 20 %     706 / 375    400 / 228 thousand
+    GPT of 1,407 ops, at 20 %                  640          378
+    GPT of 4,623 ops, at 40 %                  520          335
+    first call                            below 10 ms   27 s; with its machine code cached .8 s
+    import                                   10 ms      .3 s
+    to download                             .1 MB       64 MB, numba and llvmlite
+
+Without a compiler it is left out of the installation: AVAILABLE is False, and Search raises.
+`pip install --editable .` builds it beside its source, `scripts/venv` again whenever the source changes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from remat_solvers.errors import RematError
+from remat_solvers.problem import MAX_INT, Problem
+from remat_solvers.schedule import boundary_of, tangents_first, tangents_op
+
+try:
+    from remat_solvers.optimal.native._search import Engine
+
+    AVAILABLE = True
+except ImportError:  # installed where there was no compiler
+    AVAILABLE = False
+
+__all__ = ["AVAILABLE", "NO_SEARCH", "Flat", "Found", "Search", "SearchError", "flat"]
+
+Flat: TypeAlias = tuple[int, int, list[list[int]], list[list[int]], *tuple[list[int], ...]]
+
+NO_SEARCH = "without the search: its C++ extension is not built"
+SLICE_MOVES = 1 << 20
+SLICE_SECONDS = 0.05  # how long a Ctrl-C or a stop may wait
+FOREVER = float("inf")
+
+
+class SearchError(RematError):
+    """The search cannot run: the extension was not built, or sizes are beyond its arithmetic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A sequence, with what `simulate` says of its plan."""
+
+    sequence: list[int]
+    time_ns: int
+    peak_bytes: int
+
+
+class Search:
+    """A search for the fastest sequence within a budget; it can be resumed, and told of others' sequences.
+
+    The same problem, budget, seed, offers and numbers of moves give the same sequences; a limit of seconds does not.
+    """
+
+    def __init__(self, problem: Problem, budget_bytes: int, *, free_order: bool, seed: int) -> None:
+        if not AVAILABLE:
+            raise SearchError(
+                "the extension remat_solvers.optimal.native._search is not built; install remat where there is a C++17 "
+                "compiler (pip install --editable . builds it in a source checkout)"
+            )
+        self.problem = problem
+        self.made = 0  # moves so far
+        self._stop = threading.Event()
+        self._engine = Engine(flat(problem), min(budget_bytes, MAX_INT), free_order, seed)
+        self.offer(range(len(problem.ops)))
+
+    def offer(self, sequence: Sequence[int]) -> None:
+        """A sequence to go on from, within the budget or not. It must be valid: `validate` its plan before."""
+        sequence = list(tangents_first(self.problem, sequence))
+        self._engine.offer(sequence, boundary_of(self.problem, sequence))
+
+    def run(self, *, moves: int | None = None, seconds: float | None = None) -> int:
+        """Makes moves until one of the limits, `stop()`, or until nothing can be gained; how many were made."""
+        deadline = FOREVER if seconds is None else time.perf_counter() + seconds
+        left = MAX_INT if moves is None else moves
+        made = 0
+        while left > made and not self._stop.is_set():
+            seconds_left = deadline - time.perf_counter()
+            now = self._engine.run(min(left - made, SLICE_MOVES), min(SLICE_SECONDS, seconds_left))
+            made += now
+            if now == 0 or seconds_left <= 0:
+                break
+        self._stop.clear()
+        self.made += made
+        return made
+
+    def cool(self, first: int, last: int, moves: int, heat: float) -> None:
+        """The next `moves` begin only between the first runs of two ops, from the best sequence, where there is one.
+
+        They are a cycle of their own, from a temperature of `heat` times the time of all ops down to a hundredth.
+        """
+        self._engine.cool(first, last, moves, heat)
+
+    def stop(self) -> None:
+        """Ends the run under way in another thread, or the next one."""
+        self._stop.set()
+
+    def set_budget(self, budget_bytes: int) -> None:
+        """Goes on with another budget; `best` is then what fits it of what is known."""
+        self._engine.set_budget(min(budget_bytes, MAX_INT))
+
+    @property
+    def best(self) -> Found | None:
+        """The fastest sequence within the budget."""
+        return _found(self._engine.best())
+
+    @property
+    def smallest(self) -> Found | None:
+        """The sequence of the smallest peak, whatever the budget."""
+        return _found(self._engine.smallest())
+
+    @property
+    def current(self) -> Found | None:
+        """Where the search stands."""
+        return _found(self._engine.current())
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing can be gained any more: every op runs once, within the budget."""
+        return self._engine.done()
+
+
+def _found(what: tuple[list[int], int, int] | None) -> Found | None:
+    return None if what is None else Found(*what)
+
+
+def flat(problem: Problem) -> Flat:
+    """The graph as native/graph.hpp has it: values without the constants, and three ops for begin, boundary and end.
+
+    Raises SearchError where the sizes are beyond the arithmetic of the search.
+    """
+    ops, values = problem.ops, problem.values
+    number: dict[int, int] = {}
+    for v, value in enumerate(values):
+        if value.kind != "constant":
+            number[v] = len(number)
+    base = problem.constant_bytes + problem.reserve_bytes
+    size = [values[v].bytes for v in number]
+    top = [sum(values[v].bytes for v in op.outputs) + op.workspace_bytes for op in ops]
+    if base + sum(size) + max(top, default=0) > MAX_INT:
+        raise SearchError("the sizes sum to 2**63 bytes or more, which is beyond the arithmetic of the search")
+    inputs = [[number[v] for v in dict.fromkeys(op.inputs) if v in number] for op in ops]
+    results = [number[v] for v in problem.results if v in number]
+    forward = [int(v in problem.results and ops[problem.producer[v]].phase == "forward") for v in number]
+    tangents = tangents_op(problem)
+    return (
+        base,
+        -1 if tangents is None else tangents,
+        [*inputs, [], [], results],
+        [*([number[v] for v in op.outputs] for op in ops), [], [], []],
+        size,
+        forward,
+        [*(op.time_ns for op in ops), 0, 0, 0],
+        [*top, 0, 0, 0],
+        [*(int(op.recomputable) for op in ops), 0, 0, 0],
+        [*(int(op.phase == "backward") for op in ops), 0, 0, 0],
+        [*(int(bool(op.effects)) for op in ops), 0, 0, 0],
+    )

@@ -1,0 +1,1 @@
+"""The local searches in C++, built when the package is installed."""

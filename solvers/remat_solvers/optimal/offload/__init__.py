@@ -1,0 +1,1 @@
+"""Joint recomputation and offloading, with a lower bound."""

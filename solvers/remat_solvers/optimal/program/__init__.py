@@ -1,0 +1,1 @@
+"""The integer program over few moments of the step, solved lazily."""

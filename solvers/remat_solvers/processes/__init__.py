@@ -1,0 +1,1 @@
+"""Clocks, interrupts and child processes."""

@@ -1,0 +1,188 @@
+"""The dynamic program of Kusumoto et al. over lower sets and overheads; see `kusumoto` for the method.
+
+    opt[L, t] = least m(U) of all sequences that end with L, have overhead t and stay within B
+    opt[L', t + T(V' - d(L'))] <- opt[L, t] + m(d(L') - L)     for L < L', V' = L' - L, within B
+
+d(L') - L is what L' adds to U, since a node of L that is read outside of L' is read outside of L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.recompute.kusumoto.lower_sets import ForwardGraph, boundaries, boundary, members
+from remat_solvers.toolkit.graphs.bit_sets import indices_of
+
+__all__ = ["STRATEGIES", "Program", "Strategy", "in_bins", "reference_front", "segment_bytes"]
+
+Strategy: TypeAlias = Literal["time-centric", "memory-centric"]
+Array: TypeAlias = NDArray[np.float64]
+
+STRATEGIES: tuple[Strategy, ...] = ("time-centric", "memory-centric")
+
+
+def in_bins(times_ns: Sequence[int], bins: int) -> list[int]:
+    """The times in whole parts of their sum over `bins`; as they are where the sum is less.
+
+    The running sum is rounded, not each time, so that errors do not add up over consecutive nodes.
+    """
+    total = sum(times_ns)
+    if total <= bins:
+        return list(times_ns)
+    running = before = 0
+    counted = []
+    for time_ns in times_ns:
+        running += time_ns
+        mark = (2 * running * bins + total) // (2 * total)
+        counted.append(mark - before)
+        before = mark
+    return counted
+
+
+def _beside(sets: Array, inside: Array, weights: Sequence[int]) -> Array:
+    """[S, L]: the weight of S - L."""
+    return (sets * np.array(weights, dtype=np.float64)) @ (1 - inside.T)
+
+
+def _beyond_bytes(graph: ForwardGraph, within: NDArray[np.bool_]) -> Array:
+    """Per set m(d+(L) - L) + m(d-(d+(L)) - L), node by node over all sets."""
+    beside = np.zeros_like(within)
+    total = np.zeros(within.shape[1])
+    for node, mask in enumerate(graph.predecessors):
+        reads = list(indices_of(mask))
+        reader = within[reads].any(axis=0) & ~within[node]
+        total += reader * float(graph.bytes[node])
+        for p in reads:
+            beside[p] |= reader & ~within[p]
+    return total + np.array(graph.bytes, dtype=np.float64) @ beside
+
+
+def segment_bytes(graph: ForwardGraph, sets: Sequence[int]) -> list[int]:
+    """The memory of each segment of the sequence `sets`, without the empty set, by the paper's formula."""
+    kept = before = 0
+    memory = []
+    for lower in sets:
+        memory.append(_bytes(graph, kept) + 2 * _bytes(graph, lower & ~before) + _beyond(graph, lower))
+        kept |= boundary(graph, lower)
+        before = lower
+    return memory
+
+
+def _beyond(graph: ForwardGraph, lower: int) -> int:
+    """m(d+(L) - L) + m(d-(d+(L)) - L): what the backward of a segment ending with L needs from outside."""
+    readers = [n for n in indices_of(graph.everything & ~lower) if graph.predecessors[n] & lower]
+    beside = 0
+    for node in readers:
+        beside |= graph.predecessors[node] & ~lower
+    return sum(graph.bytes[n] for n in readers) + _bytes(graph, beside)
+
+
+def _bytes(graph: ForwardGraph, nodes: int) -> int:
+    return sum(graph.bytes[node] for node in indices_of(nodes))
+
+
+class Program:
+    """The dynamic program of a graph over a family of lower sets, for any B."""
+
+    def __init__(self, graph: ForwardGraph, sets: Sequence[int], *, bins: int = 256, keep_last: bool = False) -> None:
+        """`sets`: smaller ones first, from the empty one to everything. `bins`: in so many parts overheads count."""
+        self.graph = graph
+        self.sets = list(sets)
+        time = in_bins(graph.time_ns, bins)
+        self.bins = sum(time)
+        within = members(self.sets, len(graph.ops))
+        inside, edges = within.T.astype(np.float64), boundaries(graph, within).T.astype(np.float64)
+        count = inside.sum(axis=1)
+        smaller = (inside @ inside.T == count[None, :]) & (count[None, :] < count[:, None])  # [L', L]: L < L'
+        kept_bytes = _beside(edges, inside, graph.bytes)  # m(d(L') - L)
+        lost_time = _beside(inside, inside, time) - _beside(edges, inside, time)  # T(V' - d(L'))
+        if keep_last:
+            lost_time[-1] = 0
+        need_bytes = 2 * _beside(inside, inside, graph.bytes) + _beyond_bytes(graph, within)[:, None]
+        self.before = [np.flatnonzero(row) for row in smaller]  # per L' the L < L', and of these, in the same order:
+        self.new = [row[b] for row, b in zip(kept_bytes, self.before, strict=True)]
+        self.shift = [row[b].astype(np.intp) for row, b in zip(lost_time, self.before, strict=True)]
+        self.need = [row[b] for row, b in zip(need_bytes, self.before, strict=True)]  # the segment, m(U) not counted
+
+    def least_kept(self, limit: float) -> float:
+        """Least m(U) of any sequence within B = `limit`, whatever its overhead; inf where none is."""
+        least = np.full(len(self.sets), np.inf)
+        least[0] = 0
+        for k in range(1, len(self.sets)):
+            kept = least[self.before[k]]
+            options = np.where(kept + self.need[k] <= limit, kept + self.new[k], np.inf)
+            least[k] = options.min(initial=np.inf)
+        return float(least[-1])
+
+    def least_limit(self) -> int:
+        """The least B for which there is a sequence, by bisection."""
+        low, high = 0, self.most_limit()
+        while low < high:
+            middle = (low + high) // 2
+            if np.isfinite(self.least_kept(middle)):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def most_limit(self) -> int:
+        """A B that excludes nothing: no term of the formula is more than all memory, and one counts twice."""
+        return int(sum(self.graph.bytes)) * 5
+
+    def table(self, limit: float) -> Array:
+        """opt[L, t] for B = `limit`; t in bins."""
+        width = self.bins + 1
+        cost = np.full((len(self.sets), 2 * width), np.inf)  # left half: overheads below 0, never
+        cost[0, width] = 0
+        flat = cost.reshape(-1)
+        bins = np.arange(width)
+        for k in range(1, len(self.sets)):
+            if not len(self.before[k]):
+                continue
+            start = self.before[k] * (2 * width) + width - self.shift[k]
+            kept = np.take(flat, start[:, None] + bins, mode="clip")
+            kept[kept > (limit - self.need[k])[:, None]] = np.inf
+            kept += self.new[k][:, None]
+            np.min(kept, axis=0, out=cost[k, width:])
+        return cost[:, width:]
+
+    def sequence(self, table: Array, limit: float, strategy: Strategy) -> list[int] | None:
+        """The lower sets, without the empty one, of the least or largest overhead within B; None where none is."""
+        finite = np.flatnonzero(np.isfinite(table[-1]))
+        if not len(finite):
+            return None
+        k, t = len(self.sets) - 1, int(finite[0] if strategy == "time-centric" else finite[-1])
+        chosen: list[int] = []
+        while k:
+            chosen.append(self.sets[k])
+            earlier = t - self.shift[k]
+            kept = np.where(earlier >= 0, table[self.before[k], np.maximum(earlier, 0)], np.inf)
+            kept[kept > limit - self.need[k]] = np.inf
+            best = int(np.argmin(kept + self.new[k]))
+            k, t = int(self.before[k][best]), int(earlier[best])
+        return chosen[::-1]
+
+
+def reference_front(graph: ForwardGraph, sets: Sequence[int], limit: int, *, keep_last: bool = False) -> dict[int, int]:
+    """Overhead -> least m(U) over all sequences within B, one by one: what `Program` is tested against."""
+    front: dict[int, dict[int, int]] = {0: {0: 0}}
+    for lower in sets[1:]:
+        options: dict[int, int] = {}
+        edge, beyond = boundary(graph, lower), _beyond(graph, lower)
+        for before, known in front.items():
+            if before & ~lower:
+                continue
+            inside = lower & ~before
+            lost = sum(graph.time_ns[node] for node in indices_of(inside & ~edge))
+            if keep_last and lower == graph.everything:
+                lost = 0
+            for overhead, kept in known.items():
+                if kept + 2 * _bytes(graph, inside) + beyond <= limit:
+                    new = kept + _bytes(graph, edge & ~before)
+                    options[overhead + lost] = min(new, options.get(overhead + lost, new))
+        front[lower] = options
+    return front[graph.everything]

@@ -1,0 +1,194 @@
+"""Kusumoto, Inoue, Watanabe, Akiba, Koyama: A Graph Theoretic Framework of Recomputation Algorithms.
+
+NeurIPS 2019, arXiv 1905.11722. A sequence of lower sets L_1 < .. < L_k = V cuts the forward graph into segments
+V_i = L_i - L_(i-1). Of L_i the forward pass keeps the boundary d(L_i), the nodes of L_i that are read outside of it, so
+after segment i it holds U_i, the union of d(L_1) .. d(L_i); backward takes the segments in reverse and computes V_i - U
+again (the canonical strategy). With T and m the time and memory of nodes, d+(L) the readers of L, d-(S) what S reads,
+
+    overhead              sum over i of T(V_i - d(L_i))
+    memory of segment i   m(U_(i-1)) + 2 m(V_i) + m(d+(L_i) - L_i) + m(d-(d+(L_i)) - L_i)  <=  B
+
+the 2 for values and gradients. The dynamic program, over lower sets L and overheads t,
+
+    opt[L, t] = least m(U) of all sequences that end with L, have overhead t and stay within B
+    opt[L', t + T(V' - d(L'))] <- opt[L, t] + m(d(L') - L)     for L < L', V' = L' - L, within B
+
+exact          over all lower sets of the graph
+approximate    over {w : w reaches v} for every node v, the empty set and V
+time-centric   the least overhead within B
+memory-centric the largest: the more is dropped, the more liveness analysis can free
+
+Liveness analysis on the resulting schedule then frees everything after its last use; that peak, not the formula's, is
+the method's figure. The least B is found by bisection.
+
+What is open, and done here:
+
+- Exact or approximate (`exact`): None tries the approximate family, and all lower sets where they are at most
+  `most_sets` (after liveness neither is always better); True is not applicable beyond that. A family larger than
+  `most_sets` is thinned out: in each of `most_sets` even parts of the order by size, the set with the smallest boundary
+  stays. Any family gives valid strategies.
+- Times are those of the problem, in whole parts of the time of all nodes, `bins` in all (the paper's are small
+  integers: 10 for a convolution, 1 for the rest).
+- The last segment: its values are there when backward begins. The paper and the released code count it as computed
+  again (`keep_last` False); here it is kept and costs nothing, unless asked otherwise.
+- B is in the formula's terms (gradients twice, nothing that stays anyway), so it is not the budget: B is searched, on
+  a grid of `GRID` between the least and where nothing is dropped any more, for the fastest plan whose replayed peak is
+  within the budget: by bisection, and where that finds none, over the whole grid in steps of `SCAN`, since the peak
+  after liveness does not grow steadily with B. Unless a strategy is asked for, it is time-centric, and memory-centric
+  where that finds no plan.
+- A segment is computed again when backward first reads one of its dropped values, and only what is needed of it.
+- Outputs of ops that are not recomputable, and results, are kept anyway (see `lower_sets`).
+
+No bound is reported: the method is exact for its model of memory and its canonical strategies only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.kusumoto.lower_sets import (
+    ForwardGraph,
+    all_lower_sets,
+    ancestor_sets,
+    boundary,
+    forward_graph,
+    thinned,
+)
+from remat_solvers.recompute.kusumoto.program import STRATEGIES, Program, Strategy
+from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.toolkit.chains.chain import droppable
+from remat_solvers.toolkit.graphs.bit_sets import indices_of
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.trials import Attempts
+
+__all__ = ["Kusumoto", "canonical_sequence"]
+
+GRID = 64  # budgets B between the least and the most useful one
+MOST_SETS = 10_000  # their pairs are a table
+MOST_BINS = 10_000  # a table with the sets
+SCAN = 4  # every so many of them are tried where bisection finds no plan
+
+
+def canonical_sequence(problem: Problem, graph: ForwardGraph, sets: Sequence[int], *, keep_last: bool) -> list[int]:
+    """The ops of one step under the canonical strategy of `sets`: forward, then backward with what it recomputes."""
+    return _Canonical(problem, graph, sets, keep_last).run()
+
+
+class _Canonical:
+    def __init__(self, problem: Problem, graph: ForwardGraph, sets: Sequence[int], keep_last: bool) -> None:
+        self.problem = problem
+        self.dropped = droppable(problem)
+        self.segment: dict[int, int] = {}  # op -> its segment
+        kept = before = 0
+        for k, lower in enumerate(sets):
+            self.segment.update((graph.ops[node], k) for node in indices_of(lower & ~before))
+            kept |= boundary(graph, lower)
+            if keep_last and k == len(sets) - 1:
+                kept |= lower & ~before
+            before = lower
+        for node in indices_of(kept):
+            self._keep(graph.ops[node])
+        backward = set(problem.backward_ops)
+        self.wanted: list[list[int]] = [[] for _ in sets]  # per segment: its values that backward reads
+        for op, k in self.segment.items():
+            self.wanted[k] += [v for v in problem.ops[op].outputs if backward.intersection(problem.consumers[v])]
+
+    def run(self) -> list[int]:
+        sequence = list(self.problem.forward_ops)
+        for op in self.problem.backward_ops:
+            missing = {self.segment[self.problem.producer[v]] for v in self.problem.ops[op].inputs if self.dropped[v]}
+            for segment in sorted(missing, reverse=True):
+                again = self._needed(self.wanted[segment])
+                sequence += again
+                for made in again:
+                    self._keep(made)
+            sequence.append(op)
+        return sequence
+
+    def _keep(self, op: int) -> None:
+        for value in self.problem.ops[op].outputs:
+            self.dropped[value] = False
+
+    def _needed(self, targets: Iterable[int]) -> list[int]:
+        """The ops from which `targets` follow, back to values that are there, in the problem's order."""
+        stack = [v for v in targets if self.dropped[v]]
+        needed: set[int] = set()
+        while stack:
+            op = self.problem.producer[stack.pop()]
+            if op not in needed:
+                needed.add(op)
+                stack.extend(v for v in self.problem.ops[op].inputs if self.dropped[v])
+        return sorted(needed)
+
+
+@dataclass(frozen=True)
+class Kusumoto:
+    """Sequences of lower sets by dynamic programming, then liveness analysis."""
+
+    exact: bool | None = None  # all lower sets (True) or the approximate family (False); None: exact where possible
+    strategy: Literal["auto", "time-centric", "memory-centric"] = "auto"  # auto: the second where the first has no plan
+    keep_last: bool = True  # whether the last segment is kept and costs nothing
+    most_sets: int = 600  # most lower sets
+    bins: int = 256  # parts in which overheads are counted
+
+    name: ClassVar[str] = "kusumoto"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        check_options(self, most_sets=(2, MOST_SETS), bins=(1, MOST_BINS))
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest canonical strategy within the budget. See `registry.Solver`."""
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
+        graph = forward_graph(problem)
+        families = self.families(graph)
+        if not families:
+            reason = (
+                f"the forward graph has more than {self.most_sets} lower sets (most_sets); exact=False goes without"
+            )
+            return Outcome(Status.NOT_APPLICABLE, reason=reason)
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            for sets in families:
+                if not attempts.expired:
+                    self._search(Program(graph, sets, bins=self.bins, keep_last=self.keep_last), attempts)
+        return attempts.outcome()
+
+    def families(self, graph: ForwardGraph) -> list[list[int]]:
+        """The families of lower sets to use; none where all are asked for and there are too many."""
+        families = [] if self.exact else [thinned(graph, ancestor_sets(graph), self.most_sets)]
+        sets = None if self.exact is False else all_lower_sets(graph, self.most_sets)
+        return families if sets is None or sets in families else [*families, sets]
+
+    def _search(self, program: Program, attempts: Attempts) -> None:
+        graph = program.graph
+
+        def sequence_of(strategy: Strategy, limit: int) -> list[int]:
+            chosen = program.sequence(program.table(limit), limit, strategy) or [graph.everything]
+            return canonical_sequence(attempts.problem, graph, chosen, keep_last=self.keep_last)
+
+        grid = _grid(program)
+        strategies = STRATEGIES if self.strategy == "auto" else (self.strategy,)
+        for strategy in strategies:
+            if (strategy == strategies[0] or attempts.best is None) and not attempts.expired:
+                attempts.search(grid, partial(sequence_of, strategy), f"{strategy}, B =")
+        for strategy, limit in ((s, b) for s in strategies for b in grid[::SCAN]):
+            if attempts.best is None and not attempts.expired:
+                attempts.fits(sequence_of(strategy, limit), f"{strategy}, B = {limit}")
+
+
+def _grid(program: Program) -> list[int]:
+    """Budgets B from the least to one where nothing is dropped, evenly spaced in ratio."""
+    least, most = program.least_limit(), program.most_limit()
+    if least >= most or not least:
+        return [most]
+    ratio = (most / least) ** (1 / (GRID - 1))
+    return sorted({least, most, *(int(least * ratio**k) for k in range(1, GRID - 1))})

@@ -1,0 +1,235 @@
+"""Rockmate: an exact solver inside blocks, dynamic programming over them.
+
+Zhao, Le Hellard, Eyraud-Dubois, Gusak, Beaumont: Rockmate: an efficient, fast, automatic and generic tool for
+re-materialization in PyTorch. ICML 2023, PMLR 202.
+
+1. The step is cut into a sequence of blocks, where little passes from one to the next: here the stages of `chain`.
+2. rk-Checkmate: each block is solved as an integer program for several pairs of budgets, its peak and what its forward
+   leaves to its backward. A solution is an option: what is kept, and a backward that runs the rest again. Blocks that
+   are alike are solved once. rockmate_blocks.py says how.
+3. rk-Rotor: the recurrence of rotor with a choice of option wherever a stage is saved. With f, b, x̄ and leaf_i of
+   option o, in the words of rotor.py:
+
+       C(m, i, i) = min over o of  f_i^o + b_i^o                                     if m >= leaf_i^o
+       C(m, i, j) = min of rotor's cases, and over o of
+           f_i^o + b_i^o + C(m - x̄_(i+1)^o, i+1, j)                                    if m >= leaf_i^o and o fits
+
+What is open in the paper, and what is done here:
+
+- Budgets: `peaks` x `saves` pairs per block, by default the 3 x 10 of the authors' code.
+- Keeping everything is always an option, so that no table is worse than rotor's. Options that another one equals or
+  beats in time, saved bytes and both peaks are left out.
+- Plans are judged by their replay, as rotor's are; rotor's own plan, with one option per block, is tried first.
+- The blocks: larger ones leave more to the exact solver and less to the chain. So chains of at most `stages` blocks,
+  of a fourth and of an eighth as many (`granularities`) are tried in turn, for both forms of cuts, the latter ones
+  where all blocks can be solved exactly. Blocks that are alike across chains are solved once as well.
+- Time: every chain has an equal share of what is left, every block an equal share of that, less what the search over
+  the chain shall take, and every program at most `program_seconds`. One that is stopped gives the best point it has;
+  what comes out depends on the machine only then, and the reason says so.
+- The method is optimal for its blocks and its chain, not for all plans, so it reports no bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import ClassVar, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.rockmate.blocks import Block, BlockSearch, block_of, way_in
+from remat_solvers.recompute.rotor import keep_nothing, search
+from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, chain_view
+from remat_solvers.toolkit.chains.costs import chain_costs
+from remat_solvers.toolkit.chains.schedule import Way, plain_ways
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.programs.pulp_backend import Backend
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.trials import Attempts
+
+__all__ = ["Rockmate"]
+
+BlockCuts: TypeAlias = Literal["renewed", "minima"]
+
+CUTS: tuple[BlockCuts, ...] = ("renewed", "minima")
+COARSER = (1, 4, 8)  # parts of `stages`
+BLOCK_SHARE = 0.8  # of a chain's time; the rest is for the search over the chain
+MOST_BUDGETS = 100  # of either kind, per block
+LEAST_PROGRAM_S = 0.001  # for an integer program
+
+
+@dataclass(frozen=True)
+class Rockmate:
+    """The best memory-persistent schedule of a chain of blocks, each run back in one of several exact ways."""
+
+    slots: int = 500  # parts into which memory is divided
+    stages: int = 100  # most blocks
+    cuts: BlockCuts | None = None  # where the step is cut, see `chain`; None: both ways
+    granularities: int = 3  # chains of `stages` blocks at most, of a fourth, of an eighth as many: the first so many
+    peaks: int = 3  # peak budgets per block
+    saves: int = 10  # saved budgets for each of them
+    exact_ops: int = 64  # larger blocks are contracted to as many ops
+    program_seconds: float = 5.0  # for one integer program
+    backend: Backend = "highs"  # who solves the programs
+
+    name: ClassVar[str] = "rockmate"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        check_options(
+            self,
+            slots=(1, MOST_SLOTS),
+            stages=(1, MOST_STAGES),
+            granularities=(1, len(COARSER)),
+            peaks=(1, MOST_BUDGETS),
+            saves=(1, MOST_BUDGETS),
+            program_seconds=(LEAST_PROGRAM_S, inf),
+        )
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest schedule of the tables whose replayed peak is within the budget. See `registry.Solver`.
+
+        Where none is, the plan that keeps nothing, if that fits, and the reason says so.
+        """
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        blocks = Blocks(self, attempts)
+        told = ""
+        with attempts:
+            chains = self._chains(problem)
+            for chain in chains:
+                if not attempts.expired:
+                    search(chain, self.slots, attempts)
+            for left, chain in zip(range(len(chains), 0, -1), chains, strict=True):
+                if not attempts.expired:
+                    blocks.solve(chain, left)
+                    known = attempts.best
+                    search(chain, self.slots, attempts, blocks.ways(chain))
+                    told = told if attempts.best is known else ""
+                    told = keep_nothing(chain, attempts, blocks.frugal_ways(chain)) or told
+        return replace(attempts.outcome(), reason=", ".join([blocks.account(), *([told] if told else [])]))
+
+    def _chains(self, problem: Problem) -> list[Chain]:
+        """Different chains, those of small blocks first."""
+        chains: list[Chain] = []
+        for parts in COARSER[: self.granularities]:
+            for cuts in (self.cuts,) if self.cuts else CUTS:
+                chain = chain_view(problem, cuts=cuts, most=max(1, self.stages // parts))
+                largest = max(len(stage.ops) + len(stage.backward) for stage in chain.stages)
+                if chain not in chains and (parts == 1 or largest <= self.exact_ops):
+                    chains.append(chain)
+        return chains
+
+
+class Blocks:
+    """The blocks that were solved, for all chains of one problem."""
+
+    def __init__(self, method: Rockmate, attempts: Attempts) -> None:
+        self.method = method
+        self.attempts = attempts
+        self.searches: dict[Block, BlockSearch] = {}
+        self.chains = 0
+        self.stages = 0  # of all chains
+        self.options = 0  # of all stages
+        self.cut_short = 0  # blocks for which their chain's share of the time limit did not last
+
+    def solve(self, chain: Chain, chains_left: int) -> None:
+        """Find the schedules of those blocks of `chain` that are new."""
+        watch = self.attempts.watch
+        end = None if watch.remaining is None else watch.seconds + BLOCK_SHARE * watch.remaining / chains_left
+        held = chain.problem.constant_bytes + chain.problem.reserve_bytes
+        rooms: dict[Block, int] = {}
+        for block, stage in zip(self._of(chain), chain.stages, strict=True):
+            room = self.attempts.budget_bytes - held - chain.bytes(stage.state)
+            rooms[block] = max(rooms.get(block, 0), room)
+        unsolved = [block for block in rooms if block not in self.searches]
+        for left, block in zip(range(len(unsolved), 0, -1), unsolved, strict=True):
+            self.searches[block] = BlockSearch(block, self.method.backend, self.method.exact_ops)
+            until = None if end is None else watch.seconds + (end - watch.seconds) / left
+            self._solve(self.searches[block], rooms[block], until)
+
+    def ways(self, chain: Chain) -> Sequence[Sequence[Way]]:
+        """Per stage its options, keeping everything first."""
+        ways = [
+            [*plain, *(way_in(chain, k, block, schedule) for schedule in self.searches[block].schedules[1:])]
+            for k, (block, plain) in enumerate(zip(self._of(chain), plain_ways(chain), strict=True))
+        ]
+        ways = undominated(chain, ways)
+        self.chains += 1
+        self.stages += len(ways)
+        self.options += sum(map(len, ways))
+        return ways
+
+    def frugal_ways(self, chain: Chain) -> Sequence[Sequence[Way]]:
+        """Per stage the one of the smallest peak."""
+        return [
+            [way_in(chain, k, block, min(self.searches[block].schedules, key=lambda s: (s.peak_bytes, s.time_ns)))]
+            for k, block in enumerate(self._of(chain))
+        ]
+
+    def _of(self, chain: Chain) -> list[Block]:
+        return [block_of(chain, k) for k in range(len(chain.stages))]
+
+    def account(self) -> str:
+        """For people: what was solved."""
+        searches = self.searches.values()
+        parts = [
+            f"{self.chains} chains",
+            f"{self.stages} blocks in them",
+            f"{len(searches)} different blocks",
+            f"{self.options} options",
+            f"{sum(found.programs for found in searches)} integer programs",
+        ]
+        stopped = sum(found.unproven for found in searches)
+        contracted = sum(found.contracted for found in searches)
+        parts += [f"{stopped} of them stopped by a limit of their own"] if stopped else []
+        parts += [f"{self.cut_short} blocks cut short by a share of the time limit"] if self.cut_short else []
+        parts += [f"{contracted} blocks contracted, so not solved exactly"] if contracted else []
+        return ", ".join(parts)
+
+    def _solve(self, block: BlockSearch, room_bytes: int, until: float | None) -> None:
+        for peak, saved in block.pairs(room_bytes, self.method.peaks, self.method.saves):
+            left = float("inf") if until is None else until - self.attempts.watch.seconds
+            if left <= 0:
+                self.cut_short += 1
+                break
+            block.solve(peak, saved, min(left, self.method.program_seconds))
+            if block.interrupted:
+                raise KeyboardInterrupt
+
+
+def undominated(chain: Chain, ways: Sequence[Sequence[Way]]) -> list[list[Way]]:
+    """The first way of each stage, and those others that no way equals or beats in every cost."""
+    costs = chain_costs(chain, ways)
+    table = np.stack(
+        [
+            costs.save_ns,
+            costs.leaf_ns,
+            costs.again_ns,
+            costs.backward_ns,
+            costs.saved - costs.released,
+            costs.save_peak,
+            costs.save_again_peak,
+            costs.leaf_peak,
+            costs.back_peak,
+        ]
+    )
+    return [[ways[k][w] for w in _minimal(table[:, : len(ways[k]), k])] for k in range(len(ways))]
+
+
+def _minimal(costs: NDArray[np.int64]) -> list[int]:
+    """Columns that no other one is below or, if it comes earlier, equal to; the first in any case."""
+    kept = [0]
+    for column in range(1, costs.shape[1]):
+        no_more = np.all(costs <= costs[:, [column]], axis=0)
+        equal = np.all(costs == costs[:, [column]], axis=0)
+        if not np.any(no_more & ~equal) and not np.any(equal[:column]):
+            kept.append(column)
+    return kept

@@ -1,0 +1,176 @@
+"""Peng et al.: Capuchin: Tensor-based GPU Memory Management for Deep Learning. ASPLOS 2020.
+
+Capuchin measures one iteration and then evicts tensors between two of their accesses, by swapping or by recomputing.
+Without a link to the host it recomputes only.
+
+Measured execution, the first iteration, is passive: where memory is short, tensors are swapped out from the start of
+the list of accesses until it suffices, and an access to one that is away swaps it in; compute waits for both. The
+accesses get timestamps from which waits are subtracted: here the problem's times, in the problem's order.
+
+Guided execution. The accesses of a tensor are its making and its readers. Candidates have more than one, and are alive
+in the peak period, while memory is above the budget. Of its pairs of adjacent accesses a candidate is evicted between
+the two around (part of) the peak period that lie farthest apart in time: after the evicted-access e, until the
+back-access b.
+
+- SwapTime = bytes / bandwidth; SwapOutEnd = t_e + SwapTime, SwapInStart = t_b - SwapTime, and the free time
+  FT = SwapInStart - SwapOutEnd. Negative: so much of the transfers is exposed.
+- Swapping out starts at e and takes its time; compute waits for it only where an op would not fit otherwise. Swapping
+  in starts at the in-trigger: the last access before SwapInStart, walking back from b. One transfer runs at a time per
+  direction, so of two that collide the earlier one is shifted earlier. An in-trigger inside the peak period of a b
+  behind it moves to its end.
+- Feedback: a tensor that is still swapping in at its back-access gets its in-trigger 5 % of SwapTime earlier in the
+  next iteration.
+- MSPS, memory saving per second = bytes / recomputation time. To recompute T at its back-access is to run its lineage
+  from what is then in memory, its sources. It is on demand, right before the back-access: nothing overlaps it. What is
+  computed on the way and was evicted itself is kept from there on ("collective recomputation"), the rest is dropped.
+- The hybrid policy evicts until the bytes evicted make up for the peak's excess over the budget: first swaps in the
+  order of falling FT while that is not negative, however cheap recomputing would be; then, for each of the others, what
+  has the smaller overhead, the exposed part of the swap or the recomputation.
+- Each recomputation changes the others (algorithm 2). When T is taken, with S -> X: "S is among the sources of X":
+      for every taken X with T -> X:  T's sources replace T; time(X) += time(T); T is computed once more for it
+      for every candidate X with T -> X:  T's sources replace T; time(X) += time(T); ext(X) = time(X) * (number of
+                                          taken ones that have X as a source)
+      for every candidate X with X -> T:  ext(X) = time(X) * (1 + number of taken ones that needed T)
+  and MSPS = bytes / (time + ext), ext being the time of recomputing it for others.
+
+Sources: the paper's abstract, and detailed notes of others on its rules. The exact updates of algorithm 2 (sources,
+time for others) follow such secondary notes too, since the paper's own text of it was not at hand.
+
+Where the paper leaves more open, and what is done here:
+
+- Memory is not measured while recomputing, so a plan may still be above the budget; then the excess that the replay
+  shows is added to the saving that is asked for, and more candidates are evicted, until it fits, none is left or the
+  step takes MOST_TIMES as long.
+- A swap is free where, with all swaps chosen so far on the lanes, none is exposed. Of the others the next is the one
+  that saves the most per ns of its smaller overhead: by MSPS where that is recomputation.
+- A source that is swapped out counts as in memory: it comes back for the recomputation, and may leave again.
+- Latency is no part of SwapTime; feedback makes up for it. A tensor that was late once may come in during the peak
+  period as well. Feedback ends when no tensor is late, after ROUNDS, or when PATIENCE of them brought nothing; the
+  fastest iteration is the answer.
+- A swap-in for which there is no room up to the back-access waits until there is.
+- Results are not evicted in guided execution, outputs of ops that are not recomputable are swapped only. An op of 0 ns
+  counts 1 ns where pairs are compared.
+- FT does not see whether a tensor has left by the time its bytes are needed, so swaps that are free by it may still
+  make compute wait. So most_swaps=None tries the policy as it is, then with half as many swaps, and so on down to none.
+- collective=None tries both, keeping and dropping what was evicted itself and is computed on the way. The fastest plan
+  is the answer. There is no bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import inf
+from typing import ClassVar
+
+from remat_solvers.problem import Problem
+from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
+from remat_solvers.schedule import store_all, tangents_first
+from remat_solvers.simulate import simulate
+from remat_solvers.swap.capuchin.guided import Guided, Swaps
+from remat_solvers.swap.capuchin.policy import Candidate, Choice, Lanes, candidates_of
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, least_bytes, movable_values
+from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.trials import Attempts
+
+__all__ = ["Capuchin"]
+
+MOST_TIMES = 6  # as much recomputation as the step has work: beyond that more candidates help nobody
+ROUNDS = 20  # of feedback, each 5 % of SwapTime
+PATIENCE = 5
+
+
+@dataclass(frozen=True)
+class Capuchin:
+    """Swap what costs nothing; of the rest swap or recompute what saves the most memory per second."""
+
+    collective: bool | None = None  # keep what was evicted itself and is computed on the way; None: both are tried
+    most_swaps: int | None = None  # over a link; 0: recomputation alone; None: tried, see above
+
+    name: ClassVar[str] = "capuchin"
+    version: ClassVar[str] = "2"
+
+    def __post_init__(self) -> None:
+        check_options(self, most_swaps=(0, inf))
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """More and more candidates until the plan fits. See `registry.Solver`."""
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            attempts.fits(range(len(problem.ops)), "0 recomputed")
+            candidates = candidates_of(problem, budget_bytes)
+            trials: list[int | None] = [0]
+            if problem.link is not None and self.most_swaps != 0:
+                if problem.link.host_bytes is None:
+                    order = tangents_first(problem, range(len(problem.ops)))
+                    attempts.reaches(least_bytes(problem, order, movable_values(problem, order)))
+                paged = passive(problem, budget_bytes)
+                if isinstance(paged, Paged):
+                    attempts.judge(paged.plan, "passive")
+                trials = [self.most_swaps]
+            collectives = (True, False) if self.collective is None else (self.collective,)
+            while trials and not attempts.expired and not attempts.slower(range(len(problem.ops))):
+                most_swaps = trials.pop()
+                swapped = [_evict_until_it_fits(attempts, candidates, c, most_swaps) for c in collectives]
+                if self.most_swaps is None and (most_swaps is None or most_swaps > 0):
+                    trials.append(max(swapped) // 2)
+        return attempts.outcome()
+
+
+def passive(problem: Problem, budget_bytes: int) -> Paged | Overflow:
+    """Measured execution, or the first op that does not fit."""
+    traffic = Traffic(problem, range(len(problem.ops)))
+    return Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "list").run()
+
+
+def _evict_until_it_fits(
+    attempts: Attempts, candidates: list[Candidate], collective: bool, most_swaps: int | None
+) -> int:
+    """More and more candidates until the plan fits; how many of them are swapped."""
+    problem, budget_bytes = attempts.problem, attempts.budget_bytes
+    swap = problem.link is not None and most_swaps != 0
+    fresh = [replace(c, sources=set(c.sources)) for c in candidates if swap or c.recomputable]
+    choice = Choice(fresh, Lanes(problem) if swap else None, most_swaps)
+    unmodified = simulate(problem, store_all(problem)).peak_bytes
+    asked = unmodified - budget_bytes
+    saved = 0
+    most_ns = MOST_TIMES * sum(op.time_ns for op in problem.ops)
+    while choice.open and not attempts.expired:
+        while saved < asked and (target := choice.take()) is not None:
+            saved += target.size_bytes
+        sequence = Guided(problem, choice.taken, collective, most_ns, attempts.watch).run()
+        if sequence is None:
+            if attempts.watch.expired:
+                attempts.stopped = Stopped.TIME
+            break
+        if attempts.slower(sequence):
+            break  # and more candidates make it slower still
+        form = f"{len(choice.swapped)} swapped, {len(choice.taken)} recomputed"
+        if choice.swapped:
+            excess = _guide(Swaps(problem, sequence, choice.swapped, budget_bytes), attempts, form)
+        else:
+            excess = attempts.replay(sequence, form).peak_bytes - budget_bytes
+        if excess <= 0:
+            break
+        asked = saved + excess
+    return len(choice.swapped)
+
+
+def _guide(swaps: Swaps, attempts: Attempts, form: str) -> int:
+    """Guided iterations with feedback; the bytes that are too many, 0 where it fits."""
+    if swaps.excess_bytes > 0:
+        return swaps.excess_bytes
+    best_ns, since = None, 0
+    for plan in islice(swaps.iterations(), ROUNDS):
+        if isinstance(plan, Overflow):
+            return plan.excess_bytes if best_ns is None else 0
+        time_ns = attempts.judge(plan, form).time_ns
+        if best_ns is None or time_ns < best_ns:
+            best_ns, since = time_ns, 0
+        since += 1
+        if since > PATIENCE or attempts.expired:
+            break
+    return 0

@@ -1,0 +1,165 @@
+"""Beaumont, Eyraud-Dubois, Shilova: Efficient Combination of Rematerialization and Offloading for Training DNNs.
+
+NeurIPS 2021 (POFO). On a chain of stages every input of a stage, x_i or x̄_i, is moved to the host, kept, or computed
+again from an earlier one. A dynamic program over the stages of the first forward finds the fastest schedule, where
+copies run beside compute in one queue per direction and may be split in time: with whole values the problem is strongly
+NP-hard (the same authors, hal-02316266). `pofo_program` states its recurrence. Stages that are run on without keeping
+anything get their backward from rotor's table (rotor.py), whose chain view and costs are used here.
+
+Not all of it was at hand in the paper's own words. Read from the formulas of a port that calls itself approximate
+(ColossalAI, ckpt_solver_pofo.py), and chosen where that says nothing or too little:
+
+- Backward of stages that were run on, with recomputation. The port estimates how far copies back overlap with it. Here
+  they either come beside it, rotor then having that much less memory, or after it, in time of their own.
+- Peaks are asked of the stages that are run, up to j; the port asks them to the end of the chain.
+- The last stages may be one segment of rotor's: in memory that what is on its way leaves to it, copies beside it; or in
+  all of it, copies exposed. So without a usable link the program's optimum is rotor's.
+- Labels keep exact bytes: a short stage moves less than a slot, and rounding up would take all of that away. One stays
+  per cell of a grid (`cells`); with a byte per cell that is the exact recurrence. Rotor's table rounds up as it does.
+- Ties: the fewest bytes held and moved; otherwise the first found, F_all before running on, moved before kept.
+
+From the chain to a training step: states are sets of values. One that is in the next state too is counted with that,
+and is moved or kept with the last state it is in. Copies have no latency in the program, and host memory is unlimited.
+
+The replay decides. The schedule becomes an op sequence, what is moved its absences, and `traffic` times whole values
+under the budget. The program's memory is searched for the largest share of what the budget leaves (`SHARES`, by
+bisection) whose plan fits. Where latency counts, or single values are large, the program may be far off; so rotor's
+own plan, in which nothing moves, is tried as well. The method is optimal for its model of a chain only, so it reports
+no bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.rotor import Rotor, schedule
+from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
+from remat_solvers.swap.pofo.program import Choice, Program, solve_chain
+from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
+from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, least_memory, sequence_of
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.transfers.intervals import Absence, absences
+from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.trials import Attempts
+
+__all__ = ["POFO", "moved_values", "steps_of"]
+
+CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
+ROTOR_SHARE = 0.25  # of the time, at most
+MOST_CELLS = 1_000  # in each of three directions
+SHARES = tuple(1.05**k for k in range(-7, 9))  # of what the budget leaves, tried as the program's memory
+
+
+@dataclass(frozen=True)
+class POFO:
+    """Of a chain of stages: what is kept, moved or computed again, together."""
+
+    slots: int = 300  # parts of memory in rotor's table
+    cells: int = 50  # cells of the labels' grid, in each of three directions
+    stages: int = 40  # most stages of the chain
+    cuts: Cuts | None = None  # where the step is cut, see `chain`; None: each way
+
+    name: ClassVar[str] = "pofo"
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        check_options(self, slots=(1, MOST_SLOTS), cells=(1, MOST_CELLS), stages=(1, MOST_STAGES))
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest schedule whose replayed plan is within the budget. See `registry.Solver`."""
+        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+            return missing
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            self._without_moves(attempts)
+            chains: list[Chain] = []
+            for cuts in (self.cuts,) if self.cuts else CUTS:
+                chain = chain_view(problem, cuts=cuts, most=self.stages)
+                if chain not in chains and not attempts.expired:
+                    chains.append(chain)
+                    self._try(chain, attempts)
+        return attempts.outcome()
+
+    def _without_moves(self, attempts: Attempts) -> None:
+        """Rotor's own plan."""
+        share = attempts.watch.share(ROTOR_SHARE)
+        rotor = Rotor(stages=self.stages, cuts=self.cuts)
+        outcome = rotor.solve(attempts.problem, attempts.budget_bytes, limits=share, on_progress=None, seed=0)
+        if outcome.plan is not None:
+            attempts.judge(outcome.plan, "nothing moves")
+        if outcome.stopped is Stopped.INTERRUPT:
+            raise KeyboardInterrupt
+
+    def _try(self, chain: Chain, attempts: Attempts) -> None:
+        problem = chain.problem
+        left = max(1, attempts.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
+        if attempts.best is None:  # what the chain can do with the least memory
+            attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
+        program = Program.of(chain, int(left * SHARES[-1]), self.slots)
+        low, high = -1, len(SHARES)
+        while high - low > 1 and not attempts.expired:
+            middle = (low + high) // 2
+            if self._fits(program, int(left * SHARES[middle]), attempts):
+                low = middle
+            else:
+                high = middle
+
+    def _fits(self, program: Program, memory_bytes: int, attempts: Attempts) -> bool:
+        """Whether the plan for this memory is within the budget; a memory without a schedule asks for a larger one."""
+        chain, link = program.chain, program.chain.problem.link
+        assert link is not None
+        found = solve_chain(program, link, memory_bytes, self.cells, attempts.watch)
+        if found is None:
+            return True
+        traffic = Traffic(chain.problem, sequence_of(chain, steps_of(program, found.choices)))
+        plan = traffic.plan(moved_values(chain, traffic.sequence, found.choices), attempts.budget_bytes)
+        if isinstance(plan, Overflow):
+            return False
+        return attempts.judge(plan, f"{memory_bytes} bytes for the chain").peak_bytes <= attempts.budget_bytes
+
+
+def steps_of(program: Program, choices: Sequence[Choice]) -> list[Step]:
+    """The schedule of the decisions."""
+    forward: list[Step] = []
+    backward: list[list[Step]] = []
+    for choice in choices:
+        last = choice.end == len(program.chain.stages)
+        if choice.run_on:
+            by_rotor = schedule(program.slots, program.table, choice.memory, choice.stage, choice.end - 1)
+            backward.append(by_rotor)
+            forward += [] if last else [Advance(choice.stage, choice.end)]
+        else:
+            forward.append(Save(choice.stage, onward=not last))
+            backward.append([Back(choice.stage)])
+    return [*forward, *(step for steps in reversed(backward) for step in steps)]
+
+
+def moved_values(chain: Chain, sequence: Sequence[int], choices: Sequence[Choice]) -> list[Absence]:
+    """What the decisions move: away from its last use in the first forward to the first in backward."""
+    moved: set[int] = set()
+    for choice in choices:
+        if choice.moved:
+            own = set(chain.state(choice.stage))
+            if choice.bar:
+                before = chain.stages[choice.stage - 1]
+                own |= set(before.saved).difference(before.state)
+            moved |= own.difference(chain.state(choice.end))
+    turn = _turn(chain, sequence)
+    return [a for a in absences(chain.problem, sequence) if a.value in moved and a.last <= turn < a.back]
+
+
+def _turn(chain: Chain, sequence: Sequence[int]) -> int:
+    """The place at which the last forward op runs for the first time."""
+    missing = set(chain.problem.forward_ops)
+    turn = 0
+    for position, op in enumerate(sequence):
+        if op in missing:
+            missing.remove(op)
+            turn = position
+    return turn

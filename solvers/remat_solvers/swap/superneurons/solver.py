@@ -1,0 +1,232 @@
+"""Wang et al.: SuperNeurons: Dynamic GPU Memory Management for Training Deep Neural Networks. PPoPP 2018.
+
+SuperNeurons swaps the outputs of layers that are dear to compute and recomputes the cheap ones between them, on top of
+liveness. Its four steps, with l_i^f and l_i^b the bytes of a layer's forward and backward (`ladder`), and their peaks:
+
+baseline   everything stays                                                     sum of l_i^f + sum of l_i^b
+liveness   a tensor is freed after its last reader                              sum of l_i^f + l_N^b
+offload    checkpoints are on the host while no layer works on them             sum of l_i^f of no checkpoints + l_k^b
+recompute  the others are computed again from the checkpoint before, cost-aware   max_i l_i
+
+Recomputation. Checkpoints are kept; all between two checkpoints is a segment:
+
+speed-centric   when backward first needs a value of a segment, the whole segment runs again and is kept for the rest of
+                its backward: at most one forward more, peak sum of l^f over the segment, + l^b
+memory-centric  for every backward op its inputs are computed again from the checkpoint, and dropped: O(s^2) forward ops
+                for a segment of s layers, s (s - 1) / 2 where a layer's backward needs its input, peak one layer
+cost-aware      l_peak = max_i l_i. A segment with sum of l^f + l^b(its end) <= l_peak is run speed-centric, any other
+                memory-centric: the peak of the latter at close to the cost of the former
+
+The unified tensor pool (with a link) moves CONV outputs, or (offload="checkpoints") the outputs of every checkpoint:
+
+cache=False  each is copied to the host as soon as it is made, and leaves when the copy has ended and the forward has
+             no use for it; where memory is short before that, compute waits for the copy
+cache=True   the tensor cache: a list by latest use. Only where memory is short tensors leave, least recently used
+             first, until enough bytes are free; those that the layer at hand works on are locked. Backward uses the
+             most recent first, so the oldest is right. Nothing moves where memory suffices
+prefetch     where backward first works on a moved tensor, the one moved before it in the forward is fetched too, if
+             there is room beside the layer; what is not there when it is needed is fetched on demand
+
+The paper's layers, on a graph of ops:
+
+- Checkpoints are CONV and FC (convolutions, matrix products, attention), JOIN (an add, cat or stack, or an op without a
+  target, that reads what two or more ops made), FORK (two or more forward ops read an output), and SOFTMAX with the
+  loss. DATA are constants. Ops that are not recomputable keep their outputs too.
+- A segment is a connected component of the other forward ops.
+- l_i, for an op of either phase: the bytes of what it reads, makes and works with, constants left out. l^f: the bytes
+  of an op's outputs. l^b of a segment's end: l of the first backward op that reads a value of the segment, without
+  the segment's own values.
+- The comparison of cost-aware looks at the end of a segment only. Where layers differ, more may be alive at one further
+  inside, and the peak be above l_peak, which memory-centric's never is on a chain of layers.
+- threshold="paper" compares as above. The released code compares the segment's forward bytes alone with the largest set
+  that a backward op depends on: threshold="code".
+- A copy made ahead of need whose value is read again before it could leave is left out (the paper's would be made in
+  vain, and a Free here waits for it).
+
+Options that are None are tried in all their forms; the fastest plan within the budget is the answer. Without a link
+only recomputation is left. There is no bound.
+
+A plan has bytes and no addresses. Where the pool's heap of 1 KB blocks puts everything, and what fragmentation adds to
+the peak, the answer's reason says (`heap.pool_use`). So the budget holds for bytes; the pool may need a little more.
+
+Dynamic workspace: per CONV the fastest algorithm whose workspace fits the bytes left free at that step. A problem has
+one implementation per op; `workspaces.choose_beside` chooses among those that the caller states, beside a plan.
+
+Sources: the paper's abstract and the released code for the checkpoints and thresholds; its formulas, the pool and the
+cache by secondary notes. That tensors are locked while a layer works on them is from memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias
+
+from remat_solvers.plan import Plan
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.selective import kind_of
+from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.swap.superneurons.pool_allocator import pool_use
+from remat_solvers.swap.superneurons.tensor_pool import pooled
+from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
+from remat_solvers.toolkit.transfers.demand_paging import least_bytes
+from remat_solvers.toolkit.transfers.scheduler import Traffic
+from remat_solvers.toolkit.trials import Attempts
+
+__all__ = ["STRATEGIES", "SuperNeurons", "checkpoint_ops", "memory_centric", "segments_between"]
+
+Strategy: TypeAlias = Literal["keep", "speed-centric", "cost-aware", "memory-centric"]
+Threshold: TypeAlias = Literal["paper", "code"]
+Offload: TypeAlias = Literal["conv", "checkpoints"]
+
+STRATEGIES: tuple[Strategy, ...] = ("keep", "speed-centric", "cost-aware", "memory-centric")  # keep: no recomputation
+OFFLOADS: tuple[Offload, ...] = ("conv", "checkpoints")
+JOINS = ("add", "sum", "cat", "concat", "stack", "")  # the last: an op without a target
+LOSSES = ("_softmax", "_log_softmax", "softmax", "log_softmax", "nll_loss_forward", "nll_loss2d_forward", "mse_loss")
+
+
+@dataclass(frozen=True)
+class SuperNeurons:
+    """Move checkpoints, recompute what lies between them: for speed, for memory, or as each segment allows."""
+
+    strategy: Strategy | None = None  # None: each in turn
+    threshold: Threshold = "paper"  # of cost-aware: as the paper has it, or as the released code
+    offload: Offload | None = None  # what may move over a link: the outputs of convolutions, or of all checkpoints
+    cache: bool | None = None  # True: only where memory is short; False: as soon as it is made
+
+    name: ClassVar[str] = "superneurons"
+    version: ClassVar[str] = "2"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the strategies asked for. See `registry.Solver`."""
+        if missing := lacking(problem, self.name, "backward pass"):
+            return missing
+        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        with attempts:
+            for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
+                if attempts.expired:
+                    break
+                sequence = self.sequence(problem, strategy)
+                attempts.fits(sequence, strategy)
+                if problem.link is not None:
+                    self._move(sequence, attempts, strategy)
+        outcome = attempts.outcome()
+        return outcome if outcome.plan is None else replace(outcome, reason=_in_its_heap(problem, outcome.plan))
+
+    def _move(self, sequence: list[int], attempts: Attempts, form: str) -> None:
+        problem = attempts.problem
+        traffic = Traffic(problem, sequence)
+        for offload in OFFLOADS if self.offload is None else (self.offload,):
+            movable = self.movable(problem, offload)
+            if problem.link is not None and problem.link.host_bytes is None:
+                attempts.reaches(least_bytes(problem, traffic.sequence, movable))
+            for cache in (True, False) if self.cache is None else (self.cache,):
+                if attempts.expired or attempts.slower(sequence):
+                    return
+                plan = pooled(traffic, movable, attempts.budget_bytes, cache=cache)
+                if plan is not None:
+                    attempts.judge(plan, f"{form}, {offload} {'cached' if cache else 'moved'}")
+
+    def movable(self, problem: Problem, offload: Offload) -> set[int]:
+        """The values that the pool may move: those that backward reads of what convolutions, or checkpoints, make."""
+        ops = {op for op in problem.forward_ops if kind_of(problem.ops[op]) == "conv"}
+        if offload == "checkpoints":
+            ops = checkpoint_ops(problem)
+        made = {v for op in ops for v in problem.ops[op].outputs}.difference(problem.results)
+        backward = set(problem.backward_ops)
+        return {v for v in made if not backward.isdisjoint(problem.consumers[v])}
+
+    def sequence(self, problem: Problem, strategy: Strategy) -> list[int]:
+        """The ops in execution order under one strategy."""
+        if strategy == "keep":
+            return list(range(len(problem.ops)))
+        segment_of = segments_between(problem, checkpoint_ops(problem))
+        every_time: set[int] = set()
+        if strategy == "memory-centric":
+            every_time = set(segment_of.values())
+        elif strategy == "cost-aware":
+            every_time = memory_centric(problem, segment_of, self.threshold)
+        dropped = {v for v in droppable(problem) if problem.producer[v] in segment_of}
+        return recompute_dropped(problem, dropped, segment_of, every_time)
+
+
+def _in_its_heap(problem: Problem, plan: Plan) -> str:
+    use = pool_use(problem, plan)
+    lost = f"{use.fragmentation_bytes} bytes to holes, {use.rounding_bytes} to whole blocks"
+    return f"a pool of {use.pool_bytes} bytes holds it by first fit: {lost}"
+
+
+def checkpoint_ops(problem: Problem) -> set[int]:
+    """Forward ops whose outputs are kept: CONV, FC, JOIN, FORK, SOFTMAX, and what cannot be recomputed."""
+    found: set[int] = set()
+    forward = set(problem.forward_ops)
+    for index in problem.forward_ops:
+        op = problem.ops[index]
+        name = word(op.target)
+        parts = {p for v in op.inputs if (p := problem.producer[v]) >= 0}
+        readers = {r for v in op.outputs for r in problem.consumers[v]} & forward
+        if (
+            not op.recomputable
+            or kind_of(op) is not None
+            or name in LOSSES
+            or len(readers) > 1
+            or (name in JOINS and len(parts) > 1)
+        ):
+            found.add(index)
+    return found
+
+
+def segments_between(problem: Problem, checkpoints: set[int]) -> dict[int, int]:
+    """Op -> segment, for the forward ops that are no checkpoints: connected components, named by their first op."""
+    segment: dict[int, int] = {}
+
+    def root(op: int) -> int:
+        while segment[op] != op:
+            segment[op] = segment[segment[op]]
+            op = segment[op]
+        return op
+
+    for index in problem.forward_ops:
+        if index in checkpoints:
+            continue
+        segment[index] = index
+        for value in problem.ops[index].inputs:
+            if problem.producer[value] in segment:
+                first, second = sorted((root(problem.producer[value]), root(index)))
+                segment[second] = first
+    return {op: root(op) for op in segment}
+
+
+def memory_centric(problem: Problem, segment_of: dict[int, int], threshold: Threshold) -> set[int]:
+    """The segments that cost-aware does not run speed-centric, since they would set a new peak."""
+    ops, producer = problem.ops, problem.producer
+    size = [0 if v.kind == "constant" else v.bytes for v in problem.values]
+
+    def needs(index: int, without: int | None = None) -> int:
+        op = ops[index]
+        reads = [v for v in dict.fromkeys(op.inputs) if segment_of.get(producer[v], -1) != without]
+        return sum(size[v] for v in (*reads, *op.outputs)) + op.workspace_bytes
+
+    forward_bytes: dict[int, int] = {}
+    for op, segment in segment_of.items():
+        forward_bytes[segment] = forward_bytes.get(segment, 0) + sum(size[v] for v in ops[op].outputs)
+    if threshold == "code":
+        largest = max(sum(size[v] for v in dict.fromkeys(ops[op].inputs)) for op in problem.backward_ops)
+        return {segment for segment, held in forward_bytes.items() if held > largest}
+    l_peak = max(needs(op) for op in range(len(ops)))
+    ends: dict[int, int] = {}  # segment -> the first backward op that reads of it
+    for op in problem.backward_ops:
+        for value in ops[op].inputs:
+            if producer[value] in segment_of:
+                ends.setdefault(segment_of[producer[value]], op)
+    return {
+        segment
+        for segment, held in forward_bytes.items()
+        if held + (needs(ends[segment], segment) if segment in ends else 0) > l_peak
+    }

@@ -1,0 +1,81 @@
+"""SuperNeurons' unified tensor pool and tensor cache on a problem, and the four rungs of its ladder.
+
+The rules are in `superneurons`; the device is `paging`'s, least recently used first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from remat_solvers.plan import Fetch, Offload, Plan
+from remat_solvers.problem import Problem
+from remat_solvers.schedule import boundary_of, store_all, tangents_first
+from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, least_bytes, movable_values
+from remat_solvers.toolkit.transfers.scheduler import Traffic
+
+__all__ = ["Ladder", "ladder", "pooled", "prefetches"]
+
+
+def pooled(traffic: Traffic, movable: set[int], budget_bytes: int, *, cache: bool) -> Plan | None:
+    """The plan of `traffic`'s sequence in which values of `movable` move; None: an op does not fit.
+
+    cache: they move where memory is short, not as soon as they are made.
+    """
+    movable = movable & movable_values(traffic.problem, traffic.sequence)
+    eager = set() if cache else movable
+    prefetch = prefetches(traffic.problem, traffic.sequence, movable)
+    while True:
+        paged = Paging(traffic, movable, budget_bytes, "lru", eager=eager, prefetch=prefetch).run()
+        if not isinstance(paged, Paged):
+            return None
+        fetched = {action.value for action in paged.plan if isinstance(action, Fetch)}
+        in_vain = {action.value for action in paged.plan if isinstance(action, Offload)} - fetched
+        if in_vain.isdisjoint(eager):
+            return paged.plan
+        eager = eager - in_vain
+
+
+def prefetches(problem: Problem, sequence: Sequence[int], movable: set[int]) -> dict[int, int]:
+    """Position -> the value to fetch there: where the backward first reads one of `movable`, the one made before it."""
+    in_order = sorted(movable, key=lambda v: (problem.producer[v], v))
+    before = dict(pairwise(reversed(in_order)))
+    ahead: dict[int, int] = {}
+    seen: set[int] = set()
+    boundary = boundary_of(problem, sequence)
+    for position in range(boundary, len(sequence)):
+        turns = [v for v in problem.ops[sequence[position]].inputs if v in movable and v not in seen]
+        seen.update(turns)
+        if turns:
+            earliest = min(turns, key=lambda v: (problem.producer[v], v))
+            if earliest in before:
+                ahead[position] = before[earliest]
+    return ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Peaks in bytes, constants and reserve included, one technique after the other."""
+
+    baseline_bytes: int  # everything that is made stays
+    liveness_bytes: int  # freed after the last reader: store-all
+    offload_bytes: int  # and moved values are on the device only while an op works on them
+    recompute_bytes: int  # and the others are recomputed: the same of the recomputing sequence
+
+
+def ladder(problem: Problem, recomputing: Sequence[int], movable: set[int]) -> Ladder:
+    """The rungs for a sequence that recomputes (`SuperNeurons.sequence`), with `movable` moved.
+
+    The last two are the smallest budgets in which the pool gives a plan, whatever the link, if the host has room.
+    """
+    base = problem.constant_bytes + problem.reserve_bytes
+    order = tangents_first(problem, range(len(problem.ops)))
+    recomputing = tangents_first(problem, recomputing)
+    return Ladder(
+        baseline_bytes=base + sum(v.bytes for v in problem.values if v.kind != "constant"),
+        liveness_bytes=simulate(problem, store_all(problem)).peak_bytes,
+        offload_bytes=least_bytes(problem, order, movable & movable_values(problem, order)),
+        recompute_bytes=least_bytes(problem, recomputing, movable & movable_values(problem, recomputing)),
+    )

@@ -1,0 +1,1 @@
+"""Chains of stages: their costs, dynamic programs and schedules."""

@@ -1,0 +1,1 @@
+"""Replays that evict under a budget and recompute on demand."""

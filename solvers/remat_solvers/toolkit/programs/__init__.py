@@ -1,0 +1,1 @@
+"""Mathematical programs: their rows and the backends that solve them."""

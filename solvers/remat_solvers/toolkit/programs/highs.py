@@ -1,0 +1,209 @@
+"""Programs handed to HiGHS as arrays, and what of its answers can be trusted.
+
+Tolerances. HiGHS accepts a reduced cost that is wrong by its dual feasibility tolerance, 1e-7. All our columns lie in
+[0, 1], so by weak duality an LP's objective is wrong by at most that per column; the tree takes the least of such
+bounds, and rows with whole coefficients are exact. DOUBT_PER_COLUMN is ten times that, and is taken off every bound;
+RELATIVE_DOUBT covers sums in doubles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remat_solvers.optimal.program.stages import Program
+from remat_solvers.toolkit.programs.pulp_backend import quietly
+
+__all__ = ["Answer", "Ended", "Relaxation", "margin", "new_highs", "solve_lp", "solve_mip", "to_lp"]
+
+Floats = NDArray[np.float64]
+
+DOUBT_PER_COLUMN = 1e-6
+RELATIVE_DOUBT = 1e-9
+INFINITY = float("inf")
+HALF = 0.5
+LEAST_GAP = 1e-6  # mip_abs_gap as it comes
+
+
+class Ended(Enum):
+    """How a solve came to its end."""
+
+    COMPLETE = "solved to the gap asked for"
+    EMPTY = "no point below the cutoff"
+    LIMIT = "stopped by a limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of a program; bounds and costs in its units, without what surely runs."""
+
+    ended: Ended
+    bound: float  # no point costs less; -inf: not known
+    point: Floats | None  # per column
+    cost: float  # of the point
+    nodes: int = 0
+
+
+def margin(program: Program, bound: float) -> float:
+    """How far a bound may be wrong, in units."""
+    return DOUBT_PER_COLUMN * (program.columns + 1) + RELATIVE_DOUBT * abs(bound)
+
+
+def new_highs(**options: Any) -> Any:
+    """A silent, single-threaded HiGHS."""
+    import highspy
+
+    made: list[Any] = []
+    quietly(lambda _: made.append(highspy.Highs()))(None)  # type: ignore[no-untyped-call]
+    for name, value in {"output_flag": False, "threads": 1, **options}.items():
+        made[0].setOptionValue(name, value)
+    return made[0]
+
+
+def to_lp(program: Program, *, whole: bool = True) -> Any:
+    """The program as a `highspy.HighsLp`; `whole`: with whole variables."""
+    import highspy
+
+    starts, columns, coefficients, low, high = program.rows.matrix()
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = program.columns, program.rows.count
+    lp.col_cost_ = program.costs()
+    lp.col_lower_, lp.col_upper_ = np.zeros(program.columns), np.ones(program.columns)
+    lp.row_lower_, lp.row_upper_ = low, high
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = starts.astype(np.int32)
+    lp.a_matrix_.index_ = columns.astype(np.int32)
+    lp.a_matrix_.value_ = coefficients
+    if whole:
+        integer, real = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
+        lp.integrality_ = [integer] * program.whole + [real] * (program.columns - program.whole)
+    return lp
+
+
+def solve_lp(program: Program) -> Answer:
+    """The linear relaxation."""
+    return Relaxation(program).solve(INFINITY)
+
+
+class Relaxation:
+    """The linear relaxation of a program that grows; solved again, it starts from where it ended."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._highs = new_highs()
+        self._columns = 0
+        self._mark: tuple[int, int, int] | None = None
+        self.prices = np.empty(0)  # of the rows, after a solve
+
+    def solve(self, seconds: float) -> Answer:
+        """The optimum, if it is found in time."""
+        import highspy
+
+        program, highs = self.program, self._highs
+        if program.columns == 0:
+            return _without_columns(program)
+        if self._mark is None:
+            highs.passModel(to_lp(program, whole=False))
+        else:
+            self._append(self._mark)
+        self._columns, self._mark = program.columns, program.rows.mark
+        highs.setOptionValue("time_limit", highs.getRunTime() + max(0.0, seconds))
+        highs.run()
+        status = highs.getModelStatus()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return Answer(Ended.EMPTY, INFINITY, None, INFINITY)
+        if status != highspy.HighsModelStatus.kOptimal:
+            return Answer(Ended.LIMIT, -INFINITY, None, INFINITY)
+        solution, cost = highs.getSolution(), highs.getInfo().objective_function_value
+        self.prices = np.array(solution.row_dual)
+        return Answer(Ended.COMPLETE, cost, np.array(solution.col_value), cost)
+
+    def _append(self, mark: tuple[int, int, int]) -> None:
+        """The columns and rows that came since the last solve; columns first, they have no coefficients in old rows."""
+        program, highs = self.program, self._highs
+        many = program.columns - self._columns
+        none, nowhere = np.empty(0), np.empty(0, dtype=np.int32)
+        costs = program.costs()[self._columns :]
+        highs.addCols(many, costs, np.zeros(many), np.ones(many), 0, np.zeros(many, dtype=np.int32), nowhere, none)
+        starts, columns, coefficients, low, high = program.rows.matrix(mark)
+        index = columns.astype(np.int32)
+        highs.addRows(len(low), low, high, len(index), starts[:-1].astype(np.int32), index, coefficients)
+
+
+def solve_mip(
+    program: Program,
+    *,
+    seconds: float,
+    gap: float,
+    cutoff: float = INFINITY,
+    nodes: int | None = None,
+    start: Floats | None = None,
+    on_point: Callable[[Floats, float], None] | None = None,
+    on_bound: Callable[[float], bool] | None = None,
+    **options: Any,
+) -> Answer:
+    """The best point that costs less than `cutoff` units, to an absolute gap of `gap` units.
+
+    `start` is a point to begin with; `on_point` hears of each better point and its cost; `on_bound` is often told the
+    bound, and says whether to stop.
+    """
+    import highspy
+
+    if program.columns == 0:
+        return _without_columns(program)
+    highs = new_highs(
+        time_limit=max(0.0, seconds),
+        mip_rel_gap=0.0,
+        mip_abs_gap=max(gap, LEAST_GAP),
+        objective_bound=cutoff,
+        **options,
+    )
+    if nodes is not None:
+        highs.setOptionValue("mip_max_nodes", nodes)
+    highs.passModel(to_lp(program))
+    if start is not None:
+        solution = highspy.HighsSolution()
+        solution.col_value = start
+        highs.setSolution(solution)
+    if on_point is not None:
+        heard = on_point
+
+        def found(event: Any) -> None:
+            heard(np.array(event.data_out.mip_solution), event.data_out.objective_function_value)
+
+        highs.cbMipImprovingSolution.subscribe(found)
+    if on_bound is not None:
+        told = on_bound
+
+        def rising(event: Any) -> None:
+            if told(min(event.data_out.mip_dual_bound, cutoff)):
+                event.interrupt()
+
+        highs.cbMipInterrupt.subscribe(rising)
+    highs.run()
+    return _read_mip(highspy, highs, cutoff)
+
+
+def _read_mip(highspy: Any, highs: Any, cutoff: float) -> Answer:
+    status, info = highs.getModelStatus(), highs.getInfo()
+    known = highspy.HighsModelStatus
+    point, cost = None, INFINITY
+    if info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible):
+        point, cost = np.array(highs.getSolution().col_value), info.objective_function_value
+    if status in (known.kInfeasible, known.kUnboundedOrInfeasible, known.kObjectiveBound):
+        return Answer(Ended.EMPTY, cutoff, point, cost, info.mip_node_count)
+    bound = min(info.mip_dual_bound, cutoff)
+    ended = Ended.COMPLETE if status == known.kOptimal else Ended.LIMIT
+    return Answer(ended, bound, point, cost, max(0, info.mip_node_count))
+
+
+def _without_columns(program: Program) -> Answer:
+    _, _, _, low, high = program.rows.matrix()
+    if (low > 0).any() or (high < 0).any():
+        return Answer(Ended.EMPTY, INFINITY, None, INFINITY)
+    return Answer(Ended.COMPLETE, 0.0, np.empty(0), 0.0)

@@ -1,0 +1,1 @@
+"""Op sequences: made from what is dropped or segmented, and pruned."""

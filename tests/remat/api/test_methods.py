@@ -1,0 +1,58 @@
+"""The method matrix: every registered method on every model of the table, each answer a valid plan or an honest status.
+
+A quick method is asked for every budget of `matrix.budgets` on models of at most LARGE_OPS ops. So is any other (what
+the registry calls slow or keeps out of `auto`'s portfolio, and what needs the model's graph) on models of at most
+SMALL_OPS ops; on a larger one it is asked for one share, another from model to model. Every question has a limit of
+SECONDS, so that the answers of slow methods are those of a short search; `scripts/bench methods` gives them time.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from remat_solvers.bounds import time_bound_ns
+from remat_solvers.problem import Problem
+from remat_solvers.registry import Entry
+from remat_solvers.result import Result, Status
+from remat_solvers.simulate import simulate
+from remat_solvers.validate import validate
+from tests.remat.models.matrix import METHODS, SHARES, Budget, ask, budgets, exported, position
+from tests.remat.models.table import CASES, Case
+
+SECONDS = 0.5
+SMALL_OPS, LARGE_OPS = 20, 1_000
+
+
+def asked(case: Case, entry: Entry) -> list[Budget]:
+    """The budgets that this method is asked for on this model."""
+    problem = exported(case).problem
+    every = list(budgets(problem))
+    if len(problem.ops) <= (SMALL_OPS if entry.slow else LARGE_OPS):
+        return every
+    share = SHARES[position(case) % len(SHARES)]
+    return [budget for budget in every if budget.name.startswith(f"{share}%")]
+
+
+def check(problem: Problem, budget: Budget, result: Result) -> None:
+    """A plan holds and costs what is said; without one there is a reason, or the smallest peak that was reached."""
+    if result.plan is None:
+        assert result.status in (Status.INFEASIBLE, Status.NOT_FOUND, Status.NOT_APPLICABLE)
+        assert result.reason, "neither a reason nor the smallest peak that the method reached"
+        assert result.status is not Status.INFEASIBLE or result.peak_bound_bytes > budget.bytes
+        return
+    assert result.status in (Status.OPTIMAL, Status.FEASIBLE)
+    assert validate(problem, result.plan, budget.bytes) == []
+    timeline = simulate(problem, result.plan)
+    assert (result.time_ns, result.peak_bytes) == (timeline.time_ns, timeline.peak_bytes)
+    assert result.peak_bound_bytes <= timeline.peak_bytes <= budget.bytes
+    assert timeline.time_ns >= time_bound_ns(problem)
+    assert result.status is not Status.OPTIMAL or result.bound_ns == timeline.time_ns
+
+
+@pytest.mark.parametrize(
+    ("case", "entry"),
+    [pytest.param(case, entry, id=f"{case.name}-{entry.name}") for case in CASES for entry in METHODS],
+)
+def test_answers_are_valid_plans_or_honest(case: Case, entry: Entry) -> None:
+    for budget in asked(case, entry):
+        check(exported(case).problem, budget, ask(case, entry.name, budget, SECONDS))

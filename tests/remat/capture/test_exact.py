@@ -1,0 +1,89 @@
+"""The invariant that rules all others, on every model of the table: what `simulate` predicts is what the machine does.
+
+Expected values come from running: the original model, and the store-all plan of the same graph. Peaks are what the
+profiler saw torch's allocator hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+import remat
+from remat.capture.exported import Exported
+from remat.verification import TOLERANCE, TOLERANCE_BYTES, Step, compare_steps, run_step
+from remat_solvers.plan import Compute, Plan
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.chen import STRATEGIES, Chen
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.validate import validate
+from tests.remat.models.table import CASES, Case
+
+CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def chen_plans(exported: Exported) -> Iterator[Plan]:
+    """One plan of each published form, whatever its peak."""
+    for strategy in STRATEGIES:
+        trial = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).trials(exported.problem)))
+        yield plan_from_sequence(exported.problem, trial.sequence(exported.problem))
+
+
+def check_peak(step: Step, exported: Exported, plan: Plan) -> None:
+    predicted = simulate(exported.problem, plan).peak_bytes
+    measured = step.peak_bytes + exported.problem.constant_bytes
+    assert abs(measured - predicted) <= max(TOLERANCE_BYTES, TOLERANCE * predicted)
+
+
+def check_constants(problem: Problem, leaves: list[object]) -> None:
+    """Constants are exactly the model's distinct storages, and every op that is not recomputable says why."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in leaves if isinstance(t, torch.Tensor)}
+    names = [v for v in problem.values if v.kind == "constant" and not v.name.startswith("_tensor_constant")]
+    assert sum(v.bytes for v in names) == sum(s.nbytes() for s in storages.values())
+    for op in problem.ops:
+        assert op.recomputable or op.effects or op.target in ("tangents", "remat.rnn_backward.default"), op
+
+
+@CASE
+def test_as_predicted_and_bit_equal(case: Case) -> None:
+    model, args, kwargs = case.make()
+    model.train()
+    with case.precision():
+        exported = remat.export(model, args, kwargs)
+    check_constants(exported.problem, [*model.parameters(), *model.buffers(), *tree_leaves((args, kwargs))])
+    everything = store_all(exported.problem)
+    kept = run_step(remat.apply(exported, everything), args, kwargs, exported)
+    check_peak(kept, exported, everything)
+    eager = compare_steps(kept, run_step(model, args, kwargs, exported))
+    assert eager.equal is case.eager_bit_equal, case.why_not
+    assert eager.largest_difference < 1e-3
+    for plan in chen_plans(exported):
+        assert validate(exported.problem, plan) == []
+        step = run_step(remat.apply(exported, plan), args, kwargs, exported)
+        assert compare_steps(step, kept).equal
+        check_peak(step, exported, plan)
+
+
+@pytest.mark.parametrize("name", ["dropout", "drop-path", "attention-dropout", "noise"])
+def test_random_ops_recomputed_many_times(name: str) -> None:
+    """A plan that keeps nothing for the backward: before every backward op all it needs is computed again."""
+    case = next(case for case in CASES if case.name == name)
+    model, args, kwargs = case.make()
+    exported = remat.export(model.train(), args, kwargs, costs="roofline")
+    problem = exported.problem
+    random = [i for i, op in enumerate(problem.ops) if "random" in op.effects]
+    assert random
+    sequence: list[int] = list(problem.forward_ops)
+    for op in problem.backward_ops:
+        if problem.ops[op].inputs:
+            sequence += [i for i in problem.forward_ops if problem.ops[i].recomputable]
+        sequence.append(op)
+    plan = plan_from_sequence(problem, sequence)
+    times = sum(action == Compute(random[0]) for action in plan)
+    assert times > 5
+    kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
+    assert compare_steps(run_step(remat.apply(exported, plan), args, kwargs, exported), kept).equal

@@ -1,0 +1,192 @@
+"""The command line on a MODEL: export, solve, verify, and models that cannot be planned."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from remat.cli.app import app
+from remat_solvers.formats import load_plan, load_problem
+
+ROOT = Path(__file__).parents[3]
+OK, BAD_INPUT, NO_PLAN, LIMIT, FAILED = range(5)
+
+TRAIN = """
+import torch
+from torch import nn
+
+print("a model may print")
+
+class Net(nn.Module):
+    def __init__(self, width=64):
+        super().__init__()
+        layer = lambda: nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1))
+        self.layers = nn.Sequential(*(layer() for _ in range(8)))
+
+    def forward(self, x):
+        return self.layers(x).square().mean()
+
+class Branches(Net):
+    def forward(self, x):
+        if x.sum() > 0:
+            return super().forward(x)
+        return super().forward(-x)
+
+def make():
+    print("and so may its function")
+    return Net(), (torch.randn(512, 64),)
+
+def make_wider(): return Net(96), (torch.randn(512, 96),)
+def make_larger_batch(): return Net(), (torch.randn(1024, 64),)
+def make_branches(): return Branches(), (torch.randn(512, 64),)
+def make_frozen(): return Net().requires_grad_(False), (torch.randn(512, 64),)
+def make_wrong_shape(): return Net(), (torch.randn(512, 63),)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "train.py").write_text(TRAIN)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*args: object, code: int = OK) -> Result:
+    done = CliRunner().invoke(app, [str(a) for a in args])
+    assert done.exit_code == code, f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
+    assert "Traceback" not in done.output
+    return done
+
+
+def run_json(*args: object, code: int = OK) -> Any:
+    return json.loads(run(*args, "--json", code=code).stdout)
+
+
+def test_export_solve_validate_verify(folder: Path) -> None:
+    exported = run_json("export", "train.py:make", "-o", "problem.json")
+    problem = load_problem("problem.json")
+    assert exported["problem_file"] == "problem.json"
+    assert (exported["ops"], exported["fingerprint"]) == (len(problem.ops), problem.fingerprint)
+    assert problem.costs is not None
+    assert problem.costs.source == "measure"
+
+    told = run_json("solve", "problem.json", "--budget", "70%", "-o", "plan.json")
+    run("validate", "problem.json", "plan.json")
+    run("simulate", "problem.json", "plan.json")
+
+    verified = run_json("verify", "train.py:make", "plan.json")
+    assert verified["ok"] is True
+    assert verified["gradients_equal"] is True
+    assert abs(verified["measured_peak_bytes"] - told["peak_bytes"]) <= max(told["peak_bytes"] // 100, 64 * 1024)
+    people = run("verify", "train.py:make", "plan.json").stdout
+    assert "bit-equal" in people
+    assert "may print" not in people
+
+
+def test_solve_takes_a_model(folder: Path) -> None:
+    run("solve", "train.py:make", "--budget", "70%", "--costs", "roofline:cpu", "-o", "plan.json")
+    people = run("export", "train.py:make", "--costs", "roofline:cpu", "-o", "problem.json").stdout
+    assert people.startswith("problem.json: ")
+    assert load_plan("plan.json").problem == load_problem("problem.json").fingerprint
+    run("validate", "problem.json", "plan.json")
+    assert run("export", "train.py:make", "--costs", "roofline:cpu", "-o", "problem.json").stdout.startswith(
+        "problem.json: "
+    )
+
+
+def test_verification_fails_on_an_invalid_plan(folder: Path) -> None:
+    run("solve", "train.py:make", "--budget", "70%", "--costs", "roofline:cpu", "-o", "plan.json")
+    document = json.loads(Path("plan.json").read_text())
+    document["actions"].remove(["compute", 0])
+    Path("plan.json").write_text(json.dumps(document))
+    assert "the plan" in run("verify", "train.py:make", "plan.json", code=FAILED).stderr
+
+
+def test_a_plan_of_another_model_says_what_differs(folder: Path) -> None:
+    run("solve", "train.py:make", "--budget", "70%", "--costs", "roofline:cpu", "-o", "plan.json")
+    for other in ("make_wider", "make_larger_batch"):
+        done = run("verify", f"train.py:{other}", "plan.json", code=BAD_INPUT)
+        assert done.stdout == ""
+        assert "other sizes" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("make_branches", "train.py:18"),  # the line that decides on data
+        ("make_frozen", "parameter"),
+        ("make_wrong_shape", "512, 63"),
+        ("make_nothing", "does not exist"),
+    ],
+)
+@pytest.mark.parametrize("command", ["export", "solve"])
+def test_models_that_cannot_be_planned(folder: Path, command: str, model: str, told: str) -> None:
+    options = ["--budget", "70%"] if command == "solve" else []
+    done = run(command, f"train.py:{model}", *options, "-o", "out.json", code=BAD_INPUT)
+    assert told in done.stderr
+    assert done.stdout == ""
+    assert not Path("out.json").exists()
+
+
+@pytest.mark.parametrize("costs", ["guess", "roofline:abacus", ""])
+def test_costs_that_are_not_there(folder: Path, costs: str) -> None:
+    done = run("export", "train.py:make", "--costs", costs, "-o", "out.json", code=BAD_INPUT)
+    assert "measure" in done.stderr or "cpu" in done.stderr
+
+
+def test_torch_does_not_log_what_is_told_in_one_line(folder: Path) -> None:
+    """In a process of its own, where importing torch sets its loggers up."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "solvers")])
+    command = [sys.executable, "-m", "remat", "export", "train.py:make_wrong_shape", "-o", "out.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == BAD_INPUT
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_offload_from_solve_to_verify(folder: Path) -> None:
+    """Solve for the disk tier with its measured link, and run the plan through it."""
+    place = ["--tier", "disk", "--scratch", folder]
+    asked = ["solve", "train.py:make", "--budget", "70%", "--solver", "swap-only", "-o", "plan.json"]
+    told = run_json(*asked, "--link", "auto", *place)
+    assert told["tier"] == "disk"
+    assert told["link"]["to_host_bytes_per_s"] > 10**6
+    assert any(action[0] == "offload" for action in json.loads(Path("plan.json").read_text())["actions"])
+    assert run_json("verify", "train.py:make", "plan.json", *place)["gradients_equal"]
+    run("verify", "train.py:make", "plan.json", "--tier", "disk", "--scratch", "missing", code=FAILED)
+
+
+def test_compare_over_a_link_says_which() -> None:
+    asked = ["compare", "train.py:make", "--budget", "70%", "--solver", "swap-only", "--costs", "roofline"]
+    told = run_json(*asked, "--link", "25GB/s")
+    assert told["link"]["to_device_bytes_per_s"] == 25 * 10**9
+    assert told["tier"] == "host"
+    assert told["rows"][0]["status"] == "feasible"
+    without = run_json(*asked)
+    assert without["link"] is without["tier"] is None
+    assert without["rows"][0]["status"] == "not_applicable"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--tier", "tape"), "host or disk"),
+        (("--scratch", "."), "add --tier disk"),
+        (("--link", "fast"), "not a rate"),
+    ],
+)
+def test_tiers_that_cannot_be(options: tuple[str, ...], said: str) -> None:
+    assert said in run("solve", "train.py:make", "--budget", "70%", *options, code=BAD_INPUT).output
+
+
+def test_a_link_is_measured_for_a_model_only() -> None:
+    run("export", "train.py:make", "--costs", "roofline", "-o", "problem.json")
+    answer = run("solve", "problem.json", "--budget", "70%", "--link", "auto", code=BAD_INPUT)
+    assert "state a rate" in answer.output

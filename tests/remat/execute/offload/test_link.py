@@ -1,0 +1,94 @@
+"""The way to a tier: stated, or measured once per machine through the engine that uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import remat
+from remat.execute.offload import link_speed as measure
+from remat.execute.offload.link_speed import LARGE_BYTES, SMALL_BYTES, measure_link
+from remat.execute.offload.tiers import DiskTier, HostTier
+from remat_solvers.errors import ApplyError, InputError
+from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
+from remat_solvers.problem import Link
+from remat_solvers.simulate import copy_ns
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMAT_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("link", [Link(2 * 10**9, 10**9, 5_000), Link(3 * 10**7, 7 * 10**8, 0)])
+def test_rates_and_latency_are_read_from_two_sizes(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(device: torch.device, tier: object, size_bytes: int) -> tuple[int, int]:
+        rates = (link.to_host_bytes_per_s, link.to_device_bytes_per_s)
+        out, back = (copy_ns(size_bytes, rate, link.latency_ns) for rate in rates)
+        return out, back
+
+    monkeypatch.setattr(measure, "_times", times)
+    found = measure_link(CPU, HostTier())
+    for size in (SMALL_BYTES, 10**6, LARGE_BYTES, 10**9):
+        for mine, theirs in (
+            (found.to_host_bytes_per_s, link.to_host_bytes_per_s),
+            (found.to_device_bytes_per_s, link.to_device_bytes_per_s),
+        ):
+            expected = copy_ns(size, theirs, link.latency_ns)
+            assert copy_ns(size, mine, found.latency_ns) == pytest.approx(expected, rel=1e-4, abs=2)
+
+
+def test_it_is_measured_once_per_tier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real, calls = measure._times, []
+
+    def counting(device: torch.device, tier: HostTier | DiskTier, size_bytes: int) -> tuple[int, int]:
+        calls.append((tier.name, size_bytes))
+        return real(device, tier, size_bytes)
+
+    monkeypatch.setattr(measure, "_times", counting)
+    for tier in (HostTier(), DiskTier(tmp_path)):
+        first = measure_link(CPU, tier)
+        assert measure_link(CPU, tier) == first
+        assert min(first.to_host_bytes_per_s, first.to_device_bytes_per_s) > 10**6
+    assert len(calls) == 4
+
+
+def test_solve_takes_a_rate_or_measures() -> None:
+    model, x = nn.Linear(4, 4), torch.randn(2, 4)
+    assert remat.solve(model, "100%", (x,), link="25GB/s", costs="roofline").problem.link == Link(
+        25 * 10**9, 25 * 10**9
+    )
+    assert remat.solve(model, "100%", (x,), costs="roofline").problem.link is None
+    measured = remat.solve(model, "100%", (x,), link="auto", costs="roofline").problem.link
+    assert measured == measure_link(CPU, HostTier())
+    with pytest.raises(InputError, match="not a rate"):
+        remat.solve(model, "100%", (x,), link="fast")
+
+
+def test_a_plan_that_moves_values_runs_without_a_stated_link() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(2, 4)
+    exported = remat.export(model, (x,), costs="roofline")
+    (value,) = exported.problem.ops[1].outputs
+    actions = list(remat.solve(model, "100%", (x,), costs="roofline").plan)
+    at = next(
+        i for i, a in enumerate(actions) if isinstance(a, Compute) and value in exported.problem.ops[a.op].outputs
+    )
+    plan = Plan([*actions[: at + 1], Offload(value), Free(value), Fetch(value), *actions[at + 1 :]])
+    net = remat.apply(exported, plan)
+    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    found = torch.autograd.grad(net(x).sum(), list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_device_that_nothing_is_moved_from_is_refused() -> None:
+    from remat.execute.offload.engines import make_transfers
+
+    with pytest.raises(ApplyError, match="offloading from meta is not supported"):
+        make_transfers(torch.device("meta"), HostTier(), {0: 1})
+    with pytest.raises(ApplyError, match="the tier disk is for the CPU"):
+        make_transfers(torch.device("cuda"), DiskTier(), {0: 1})

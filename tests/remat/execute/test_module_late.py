@@ -1,0 +1,161 @@
+"""A gradient that arrives through an output planned without one: planned is the loss, the user adds the logits."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import remat
+from tests.remat.modules import (
+    CASE,
+    WIDTH,
+    Plans,
+    batch,
+    different,
+    gradients_of,
+    loss_of,
+    recomputing,
+    state_of,
+    storing_all,
+)
+
+PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
+
+
+class LossAndLogits(nn.Module):
+    """Returns a scalar loss beside what it was made of, as transformers does; with dropout and batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.body = nn.Sequential(
+                *(
+                    m
+                    for _ in range(3)
+                    for m in (nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Dropout(0.3))
+                )
+            )
+            self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x)
+        logits = self.head(hidden)
+        return {"loss": functional.cross_entropy(logits, labels), "logits": logits, "hidden": hidden}
+
+
+def call() -> tuple[Tensor, Tensor]:
+    return batch(), torch.arange(64) % 5
+
+
+def everything(net: nn.Module, args: Any, use: Any) -> dict[str, Any]:
+    torch.manual_seed(6)
+    use(net(*args))
+    return gradients_of(net) | state_of(net) | {"generator": torch.get_rng_state(), "draw": torch.rand(3)}
+
+
+USES = {
+    "loss": lambda out: out["loss"].backward(),
+    "logits": lambda out: out["logits"].square().sum().backward(),
+    "sum": lambda out: (out["loss"] + out["logits"].mean() + out["hidden"].square().sum()).backward(),
+    "one after the other": lambda out: (out["loss"].backward(retain_graph=True), out["logits"].sum().backward()),
+    "late first": lambda out: (out["logits"].sum().backward(retain_graph=True), out["loss"].backward()),
+    "twice": lambda out: (out["hidden"].sum().backward(retain_graph=True), out["hidden"].sum().backward()),
+}
+
+
+@PLANS
+@pytest.mark.parametrize("use", USES)
+def test_late_gradients_are_eagers(plan: Plans, use: str) -> None:
+    net = plan(LossAndLogits(), call())
+    expected = everything(LossAndLogits(), call(), USES[use])
+    assert different(everything(net, call(), USES[use]), expected) == []
+
+
+@PLANS
+def test_late_gradients_of_an_earlier_forward(plan: Plans) -> None:
+    """Between the forward and the backward the generator and the statistics have moved on."""
+
+    def use(net: nn.Module) -> dict[str, Any]:
+        torch.manual_seed(6)
+        first = net(*call())
+        second = net(batch(1), call()[1])
+        (first["loss"] + first["logits"].sum()).backward()
+        second["hidden"].sum().backward()
+        return gradients_of(net) | state_of(net) | {"generator": torch.get_rng_state()}
+
+    assert different(use(plan(LossAndLogits(), call())), use(LossAndLogits())) == []
+
+
+@PLANS
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_transformers_loss_and_logits(name: str, plan: Plans) -> None:
+    found = []
+    for planned in (False, True):
+        model, args, kwargs = CASE[name].make()
+        net = plan(model, args, kwargs) if planned else model
+        torch.manual_seed(1)
+        loss_of(net(*args, **kwargs)).backward()
+        found.append(gradients_of(model) | {"generator": torch.get_rng_state()})
+    assert different(*found) == []
+
+
+def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    net = storing_all(LossAndLogits(), call())
+    with caplog.at_level(logging.WARNING, logger="remat"):
+        for _ in range(3):
+            net(*call())["logits"].sum().backward()
+    (record,) = [r for r in caplog.records if r.name == "remat"]
+    assert "differentiate='all'" in record.getMessage()
+
+
+def test_planned_for_all_outputs_no_gradient_is_late(caplog: pytest.LogCaptureFixture) -> None:
+    net = remat.solve(LossAndLogits(), "100%", call(), costs="roofline", differentiate="all")
+    expected = everything(LossAndLogits(), call(), USES["sum"])
+    with caplog.at_level(logging.WARNING, logger="remat"):
+        assert different(everything(net, call(), USES["sum"]), expected) == []
+    assert [r for r in caplog.records if r.name == "remat"] == []
+
+
+def test_a_late_gradient_after_a_change_in_place_raises() -> None:
+    net = storing_all(LossAndLogits(), call())
+    output = net(*call())
+    with torch.no_grad():
+        net.body[0].bias.add_(1.0)
+    with pytest.raises(remat.ApplyError, match="changed in place"):
+        output["logits"].sum().backward()
+
+
+class Centred(nn.Module):
+    """Reads a buffer that it updates: run again, it would read the new one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x)
+        y = torch.tanh(y - self.mean)
+        self.mean.mul_(0.9).add_(y.detach().mean(0), alpha=0.1)
+        return y.square().mean(), y
+
+
+def test_a_late_gradient_that_cannot_be_had_says_what_to_do() -> None:
+    net = storing_all(Centred(), (batch(),))
+    loss, _ = net(batch())
+    loss.backward()
+    _, y = net(batch())
+    with pytest.raises(remat.ApplyError, match="differentiate='all'"):
+        y.sum().backward()
+    net = remat.solve(Centred(), "100%", (batch(),), costs="roofline", differentiate="all")
+    expected = Centred()
+    expected.load_state_dict(net.state_dict())
+    for module in (net, expected):
+        module(batch())[1].sum().backward()
+    assert different(gradients_of(net), gradients_of(expected)) == []

@@ -1,0 +1,436 @@
+"""The user's training loop does not change: whatever is done with a planned module gives what the original gives."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import remat
+from remat_solvers.generate import random_plan
+from remat_solvers.schedule import store_all
+from tests.remat.modules import (
+    CASE,
+    WIDTH,
+    Plans,
+    batch,
+    different,
+    gradients_of,
+    layers,
+    left_behind,
+    recomputing,
+    solved,
+    state_of,
+    storing_all,
+    training_loss,
+)
+
+PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
+MODELS = pytest.mark.parametrize(
+    "name", ["sequential", "dropout", "batch-norm", "lstm-bidirectional-dropout", "resnet18", "gpt2"]
+)
+
+
+def three(loop: Callable[[nn.Module], Any]) -> list[dict[str, Any]]:
+    """What `loop` leaves behind: eager, by the store-all plan, by a plan that recomputes."""
+    found = []
+    for plan in (None, storing_all, recomputing):
+        model = layers()
+        net = model if plan is None else plan(model, (batch(),))
+        torch.manual_seed(3)
+        loop(net)
+        found.append(gradients_of(net) | state_of(net) | {"generator": torch.get_rng_state()})
+    return found
+
+
+def assert_three_equal(loop: Callable[[nn.Module], Any]) -> None:
+    eager, stored, recomputed = three(loop)
+    assert different(stored, eager) == []
+    assert different(recomputed, eager) == []
+    assert any(tensor.any() for name, tensor in eager.items() if name.endswith("weight"))
+
+
+@MODELS
+@PLANS
+def test_one_step_is_eagers(name: str, plan: Plans) -> None:
+    model, args, kwargs = CASE[name].make()
+    expected = left_behind(model, args, kwargs)
+    model, args, kwargs = CASE[name].make()
+    found = left_behind(plan(model, args, kwargs), args, kwargs)
+    assert different(found, expected) == []
+
+
+def test_two_forwards_before_backwards_in_order() -> None:
+    def loop(net: nn.Module) -> None:
+        losses = [training_loss(net(batch(seed))) for seed in (1, 2)]
+        for loss in losses:
+            loss.backward()
+
+    assert_three_equal(loop)
+
+
+def test_two_forwards_before_backwards_in_reverse() -> None:
+    def loop(net: nn.Module) -> None:
+        losses = [training_loss(net(batch(seed))) for seed in (1, 2)]
+        for loss in reversed(losses):
+            loss.backward()
+
+    assert_three_equal(loop)
+
+
+def test_interleaved_steps() -> None:
+    def loop(net: nn.Module) -> None:
+        first = training_loss(net(batch(1)))
+        second = training_loss(net(batch(2)))
+        first.backward()
+        third = training_loss(net(batch(3)))
+        second.backward()
+        third.backward()
+
+    assert_three_equal(loop)
+
+
+def test_one_backward_through_two_forwards() -> None:
+    found = []
+    for planned in (False, True):
+        model, x = layers(), batch().requires_grad_()
+        net = recomputing(model, (x,)) if planned else model
+        torch.manual_seed(4)
+        training_loss(net(net(x))).backward()
+        found.append({"input": x.grad} | gradients_of(net) | state_of(net))
+    assert different(*found) == []
+
+
+def test_accumulation_over_four_micro_batches() -> None:
+    def loop(net: nn.Module) -> None:
+        for seed in range(4):
+            (training_loss(net(batch(seed))) / 4).backward()
+
+    assert_three_equal(loop)
+
+
+def test_backward_twice_through_a_retained_graph() -> None:
+    def loop(net: nn.Module) -> None:
+        loss = training_loss(net(batch()))
+        loss.backward(retain_graph=True)
+        loss.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            loss.backward()
+
+    assert_three_equal(loop)
+
+
+def test_the_tape_of_a_recurrent_layer_is_retained() -> None:
+    model, args, kwargs = CASE["lstm-bidirectional-dropout"].make()
+    net = recomputing(model, args, kwargs)
+    loss, parameters = training_loss(net(*args, **kwargs)), list(model.parameters())
+    first, second = (torch.autograd.grad(loss, parameters, retain_graph=keep) for keep in (True, False))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_retained_graph_survives_another_step() -> None:
+    def loop(net: nn.Module) -> None:
+        kept = training_loss(net(batch(1)))
+        kept.backward(retain_graph=True)
+        training_loss(net(batch(2))).backward()
+        kept.backward()
+
+    assert_three_equal(loop)
+
+
+def test_gradients_by_autograd_grad() -> None:
+    def loop(net: nn.Module) -> None:
+        parameters = list(net.parameters())
+        found = torch.autograd.grad(training_loss(net(batch())), parameters)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient * 2
+
+    assert_three_equal(loop)
+
+
+def test_gradients_of_some_parameters_only() -> None:
+    def loop(net: nn.Module) -> None:
+        wanted = list(net.parameters())[:3]
+        training_loss(net(batch())).backward(inputs=wanted)
+        assert [p.grad is not None for p in net.parameters()] == [True] * 3 + [False] * (
+            len(list(net.parameters())) - 3
+        )
+
+    assert_three_equal(loop)
+
+
+def test_gradient_clipping() -> None:
+    def loop(net: nn.Module) -> None:
+        training_loss(net(batch())).backward()
+        assert torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5) > 0.5
+
+    assert_three_equal(loop)
+
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sequential", "batch-norm", "gpt2"])
+def test_twenty_steps(name: str, optimizer: str) -> None:
+    def train(plan: Plans | None) -> dict[str, Tensor]:
+        model, args, kwargs = CASE[name].make()
+        net = model if plan is None else plan(model, args, kwargs)
+        steps = OPTIMIZERS[optimizer](net.parameters())
+        torch.manual_seed(2)
+        for _ in range(20):
+            steps.zero_grad()
+            training_loss(net(*args, **kwargs)).backward()
+            steps.step()
+        return state_of(net)
+
+    eager, stored, recomputed = train(None), train(storing_all), train(recomputing)
+    assert different(recomputed, stored) == []
+    torch.testing.assert_close(recomputed, eager)
+    before = CASE[name].make()[0].state_dict()
+    assert set(different(eager, before)) >= {n for n, p in CASE[name].make()[0].named_parameters() if p.requires_grad}
+
+
+@PLANS
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_optimizer_made_before_or_after_the_plan(plan: Plans, before: bool) -> None:
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if before else None
+    net = plan(model, (batch(),))
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.1)
+    expected = layers()
+    for trained, steps in ((net, optimizer), (expected, torch.optim.SGD(expected.parameters(), lr=0.1))):
+        torch.manual_seed(5)
+        training_loss(trained(batch())).backward()
+        steps.step()
+    assert different(state_of(net), state_of(expected)) == []
+
+
+def test_hooks_on_parameters_change_gradients() -> None:
+    def loop(net: nn.Module) -> None:
+        for position, parameter in enumerate(net.parameters()):
+            parameter.register_hook(lambda gradient, scale=position + 2: gradient * scale)
+        training_loss(net(batch())).backward()
+
+    assert_three_equal(loop)
+
+
+def test_hooks_after_accumulation_run_once_per_backward() -> None:
+    def loop(net: nn.Module) -> None:
+        calls: list[int] = []
+
+        def update(parameter: Tensor) -> None:
+            calls.append(id(parameter))
+            with torch.no_grad():
+                parameter -= 0.1 * parameter.grad
+            parameter.grad = None
+
+        handles = [p.register_post_accumulate_grad_hook(update) for p in net.parameters()]
+        for seed in (1, 2):
+            training_loss(net(batch(seed))).backward()
+        assert sorted(calls) == sorted(2 * [id(p) for p in net.parameters()])
+        for handle in handles:
+            handle.remove()
+        training_loss(net(batch(3))).backward()
+
+    assert_three_equal(loop)
+
+
+def test_module_hooks_on_the_planned_module() -> None:
+    def loop(net: nn.Module) -> None:
+        seen: list[str] = []
+        net.register_forward_pre_hook(lambda module, args: seen.append("before"))
+        net.register_forward_hook(lambda module, args, output: output * 2)
+        net.register_full_backward_hook(lambda module, grad_input, grad_output: seen.append("gradient"))
+        training_loss(net(batch().requires_grad_())).backward()
+        assert seen == ["before", "gradient"]
+
+    eager = layers()
+    torch.manual_seed(3)
+    loop(eager)
+    net = recomputing(layers(), (batch().requires_grad_(),))
+    torch.manual_seed(3)
+    loop(net)
+    assert different(gradients_of(net), gradients_of(eager)) == []
+
+
+@PLANS
+def test_gradient_reaches_an_input_with_a_history(plan: Plans) -> None:
+    found = []
+    for planned in (False, True):
+        model, source = layers(), batch(1).requires_grad_()
+        net = plan(model, (source * 2,)) if planned else model
+        torch.manual_seed(4)
+        training_loss(net(source * 2)).backward()
+        found.append({"source": source.grad} | gradients_of(net))
+    assert different(*found) == []
+
+
+@PLANS
+def test_a_parameter_replaced_later_is_read_live(plan: Plans) -> None:
+    net = plan(layers(), (batch(),))
+    expected = layers()
+    for model in (net, expected):
+        model[2][0].weight = nn.Parameter(torch.full((WIDTH, WIDTH), 0.25).tril())
+    assert different(left_behind(net, (batch(),)), left_behind(expected, (batch(),))) == []
+    assert net[2][0].weight.grad is not None
+    assert dict(net.named_parameters())["2.0.weight"] is net.original[2][0].weight
+
+
+@PLANS
+def test_contents_changed_through_data_are_read_live(plan: Plans) -> None:
+    net = plan(layers(), (batch(),))
+    expected = layers()
+    for model in (net, expected):
+        model[0][0].weight.data = model[0][0].weight.data * 3
+        model[1][1].running_mean = torch.ones(WIDTH)
+    assert different(left_behind(net, (batch(),)), left_behind(expected, (batch(),))) == []
+
+
+class Squashed(nn.Module):
+    """Ends in tanh, whose backward reads the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.out(torch.relu(self.linear(x))))
+
+
+@pytest.mark.parametrize("change", ["output", "parameter", "input"])
+@pytest.mark.parametrize("plan", [None, storing_all], ids=["eager", "store-all"])
+def test_in_place_changes_before_the_backward_raise(change: str, plan: Plans | None) -> None:
+    model, x = Squashed(), batch()
+    net = model if plan is None else plan(model, (x,))
+    y = net(x)
+    with torch.no_grad():
+        {"output": y, "parameter": model.out.weight, "input": x}[change].add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_what_a_recomputation_reads_must_not_change() -> None:
+    """A bias is not needed by eager's backward, but by a recomputation: changed, it would give other activations."""
+    model = Squashed()
+    exported = remat.export(model, (batch(),), costs="roofline")
+    right = 0
+    plans = [store_all(exported.problem), *(random_plan(exported.problem, seed) for seed in range(5))]
+    for plan in plans:
+        net = remat.apply(exported, plan)
+        expected = torch.autograd.grad(net(batch()).sum(), list(model.parameters()))
+        y = net(batch())
+        with torch.no_grad():
+            model.linear.bias.add_(1.0)
+        with contextlib.suppress(RuntimeError):  # refused, or right
+            found = torch.autograd.grad(y.sum(), list(model.parameters()))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            right += 1
+    assert 0 < right < len(plans)
+
+
+@PLANS
+def test_an_output_changed_in_place_where_eager_allows_it(plan: Plans) -> None:
+    found = []
+    for planned in (False, True):
+        model = nn.Sequential(
+            nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3)
+        )
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.linspace(-1, 1, p.numel()).view(p.shape))
+        net = plan(model, (batch(),)) if planned else model
+        y = net(batch())
+        y.mul_(2.0)
+        y.sum().backward()
+        found.append(gradients_of(model))
+    assert different(*found) == []
+
+
+@PLANS
+def test_a_second_derivative_is_refused(plan: Plans) -> None:
+    x = batch().requires_grad_()
+    net = plan(layers(), (x,))
+    with pytest.raises(remat.ApplyError, match="create_graph"):
+        torch.autograd.grad(training_loss(net(x)), x, create_graph=True)
+
+
+@PLANS
+def test_two_threads(plan: Plans) -> None:
+    """Without dropout: the generator is one for all threads, in eager too."""
+    model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(WIDTH, WIDTH), nn.GELU())))
+    net = plan(model, (batch(),))
+    parameters = list(model.parameters())
+    expected = [torch.autograd.grad(training_loss(model(batch(seed))), parameters) for seed in range(2)]
+    wrong: list[Any] = []
+
+    def work(seed: int) -> None:
+        for _ in range(30):
+            try:
+                found = torch.autograd.grad(training_loss(net(batch(seed))), parameters)
+            except Exception as error:
+                wrong.append(error)
+            else:
+                wrong.extend(1 for a, b in zip(found, expected[seed], strict=True) if not torch.equal(a, b))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_backward_in_another_thread() -> None:
+    def loop(net: nn.Module) -> None:
+        loss = training_loss(net(batch()))
+        thread = threading.Thread(target=loss.backward)
+        thread.start()
+        thread.join()
+
+    assert_three_equal(loop)
+
+
+def test_a_solved_plan_trains_as_eager_does() -> None:
+    net = solved(layers(), (batch(rows=4096),), "70%")
+    assert net.result.peak_bytes <= net.result.budget_bytes < net.result.store_all_peak_bytes
+    expected = left_behind(layers(), (batch(rows=4096),))
+    assert different(left_behind(net, (batch(rows=4096),)), expected) == []
+
+
+@PLANS
+def test_inside_the_users_checkpoint(plan: Plans) -> None:
+    found = []
+    for planned in (False, True):
+        model, x = layers(), batch().requires_grad_()
+        net = plan(model, (x,)) if planned else model
+        torch.manual_seed(4)
+        training_loss(checkpoint(net, x, use_reentrant=False) if planned else net(x)).backward()
+        found.append({"input": x.grad} | gradients_of(net))
+    assert different(*found) == []
+
+
+@PLANS
+def test_with_parameters_given_from_outside(plan: Plans) -> None:
+    """`torch.func.functional_call` swaps them in for one call."""
+    model = layers()
+    net = plan(model, (batch(),))
+    given = {name: (2 * p).detach().requires_grad_() for name, p in net.named_parameters()}
+    torch.manual_seed(4)
+    ours = torch.autograd.grad(training_loss(torch.func.functional_call(net, given, (batch(),))), list(given.values()))
+    expected = layers()
+    expected.load_state_dict(dict(given), strict=False)
+    torch.manual_seed(4)
+    training_loss(expected(batch())).backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(ours, expected.parameters(), strict=True))
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,93 @@
+"""The table of models itself: every case is the same at each call, leaves the generator alone, and trains."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from examples.zoo import densenet, mobilenet, resnet
+from tests.remat.models.table import CASES, ZOO, Case, Made, loss_of, step, tensors
+
+FACTORIES = {case.factory.func.__name__: case.factory.func for case in ZOO if isinstance(case.factory, partial)}
+
+PUBLISHED_PARAMETERS = {
+    # The counts in torchvision's model tables, for 1000 classes.
+    resnet.resnet18: 11_689_512,
+    resnet.resnet50: 25_557_032,
+    densenet.densenet121: 7_978_856,
+    mobilenet.mobilenet: 3_504_872,
+}
+
+
+def state(made: Made) -> dict[str, torch.Tensor]:
+    model, args, kwargs = made
+    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    named = {f"input {position}": leaf for position, leaf in enumerate(leaves)}
+    return {name: tensor.detach().clone() for name, tensor in (model.state_dict() | named).items()}
+
+
+def gradients(made: Made) -> dict[str, torch.Tensor]:
+    model, args, kwargs = made
+    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    found = dict(model.named_parameters()) | {f"input {position}": leaf for position, leaf in enumerate(inputs)}
+    return {name: tensor.grad for name, tensor in found.items() if tensor.grad is not None}
+
+
+def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_names_are_unique() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case_is_repeatable_and_trains(case: Case) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = case.make()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    second = case.make()
+    assert_equal(state(first), state(second))
+
+    outputs = step(case, first), step(case, second)
+    assert_equal(*({str(i): t for i, t in enumerate(tensors(output))} for output in outputs))
+    assert_equal(state(first), state(second))
+    found = gradients(first)
+    assert_equal(found, gradients(second))
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert any(gradient.any() for gradient in found.values())
+
+    trained = {name for name, parameter in first[0].named_parameters() if parameter.requires_grad}
+    missing = trained - found.keys()
+    assert missing == ({"spare.weight", "spare.bias"} if case.name == "unused-parameter" else set())
+
+
+@pytest.mark.parametrize(
+    ("factory", "count"), PUBLISHED_PARAMETERS.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+def test_published_parameter_count(factory: Any, count: int) -> None:
+    assert sum(parameter.numel() for parameter in factory()[0].parameters()) == count
+
+
+@pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+def test_zoo_defaults_seed_themselves(factory: Any) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (state((*made, {})[:3]) for made in (factory(), factory(), factory(seed=1)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_equal(first, again)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
+def test_zoo_defaults_train(factory: Any) -> None:
+    model, args, kwargs = (*factory(), {})[:3]
+    torch.manual_seed(1)
+    loss_of(model(*args, **kwargs)).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

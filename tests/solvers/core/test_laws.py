@@ -1,0 +1,273 @@
+"""What must hold between methods and between questions, because one model includes the other.
+
+Methods are asked directly, not through `solve`, which would settle some of this for all of them alike. Laws that the
+tests of one method have: mixed states lie between internal and hidden ones (test_gruslys), storing hidden states is
+rotor's recurrence with states saved at leaves only (test_rotor) and revolve's closed form (test_revolve), plans replay
+in one validator (test_solvers).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers.bounds import peak_bound_bytes
+from remat_solvers.generate import chain, random_chain, random_layered, training_graph
+from remat_solvers.plan import Compute
+from remat_solvers.problem import Problem
+from remat_solvers.recompute.brute_force.solver import best_sequence
+from remat_solvers.recompute.checkmate.program import Model
+from remat_solvers.recompute.chen import Chen
+from remat_solvers.recompute.dtr import DTR
+from remat_solvers.recompute.kusumoto.lower_sets import ancestor_sets, forward_graph
+from remat_solvers.recompute.kusumoto.program import STRATEGIES, Program
+from remat_solvers.recompute.kusumoto.solver import canonical_sequence
+from remat_solvers.recompute.moccasin import Moccasin
+from remat_solvers.recompute.rotor import Rotor
+from remat_solvers.registry import ENTRIES, Solver, create
+from remat_solvers.result import Limits, Outcome
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.programs.pulp_backend import run
+from remat_solvers.validate import validate
+
+SEEDS = st.integers(0, 10**6)
+SHARES = st.floats(0, 1, exclude_max=True)
+CHAIN_METHODS = ("chen", "gruslys", "kusumoto", "revolve", "rotor")
+BY_BUDGET = (*CHAIN_METHODS, "belady", "brute-force", "capuchin", "checkmate", "dtr", "moccasin", "rockmate")
+ALL = tuple(e.name for e in ENTRIES if e.name not in ("auto", "store-all"))
+
+
+def ask(method: str | Solver, problem: Problem, budget_bytes: int) -> Outcome:
+    """The method's own answer, with a valid plan or none."""
+    solver = create(method) if isinstance(method, str) else method
+    outcome = solver.solve(problem, budget_bytes, limits=Limits(None), on_progress=None, seed=0)
+    assert outcome.plan is None or validate(problem, outcome.plan, budget_bytes) == []
+    return outcome
+
+
+def time_of(method: str | Solver, problem: Problem, budget_bytes: int) -> float:
+    """The time of its plan; inf where it has none."""
+    plan = ask(method, problem, budget_bytes).plan
+    return inf if plan is None else simulate(problem, plan).time_ns
+
+
+def small(n: int, seed: int) -> Problem:
+    """Chains, training steps on DAGs, and layered forward graphs in turn; few enough ops for the exact methods."""
+    makers = (lambda: random_chain(n, seed), lambda: training_graph(min(n, 4), seed), lambda: random_layered(n, seed))
+    return makers[seed % 3]()
+
+
+def budgets(problem: Problem, share: float) -> tuple[int, int]:
+    """What no plan is below, and a budget that is not enough for the unmodified step, where there is one."""
+    floor, unmodified = max(1, peak_bound_bytes(problem)), simulate(problem, store_all(problem)).peak_bytes
+    return floor, max(floor, floor + int(share * (unmodified - floor)))
+
+
+def relaxation(problem: Problem, budget_bytes: int) -> float:
+    """The bound that the linear relaxation of Checkmate's program proves, all rows of it; inf: it has no point."""
+    model = Model(problem, budget_bytes, moments=False)
+    for stage in range(model.stages):
+        model.add_inside(stage)
+    bound_ns = model.bound_ns(run(model.program, "highs", seconds=None, relaxed=True))
+    return inf if bound_ns is None else bound_ns
+
+
+def chains(count: int) -> Iterator[tuple[Problem, int]]:
+    """Small chains of unequal layers, each with a budget that needs recomputation."""
+    for seed in range(count):
+        rng = random.Random(seed)
+        problem = random_chain(rng.randint(2, 6), seed)
+        _, budget_bytes = budgets(problem, rng.random())
+        if budget_bytes < simulate(problem, store_all(problem)).peak_bytes:
+            yield problem, budget_bytes
+
+
+def test_relaxation_program_and_every_other_method_on_chains() -> None:
+    """Relaxation <= Checkmate's program = the exhaustive optimum <= every method.
+
+    On chains nothing is gained by running an op twice between two first runs, which is all that Checkmate cannot do."""
+    compared = 0
+    for problem, budget_bytes in chains(40):
+        sequence = best_sequence(problem, budget_bytes)
+        best = inf if sequence is None else sum(problem.ops[op].time_ns for op in sequence)
+        assert relaxation(problem, budget_bytes) <= best
+        assert time_of("checkmate", problem, budget_bytes) == best
+        for method in ALL:
+            assert time_of(method, problem, budget_bytes) >= best
+        compared += best < inf
+    assert compared > 25
+
+
+def timed_chain(n: int, seed: int) -> Problem:
+    """A chain in rotor's own terms: every backward op reads the state before its layer, states are of one size."""
+    rng = random.Random(seed)
+    problem = chain(n, size_bytes=rng.choice((1, 2, 5)))
+    workspace = {op: rng.choice((0, 0, 1, 4)) for op in problem.forward_ops}
+    ops = [
+        replace(op, time_ns=rng.randint(1, 9), workspace_bytes=workspace.get(i, 0)) for i, op in enumerate(problem.ops)
+    ]
+    return replace(problem, ops=tuple(ops))
+
+
+@given(n=st.integers(2, 16), seed=SEEDS, share=SHARES)
+@settings(max_examples=60, deadline=None)
+def test_rotor_is_never_slower_than_segments_snapshots_or_states(n: int, seed: int, share: float) -> None:
+    """It includes every schedule that keeps what it stores until its backward, Chen's best segmentation among them.
+
+    Where memory means the same to both. On chains at large it does not, and the law does not hold there: rotor cuts
+    only where states are smallest; it keeps all that the backward of a layer reads or nothing of it, Chen's cuts some
+    of it; and it counts the state before a stage until the whole backward of the stage is through, the replay until
+    its last reader is."""
+    problem = timed_chain(n, seed)
+    _, budget_bytes = budgets(problem, share)
+    rotor = time_of(Rotor(slots=1000), problem, budget_bytes)
+    for method in (Chen(on_demand=False, keep_last=False), Chen(), *CHAIN_METHODS):
+        assert rotor <= time_of(method, problem, budget_bytes)
+
+
+def test_rotor_asks_for_the_workspace_of_what_it_runs_only() -> None:
+    """Of four layers, the second is run again for the third's backward, which reads its output; the third, whose
+    workspace would be too much then, is not. That is the optimum in 7 bytes."""
+    plain = chain(4)
+    costs = [(9, 0), (2, 1), (5, 4), (1, 4), (6, 1), (7, 1), (9, 0), (7, 0)]
+    ops = [replace(op, time_ns=t, workspace_bytes=w) for op, (t, w) in zip(plain.ops, costs, strict=True)]
+    problem = replace(plain, ops=tuple(ops))
+    assert time_of("rotor", problem, 7) == time_of("brute-force", problem, 7) == 46 + 2
+
+
+@pytest.mark.parametrize("n", [3, 5, 7])
+def test_on_a_uniform_chain_keeping_what_is_stored_costs_nothing(n: int) -> None:
+    """rotor = Checkmate = the exhaustive optimum at every budget."""
+    problem = chain(n)
+    for budget_bytes in range(3, n + 1):
+        sequence = best_sequence(problem, budget_bytes)
+        assert sequence is not None
+        best = sum(problem.ops[op].time_ns for op in sequence)
+        assert [time_of(m, problem, budget_bytes) for m in ("rotor", "checkmate")] == [best, best]
+
+
+@given(n=st.integers(2, 6), seed=SEEDS)
+@settings(max_examples=12, deadline=None)
+def test_time_and_bounds_fall_with_the_budget(n: int, seed: int) -> None:
+    """Of Checkmate's program, its relaxation, the bound it proves for all plans, and the exhaustive optimum."""
+    problem = small(n, seed)
+    rows: list[tuple[float, ...]] = []
+    for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        _, budget_bytes = budgets(problem, share)
+        checkmate = ask("checkmate", problem, budget_bytes)
+        time_ns = inf if checkmate.plan is None else simulate(problem, checkmate.plan).time_ns
+        bound_ns = inf if checkmate.plan is None or checkmate.bound_ns is None else checkmate.bound_ns
+        best = time_of("brute-force", problem, budget_bytes)
+        below = relaxation(problem, budget_bytes)
+        rows.append((time_ns, bound_ns, best, below))
+        assert below <= time_ns
+        assert best <= time_ns
+        assert bound_ns <= best or time_ns == inf
+    for less, more in pairwise(rows):
+        assert all(a >= b for a, b in zip(less, more, strict=True))
+    assert set(rows[-1]) == {sum(op.time_ns for op in problem.ops)}
+
+
+@given(n=st.integers(2, 5), seed=SEEDS, share=SHARES)
+@settings(max_examples=12, deadline=None)
+def test_moccasin_reaches_checkmate_with_the_runs_that_its_plan_takes(n: int, seed: int, share: float) -> None:
+    """Its time falls with C, down to that of Checkmate's program when C covers one of the latter's optima."""
+    problem = small(n, seed)
+    _, budget_bytes = budgets(problem, share)
+    plan = ask("checkmate", problem, budget_bytes).plan
+    if plan is None:
+        assert time_of(Moccasin(3), problem, budget_bytes) == inf
+        return
+    runs = Counter(action.op for action in plan if isinstance(action, Compute))
+    enough = max(runs.values())
+    times = [time_of(Moccasin(c), problem, budget_bytes) for c in range(1, enough + 2)]
+    assert times == sorted(times, reverse=True)
+    assert times[-2:] == [simulate(problem, plan).time_ns] * 2
+
+
+@pytest.mark.parametrize("method", [m for m in BY_BUDGET if m != "revolve"])
+@given(n=st.integers(1, 6), seed=SEEDS)
+@settings(max_examples=12, deadline=None)
+def test_with_all_the_memory_every_op_runs_once(method: str, n: int, seed: int) -> None:
+    """Not of methods that drop the same values whatever the budget (selective, segments, superneurons), nor of revolve,
+    which stores no internal state and so runs every step but the last again."""
+    problem = random_chain(n, seed) if seed % 2 else training_graph(n, seed)
+    unmodified = simulate(problem, store_all(problem))
+    assert time_of(method, problem, max(1, unmodified.peak_bytes)) == sum(op.time_ns for op in problem.ops)
+
+
+@pytest.mark.parametrize("method", ALL)
+@given(n=st.integers(1, 5), seed=SEEDS)
+@settings(max_examples=12, deadline=None)
+def test_below_the_largest_working_set_no_method_has_a_plan(method: str, n: int, seed: int) -> None:
+    problem = small(n, seed)
+    floor, _ = budgets(problem, 0)
+    if floor > 1:
+        assert ask(method, problem, floor - 1).plan is None
+
+
+@pytest.mark.parametrize("method", ALL)
+@given(n=st.integers(1, 5), seed=SEEDS, share=SHARES, more=st.integers(1, 10**4))
+@settings(max_examples=10, deadline=None)
+def test_bytes_in_use_elsewhere_move_the_budget(method: str, n: int, seed: int, share: float, more: int) -> None:
+    """A reserve that is larger by as much as the budget changes nothing."""
+    problem = small(n, seed)
+    _, budget_bytes = budgets(problem, share)
+    reserved = replace(problem, reserve_bytes=problem.reserve_bytes + more)
+    assert ask(method, reserved, budget_bytes + more).plan == ask(method, problem, budget_bytes).plan
+
+
+@pytest.mark.parametrize("method", ["brute-force", "checkmate"])
+@given(n=st.integers(1, 5), seed=SEEDS, share=SHARES, k=st.integers(2, 1000))
+@settings(max_examples=8, deadline=None)
+def test_units_do_not_matter(method: str, n: int, seed: int, share: float, k: int) -> None:
+    """k times the bytes and the budget, the same time; k times the times, k times the time."""
+    problem = small(n, seed)
+    _, budget_bytes = budgets(problem, share)
+    known = time_of(method, problem, budget_bytes)
+    larger = replace(
+        problem,
+        values=tuple(replace(v, bytes=k * v.bytes) for v in problem.values),
+        ops=tuple(replace(op, workspace_bytes=k * op.workspace_bytes) for op in problem.ops),
+        reserve_bytes=k * problem.reserve_bytes,
+    )
+    assert time_of(method, larger, k * budget_bytes + k - 1) == known
+    slower = replace(problem, ops=tuple(replace(op, time_ns=k * op.time_ns) for op in problem.ops))
+    assert time_of(method, slower, budget_bytes) == k * known
+
+
+def test_where_more_memory_may_cost_time_or_take_less_of_it() -> None:
+    """What is not monotone, and no method may rely on: DTR's time in the budget; and after liveness analysis the peak
+    of Kusumoto's schedules in B, nor is the one of largest overhead always the smaller."""
+    slower = falls = larger = 0
+    for seed in range(30):
+        problem = random_chain(8, seed)
+        unmodified = simulate(problem, store_all(problem)).peak_bytes
+        times = [time_of(DTR("h_eq", "eager"), problem, b) for b in range(unmodified // 2, unmodified)]
+        slower += sum(less < more < inf for less, more in pairwise(times))
+        problem = training_graph(8, seed)
+        graph = forward_graph(problem)
+        program = Program(graph, ancestor_sets(graph), keep_last=True)
+        least, most = program.least_limit(), program.most_limit()
+        peaks: dict[str, list[int]] = {strategy: [] for strategy in STRATEGIES}
+        for limit in range(least, most, max(1, (most - least) // 12)):
+            for strategy in STRATEGIES:
+                chosen = program.sequence(program.table(limit), limit, strategy)
+                assert chosen is not None
+                sequence = canonical_sequence(problem, graph, chosen, keep_last=True)
+                peaks[strategy].append(simulate(problem, plan_from_sequence(problem, sequence)).peak_bytes)
+        fast, frugal = (peaks[strategy] for strategy in STRATEGIES)
+        falls += sum(more < less for less, more in pairwise(fast))
+        larger += sum(a < b for a, b in zip(fast, frugal, strict=True))
+    assert slower
+    assert falls
+    assert larger

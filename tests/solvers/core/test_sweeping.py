@@ -1,0 +1,356 @@
+"""The curve of time against peak: monotone whatever the solver, settled with all that is known, written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers import formats
+from remat_solvers.bounds import peak_bound
+from remat_solvers.errors import BudgetError, FormatError, InputError
+from remat_solvers.generate import adversarial, chain, training_graph
+from remat_solvers.optimal.forcing import forcing
+from remat_solvers.pareto import Point, Sweep
+from remat_solvers.plan import Compute, Free, Plan
+from remat_solvers.problem import Op, Problem, Value
+from remat_solvers.recompute.brute_force.solver import best_sequence
+from remat_solvers.recompute.gruslys import Gruslys
+from remat_solvers.result import Limits, Order, Outcome, Progress, Status, Stopped
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.sweeping import sweep
+from remat_solvers.validate import validate
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+CHAIN = chain(50)
+STEP_NS = 150
+# The best of 50 uniform layers (store-all keeps 51 bytes): extra forwards at so many slots, by Gruslys' optimum, as in
+# the table of known answers of an earlier study.
+EXTRA = {6: 95, 8: 65, 12: 39, 20: 31}
+
+
+def check(problem: Problem, curve: Sweep) -> None:
+    """Every law that a sweep keeps, whatever the solver."""
+    unmodified = simulate(problem, store_all(problem))
+    assert (curve.store_all_peak_bytes, curve.store_all_time_ns) == (unmodified.peak_bytes, unmodified.time_ns)
+    for point in curve.points:
+        if point.plan is None:
+            assert point.status not in (Status.OPTIMAL, Status.FEASIBLE)
+            assert point.reason
+            continue
+        assert validate(problem, point.plan, point.budget_bytes) == []
+        timeline = simulate(problem, point.plan)
+        assert (timeline.peak_bytes, timeline.time_ns) == (point.peak_bytes, point.time_ns)
+        assert curve.smallest_peak_bytes <= timeline.peak_bytes
+        assert curve.peak_bound_bytes <= timeline.peak_bytes
+        if point.bound_ns is not None:
+            assert point.bound_ns <= timeline.time_ns
+            assert (point.status is Status.OPTIMAL) == (point.bound_ns == timeline.time_ns)
+    for below, above in pairwise(curve.points):
+        assert below.budget_bytes < above.budget_bytes
+        if below.time_ns is not None:
+            assert above.time_ns is not None
+            assert above.time_ns <= below.time_ns
+        if below.order is above.order and above.bound_ns is not None:
+            assert below.bound_ns is not None
+            assert below.bound_ns >= above.bound_ns
+
+
+@given(n=st.integers(1, 5), seed=st.integers(0, 10**6), points=st.integers(2, 7))
+@settings(max_examples=25, deadline=None)
+def test_the_laws_hold_for_a_heuristic(n: int, seed: int, points: int) -> None:
+    for problem in (training_graph(n, seed), adversarial(seed)):
+        curve = sweep(problem, points=points, solver="dtr", limits=Limits(None))
+        check(problem, curve)
+        assert 1 <= len(curve.points) <= points
+        assert curve.points[-1].budget_bytes == max(1, curve.store_all_peak_bytes)
+
+
+@pytest.mark.parametrize("name", ["chain50", "unet"])
+def test_the_laws_hold_for_auto_on_the_corpus(name: str) -> None:
+    problem = formats.load_problem(CORPUS / f"{name}.json")
+    curve = sweep(problem, points=6, limits=Limits(2.0))
+    check(problem, curve)
+    assert curve.points[-1].overhead == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_point_of_an_exact_method_is_on_the_exact_curve(seed: int) -> None:
+    problem = training_graph(3, seed)
+    top, floor = simulate(problem, store_all(problem)).peak_bytes, peak_bound(problem).bytes
+    budgets = sorted({max(1, floor + (top - floor) * i // 4) for i in range(5)})
+    curve = sweep(problem, budgets=budgets, solver="brute-force", limits=Limits(None))
+    check(problem, curve)
+    assert [p.budget_bytes for p in curve.points] == budgets
+    for point in curve.points:
+        best = best_sequence(problem, point.budget_bytes)
+        assert point.time_ns == (None if best is None else sum(problem.ops[op].time_ns for op in best))
+
+
+def test_a_uniform_chain() -> None:
+    curve = sweep(CHAIN, budgets=tuple(EXTRA), solver="gruslys")
+    assert {p.budget_bytes: (p.time_ns or 0) - STEP_NS for p in curve.points} == EXTRA
+
+
+def test_chosen_points_run_from_the_smallest_peak_to_store_all_and_close_up_where_the_curve_bends() -> None:
+    curve = sweep(CHAIN, points=9, solver="gruslys")
+    check(CHAIN, curve)
+    budgets = [p.budget_bytes for p in curve.points]
+    assert len(budgets) == 9
+    assert (budgets[0], budgets[-1]) == (3, 51)  # three values are at work in every backward
+    widths = [after - before for before, after in pairwise(budgets)]
+    assert min(widths[:2]) < max(widths[-2:])
+
+
+def test_a_budget_below_the_floor_is_infeasible_with_the_floors_reason_and_so_is_what_is_smaller() -> None:
+    curve = sweep(CHAIN, budgets=(2, 1, 12), solver="gruslys")
+    check(CHAIN, curve)
+    assert [p.status for p in curve.points] == [Status.INFEASIBLE, Status.INFEASIBLE, Status.FEASIBLE]
+    assert curve.points[1].reason == f"every plan needs {forcing(CHAIN)}"
+    assert curve.points[0].reason == curve.points[1].reason
+    assert curve.points[0].seconds == 0
+
+
+# ---------------------------------------------------------------- what solvers say, put together
+
+
+@dataclass(frozen=True)
+class Told:
+    """Answers as it was told to, by budget; keeps what it was asked."""
+
+    outcomes: dict[int, Outcome]
+    starts: tuple[Plan, ...] = ()
+    asked: list[tuple[int, tuple[Plan, ...]]] = field(default_factory=list)
+    name: ClassVar[str] = "told"
+    version: ClassVar[str] = "1"
+
+    def solve(self, problem: Problem, budget_bytes: int, **options: Any) -> Outcome:
+        self.asked.append((budget_bytes, self.starts))
+        return self.outcomes[budget_bytes]
+
+
+def plan_of(budget: int) -> Plan:
+    plan = Gruslys().solve(CHAIN, budget, limits=Limits(None), on_progress=None, seed=0).plan
+    assert plan is not None
+    return plan
+
+
+def found(budget: int, bound_ns: int | None = None, order: Order = Order.GIVEN) -> Outcome:
+    return Outcome(Status.FEASIBLE, plan_of(budget), bound_ns=bound_ns, order=order)
+
+
+MISSED = Outcome(Status.NOT_FOUND, reason="told not to")
+
+
+def by_budget(curve: Sweep) -> dict[int, Point]:
+    check(CHAIN, curve)
+    return {point.budget_bytes: point for point in curve.points}
+
+
+def test_a_plan_goes_up_to_larger_budgets_also_where_the_solver_found_none() -> None:
+    solver = Told({40: MISSED, 30: found(8), 20: found(20)})
+    points = by_budget(sweep(CHAIN, budgets=(40, 30, 20), solver=solver))
+    assert [points[b].time_ns for b in (40, 30, 20)] == [STEP_NS + 31] * 3
+    assert points[40].status is Status.FEASIBLE
+
+
+def test_a_plan_found_for_a_larger_budget_fits_every_one_above_its_peak() -> None:
+    solver = Told({40: found(12), 20: MISSED, 10: MISSED})
+    points = by_budget(sweep(CHAIN, budgets=(40, 20, 10), solver=solver))
+    assert [points[b].time_ns for b in (40, 20, 10)] == [STEP_NS + 39, STEP_NS + 39, None]
+    assert points[10].status is Status.NOT_FOUND
+
+
+def test_a_bound_goes_down_to_smaller_budgets() -> None:
+    solver = Told({20: found(20, STEP_NS + 31), 12: found(12, STEP_NS + 7), 8: found(8)})
+    points = by_budget(sweep(CHAIN, budgets=(20, 12, 8), solver=solver))
+    assert [points[b].bound_ns for b in (20, 12, 8)] == [STEP_NS + 31] * 3
+    assert [points[b].order for b in (20, 12, 8)] == [Order.GIVEN] * 3
+    assert points[20].status is Status.OPTIMAL
+    assert points[8].gap == (65 - 31) / STEP_NS
+
+
+def test_where_plan_and_bound_for_every_order_meet_the_solver_is_not_asked() -> None:
+    solver = Told({30: found(20, STEP_NS + 31, Order.FREE)})
+    points = by_budget(sweep(CHAIN, budgets=(30, 25), solver=solver))
+    assert [budget for budget, _ in solver.asked] == [30]
+    assert (points[25].status, points[25].seconds) == (Status.OPTIMAL, 0)
+
+
+def test_where_they_meet_for_the_given_order_only_it_is() -> None:
+    solver = Told({30: found(20, STEP_NS + 31), 25: found(20)})
+    points = by_budget(sweep(CHAIN, budgets=(30, 25), solver=solver))
+    assert [budget for budget, _ in solver.asked] == [30, 25]
+    assert points[25].status is Status.OPTIMAL
+
+
+def test_a_bound_for_the_given_order_says_nothing_of_a_plan_that_moves_first_computations() -> None:
+    """Two large values, each reduced to a small one: made one after the other, they need not be there together."""
+    sizes = (10, 10, 1, 1)
+    reads: tuple[tuple[int, ...], ...] = ((), (), (0,), (1,))
+    problem = Problem(
+        name="two",
+        ops=tuple(Op(f"op{i}", "forward", read, (i,), time_ns=1) for i, read in enumerate(reads)),
+        values=tuple(Value(f"v{i}", size, "activation") for i, size in enumerate(sizes)),
+        results=(2, 3),
+    )
+    moved = Plan((Compute(0), Compute(2), Free(0), Compute(1), Compute(3), Free(1)))
+    solver = Told({15: Outcome(Status.FEASIBLE, moved, bound_ns=6, order=Order.GIVEN)})  # in order, op 0 runs twice
+    (point,) = sweep(problem, budgets=(15,), solver=solver).points
+    assert (point.time_ns, point.bound_ns, point.order, point.gap) == (4, None, None, None)
+
+
+def test_claims_that_contradict_each_other_are_bugs() -> None:
+    bound = Told({20: found(20), 30: found(12, STEP_NS + 39)})
+    with pytest.raises(AssertionError, match="told: a bound of 189 ns above a plan's 181 ns"):
+        sweep(CHAIN, budgets=(20, 30), solver=bound)
+    floor = Told({30: MISSED, 20: found(8), 12: Outcome(Status.INFEASIBLE)})
+    with pytest.raises(AssertionError, match="told: infeasible at 12 bytes, where there is a plan"):
+        sweep(CHAIN, budgets=(30, 20, 12), solver=floor)
+
+
+def test_the_solver_starts_from_the_plans_on_both_sides_and_from_the_smallest() -> None:
+    outcomes = {b: found(b) for b in range(3, 51)} | {51: Outcome(Status.FEASIBLE, store_all(CHAIN))}
+    solver = Told(outcomes, starts=(plan_of(5),))
+    curve = sweep(CHAIN, points=7, solver=solver, limits=Limits(5))
+    budgets = [budget for budget, _ in solver.asked]
+    assert sorted([*budgets, 51]) == [point.budget_bytes for point in curve.points]
+    for i, (budget, starts) in enumerate(solver.asked):
+        known = [51, *budgets[:i]]
+        below, above = [b for b in known if b < budget], [b for b in known if b > budget]
+        nearest = [outcomes[b].plan for b in (*sorted(below)[-1:], min(above))]
+        assert starts[:-1] == (plan_of(5), *nearest)
+        assert simulate(CHAIN, starts[-1]).peak_bytes == budgets[2] == 3  # of a range in three steps the last
+
+
+# ---------------------------------------------------------------- limits
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """Gruslys' method, until Ctrl-C at one budget."""
+
+    at: int
+    hands_back: bool
+    name: ClassVar[str] = "interrupted"
+    version: ClassVar[str] = "1"
+
+    def solve(self, problem: Problem, budget_bytes: int, **options: Any) -> Outcome:
+        if budget_bytes == self.at and not self.hands_back:
+            raise KeyboardInterrupt
+        outcome = Gruslys().solve(problem, budget_bytes, **options)
+        return replace(outcome, stopped=Stopped.INTERRUPT) if budget_bytes == self.at else outcome
+
+
+@pytest.mark.parametrize("hands_back", [False, True])
+def test_ctrl_c_hands_back_the_points_so_far(hands_back: bool) -> None:
+    curve = sweep(CHAIN, budgets=(8, 20, 12), solver=Interrupted(12, hands_back))
+    points = by_budget(curve)
+    assert curve.stopped is Stopped.INTERRUPT
+    assert points[20].time_ns == STEP_NS + 31
+    assert points[12].time_ns == (STEP_NS + 39 if hands_back else None)
+    assert (points[8].status, points[8].stopped) == (Status.NOT_FOUND, Stopped.INTERRUPT)
+    assert points[8].reason == "the sweep ended before its turn"
+
+
+def test_the_limit_is_for_the_whole_and_what_is_left_is_shared() -> None:
+    shares = []
+
+    @dataclass(frozen=True)
+    class Quick:
+        name: ClassVar[str] = "quick"
+        version: ClassVar[str] = "1"
+
+        def solve(self, problem: Problem, budget_bytes: int, *, limits: Limits, **options: Any) -> Outcome:
+            shares.append(limits.seconds)
+            return found(budget_bytes)
+
+    sweep(CHAIN, budgets=(10, 20, 30), solver=Quick(), limits=Limits(60))
+    assert shares == pytest.approx([20, 30, 60], rel=0.05)
+    curve = sweep(CHAIN, points=5, solver="gruslys", limits=Limits(1e-9))
+    check(CHAIN, curve)
+    assert curve.stopped is Stopped.TIME
+
+
+def test_points_and_progress_are_told_as_they_come() -> None:
+    told: list[Point] = []
+    seconds: list[float] = []
+    report: Callable[[Progress], None] = lambda progress: seconds.append(progress.seconds)  # noqa: E731
+    curve = sweep(CHAIN, budgets=("90%", "60%", 12), solver="auto", on_point=told.append, on_progress=report)
+    assert [p.budget_bytes for p in told] == [45, 30, 12]
+    assert [p.budget_bytes for p in curve.points] == [12, 30, 45]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] <= curve.seconds
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "word"),
+    [
+        ({"points": 1}, InputError, "at least 2"),
+        ({"points": True}, InputError, "at least 2"),
+        ({"budgets": ()}, InputError, "one or more"),
+        ({"budgets": "60%"}, InputError, "sequence"),
+        ({"budgets": ("lots",)}, BudgetError, "lots"),
+        ({"solver": "chne"}, InputError, "did you mean chen"),
+    ],
+)
+def test_bad_questions(options: dict[str, Any], error: type[Exception], word: str) -> None:
+    with pytest.raises(error, match=word):
+        sweep(CHAIN, **options)
+
+
+# ---------------------------------------------------------------- using and keeping it
+
+
+def test_the_fastest_within_a_budget() -> None:
+    curve = sweep(CHAIN, budgets=(6, 12, 20), solver="gruslys")
+    assert curve.within(19).time_ns == STEP_NS + 39
+    assert curve.within(10**9).time_ns == STEP_NS + 31
+    with pytest.raises(InputError, match="at most 5 bytes"):
+        curve.within(5)
+
+
+def test_files_survive_the_round_trip_and_each_point_makes_a_plan_file(tmp_path: Path) -> None:
+    curve = sweep(CHAIN, budgets=(1, 12, 20), solver="gruslys")
+    formats.save_sweep(tmp_path / "curve.json", curve)
+    assert formats.load_sweep(tmp_path / "curve.json") == curve
+    assert formats.encode_sweep(curve) == (tmp_path / "curve.json").read_bytes()
+    formats.save_plan(tmp_path / "plan.json", curve.result(curve.within(12)))
+    made = formats.load_plan(tmp_path / "plan.json")
+    assert (made.time_ns, made.plan) == (STEP_NS + 39, curve.points[1].plan)
+    with pytest.raises(FormatError, match="holds a sweep, not a plan"):
+        formats.load_plan(tmp_path / "curve.json")
+    with pytest.raises(FormatError, match="holds a plan, not a sweep"):
+        formats.load_sweep(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "place"),
+    [
+        (lambda d: d.update(version=2), "version"),
+        (lambda d: d.update(problem="0"), "problem"),
+        (lambda d: d.pop("seed"), "seed"),
+        (lambda d: d.update(more=1), "more"),
+        (lambda d: d.update(seconds="1"), "seconds"),
+        (lambda d: d.update(stopped="never"), "stopped"),
+        (lambda d: d.update(points={}), "points"),
+        (lambda d: d["points"].append(3), r"points\[3\]"),
+        (lambda d: d["points"][1].pop("gap"), r"points\[1\]"),
+        (lambda d: d["points"][1].update(time_ns=1.5), r"points\[1\]\.time_ns"),
+        (lambda d: d["points"][1].update(plan=[]), r"points\[1\]"),
+        (lambda d: d["points"][2].update(actions=[["free", -1]]), r"points\[2\]\.actions\[0\]"),
+    ],
+)
+def test_spoiled_files_are_refused(spoil: Callable[[dict[str, Any]], Any], place: str) -> None:
+    document = json.loads(formats.encode_sweep(sweep(CHAIN, budgets=(1, 12, 20), solver="gruslys")))
+    spoil(document)
+    with pytest.raises(FormatError, match=place):
+        formats.decode(json.dumps(document).encode())

@@ -1,0 +1,276 @@
+"""The coarse program: valid for every plan and every choice of anchors, exact where the loop says so."""
+
+import random
+from itertools import combinations, count, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from remat_solvers.errors import InputError
+from remat_solvers.formats import load_problem
+from remat_solvers.generate import adversarial, chain, random_layered, random_plan, training_graph
+from remat_solvers.optimal.program.decoding import bytes_at_first_runs, expand, point_of
+from remat_solvers.optimal.program.fractional_memory import pressure
+from remat_solvers.optimal.program.interval_cuts import add_interval
+from remat_solvers.optimal.program.refinement import LazyStages
+from remat_solvers.optimal.program.stages import Graph, Program, Stages
+from remat_solvers.plan import Compute
+from remat_solvers.problem import Op, Problem, Value
+from remat_solvers.recompute.brute_force.solver import best_sequence, smallest_peak_bytes
+from remat_solvers.result import Order
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.programs.highs import Ended, margin, solve_lp, solve_mip
+from remat_solvers.validate import validate
+
+CORPUS = Path(__file__).parents[3] / "corpus"
+EXACT = 1e-9
+
+
+def tiny(seed: int) -> Problem:
+    """At most 9 ops, so that brute force is quick; all kinds of `adversarial` in turn."""
+    rng = random.Random(seed)
+    if seed % 4 == 0:
+        return next(p for p in map(adversarial, count(seed // 4, 11)) if len(p.ops) <= 9)
+    made = (random_layered(rng.randint(3, 8), k) if seed % 4 == 1 else training_graph(4, k) for k in count(seed, 1000))
+    return next(p for p in made if len(p.ops) <= 9)
+
+
+def anchors(graph: Graph, rng: random.Random, most: int) -> list[int]:
+    """A random chain of the order."""
+    ops = len(graph.time_ns)
+    ids = rng.sample(range(ops), min(ops, rng.randint(0, most)))
+    if graph.order is Order.GIVEN:
+        return sorted(ids)
+    at: list[int] = []
+    for op in ids:
+        if all(graph.before(other)[op] or graph.after(other)[op] for other in at):
+            at.append(op)
+    return sorted(at, key=lambda op: sum(bool(graph.before(op)[other]) for other in at))
+
+
+def all_intervals(program: Program) -> Program:
+    for pair in combinations(range(len(program.stages.at) + 1), 2):
+        add_interval(program, *pair)
+    return program
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("seed", range(120))
+def test_every_plan_is_a_point_that_costs_no_more(seed: int, order: Order) -> None:
+    """The proof of stages.py and cuts.py, on random plans: all rows hold, within the plan's own peak."""
+    rng = random.Random(seed)
+    problem = tiny(seed)
+    graph = Graph(problem, order)
+    for turn in range(3):
+        plan = random_plan(problem, 3 * seed + turn)
+        timeline = simulate(problem, plan)
+        stages = Stages(graph, anchors(graph, rng, 5))
+        program = all_intervals(Program(stages, timeline.peak_bytes))
+        point = program.point(*point_of(stages, plan))
+        starts, columns, coefficients, low, high = program.rows.matrix()
+        sums = np.zeros(len(low))
+        np.add.at(sums, np.repeat(np.arange(len(low)), np.diff(starts)), coefficients * point[columns])
+        assert (sums >= low - EXACT).all()
+        assert (sums <= high + EXACT).all()
+        assert program.base_ns + program.costs() @ point * program.time_unit_ns <= timeline.time_ns * (1 + EXACT)
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("seed", range(150))
+def test_bounds_stay_below_brute_force_and_the_loop_meets_it(seed: int, order: Order) -> None:
+    """Random anchors, then the loop, at budgets around the smallest peak there is."""
+    rng = random.Random(seed)
+    problem = tiny(seed)
+    least = smallest_peak_bytes(problem, order=order.value)
+    budget = rng.randint(least, simulate(problem, store_all(problem)).peak_bytes)
+    best = best_sequence(problem, budget, order=order.value)
+    assert best is not None
+    optimum_ns = sum(problem.ops[op].time_ns for op in best)
+    graph = Graph(problem, order)
+    program = Program(Stages(graph, anchors(graph, rng, 4)), budget)
+    answer = solve_mip(program, seconds=10, gap=0)
+    assert answer.ended is Ended.COMPLETE
+    coarse_ns = program.bound_ns(answer.bound, margin(program, answer.bound))
+    assert coarse_ns <= optimum_ns
+
+    loop = LazyStages(problem, budget, order=order, within_ns=0)
+    bound_ns, step = 0, loop.step(10)
+    while not step.done and loop.refine():
+        step = loop.step(10)
+        assert bound_ns <= step.bound_ns <= optimum_ns
+        assert not step.infeasible
+        bound_ns = step.bound_ns
+    if step.done:
+        assert loop.known_ns == loop.bound_ns == optimum_ns
+    if loop.known is not None:
+        assert validate(problem, plan_from_sequence(problem, loop.known), budget) == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_more_anchors_and_smaller_budgets_never_lower_the_bound(seed: int) -> None:
+    problem = training_graph(6, seed)
+    graph = Graph(problem, Order.GIVEN)
+    rng = random.Random(seed)
+    few = anchors(graph, rng, 2)
+    more = sorted({*few, *anchors(graph, rng, 3)})
+    peak = simulate(problem, store_all(problem)).peak_bytes
+
+    def optimum(at: list[int], budget: float) -> float:
+        return program_optimum(Program(Stages(graph, at), int(budget)))
+
+    assert optimum(few, 0.9 * peak) <= optimum(more, 0.9 * peak) + EXACT
+    assert optimum(few, 0.9 * peak) <= optimum(few, 0.8 * peak) + EXACT
+
+
+def program_optimum(program: Program) -> float:
+    answer = solve_mip(program, seconds=10, gap=0)
+    return program.base_ns + answer.bound * program.time_unit_ns
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_intervals_leave_the_optimum_and_raise_the_relaxation(seed: int) -> None:
+    problem = training_graph(6, seed)
+    graph = Graph(problem, Order.GIVEN)
+    at = anchors(graph, random.Random(seed), 5)
+    budget = int(0.85 * simulate(problem, store_all(problem)).peak_bytes)
+    plain, cut = Program(Stages(graph, at), budget), all_intervals(Program(Stages(graph, at), budget))
+    assert program_optimum(plain) == pytest.approx(program_optimum(cut))
+    assert solve_lp(plain).bound <= solve_lp(cut).bound + 1e-6
+
+
+def test_intervals_cut_half_recomputes_off() -> None:
+    """The study's figures: U-Net at 40 %, 21 slices: 11.0 % plain, 12.6 % with intervals, as linear programs."""
+    problem, budget = at_share("unet", 0.4)
+    graph = Graph(problem, Order.GIVEN)
+    profile, _ = bytes_at_first_runs(problem, store_all(problem))
+    edges = [len(problem.ops) * k // 20 for k in range(21)]
+    at = [max(range(a, b), key=lambda op: profile[op]) for a, b in pairwise(edges)]
+    plain = Program(Stages(graph, at), budget)
+    bounds = [solve_lp(program).bound for program in (plain, all_intervals(Program(Stages(graph, at), budget)))]
+    percent = [100 * ((plain.base_ns + b * plain.time_unit_ns) / graph.time_ns.sum() - 1) for b in bounds]
+    assert percent[0] == pytest.approx(11.0, abs=0.1)
+    assert percent[1] == pytest.approx(12.7, abs=0.1)
+
+
+def at_share(name: str, share: float) -> tuple[Problem, int]:
+    problem = load_problem(CORPUS / f"{name}.json")
+    floor = problem.constant_bytes + problem.reserve_bytes
+    return problem, floor + int(share * (simulate(problem, store_all(problem)).peak_bytes - floor))
+
+
+def run_loop(problem: Problem, budget: int, order: Order = Order.GIVEN, within_ns: int | None = None) -> LazyStages:
+    loop = LazyStages(problem, budget, order=order, within_ns=within_ns)
+    while not loop.step(20).done and loop.refine():
+        pass
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "low", "high"),
+    [
+        ("unet", 0.8, 2.877, 2.878),
+        ("r50", 0.9, 1.14, 1.16),
+        ("r50", 0.8, 2.17, 2.22),
+        ("r50", 0.4, 12.99, 13.01),
+        ("gpt", 0.8, 1.53, 1.54),
+        ("gpt", 0.4, 15.66, 15.67),
+    ],
+)
+def test_the_studys_figures_in_the_given_order(name: str, share: float, low: float, high: float) -> None:
+    """Overhead in percent, between what the study proved and what it found."""
+    problem, budget = at_share(name, share)
+    loop = run_loop(problem, budget)
+    assert loop.known is not None
+    assert validate(problem, plan_from_sequence(problem, loop.known), budget) == []
+    overhead = [100 * (t / loop.total_ns - 1) for t in (loop.bound_ns, loop.known_ns or 0)]
+    assert low - 0.05 <= overhead[0] <= overhead[1] <= high + 0.05
+    assert overhead[1] - overhead[0] <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "percent"), [("gpt", 0.8, 1.538), ("gpt", 0.4, 15.667), ("r50", 0.8, 2.217), ("unet", 0.8, 2.877)]
+)
+def test_the_studys_figures_over_all_orders(name: str, share: float, percent: float) -> None:
+    problem, budget = at_share(name, share)
+    loop = LazyStages(problem, budget, order=Order.FREE)
+    bound = 100 * (loop.step(20).bound_ns / loop.total_ns - 1)
+    assert percent - 0.06 <= bound <= percent + 0.001
+
+
+def test_a_chain_is_solved_exactly() -> None:
+    """31 extra forwards with 20 slots, by the closed form of Griewank and Walther, as the study has it."""
+    loop = run_loop(load_problem(CORPUS / "chain50.json"), 20, within_ns=0)
+    assert loop.known_ns == loop.bound_ns == 150 + 31
+    assert loop.known is not None
+    assert len(loop.known) == 100 + 31
+
+
+def test_below_the_smallest_peak_there_is_no_point() -> None:
+    problem = chain(6)
+    assert LazyStages(problem, 2).step(5).infeasible
+    assert LazyStages(problem, 2, order=Order.FREE).step(5).infeasible
+    assert not LazyStages(problem, 3).step(5).infeasible
+
+
+def test_a_known_plan_cuts_off_what_is_no_better() -> None:
+    problem, budget = at_share("r50", 0.8)
+    known = run_loop(problem, budget).known
+    loop = LazyStages(problem, budget)
+    assert known is not None
+    loop.tell(known)
+    step = loop.step(20)
+    assert step.done
+    assert loop.known == known
+    assert loop.known_ns is not None
+    assert loop.known_ns - loop.within_ns <= step.bound_ns <= loop.known_ns
+    assert LazyStages(problem, budget).step(20, cutoff_ns=loop.total_ns).done
+
+
+def test_an_expansion_recomputes_late_and_once_per_stage() -> None:
+    """a -> b -> c, then two readers of c in one stage: b and c run again just before the first of them."""
+    values = tuple(Value(name, 1, "activation") for name in "abcdef")
+    reads = ((), (0,), (1,), (), (2,), (2, 4))
+    ops = tuple(Op(f"op{i}", "forward", some, (i,), 1) for i, some in enumerate(reads))
+    problem = Problem("diamond", ops, values, (5,))
+    stages = Stages(Graph(problem, Order.GIVEN), [3])
+    stay = np.zeros((2, 6), dtype=bool)
+    stay[0, [0, 3]] = stay[1, 5] = True
+    run = np.zeros((2, 6), dtype=bool)
+    run[0, :4] = run[1, [1, 2, 4, 5]] = True
+    assert expand(stages, stay, run) == [0, 1, 2, 3, 1, 2, 4, 5]
+
+
+def test_bytes_at_first_runs_are_those_of_the_replay() -> None:
+    for seed in range(30):
+        problem = training_graph(5, seed)
+        plan = random_plan(problem, seed)
+        first, repeats = bytes_at_first_runs(problem, plan)
+        peak = simulate(problem, plan).peak_bytes
+        last = [i for i, a in enumerate(plan) if isinstance(a, Compute)][-1]
+        trailing = simulate(problem, plan).peak_action > last
+        assert max(first.max(), repeats.max()) <= peak
+        if len(set(plan)) == len(plan) and not trailing:
+            assert first.max() == peak
+
+
+def test_anchors_must_be_a_chain() -> None:
+    problem = random_layered(12, 1)
+    graph = Graph(problem, Order.FREE)
+    apart = next((a, b) for a, b in combinations(range(12), 2) if not graph.after(a)[b])
+    with pytest.raises(InputError, match="one after the other"):
+        Stages(graph, apart)
+    with pytest.raises(InputError, match="one after the other"):
+        Stages(Graph(problem, Order.GIVEN), [5, 3])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_pressure_of_a_plan_without_repeats_is_its_memory(seed: int) -> None:
+    problem = training_graph(6, seed)
+    plan = store_all(problem)
+    stages = Stages(Graph(problem, Order.GIVEN), anchors(Graph(problem, Order.GIVEN), random.Random(seed), 4))
+    program = Program(stages, simulate(problem, plan).peak_bytes)
+    pressed = pressure(program, program.point(*point_of(stages, plan)))
+    first, _ = bytes_at_first_runs(problem, plan)
+    assert pressed.tolist() == first.tolist()

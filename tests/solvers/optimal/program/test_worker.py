@@ -1,0 +1,111 @@
+"""The lazy loop in a process of its own."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from remat_solvers.formats import load_problem
+from remat_solvers.generate import chain
+from remat_solvers.optimal.program.refinement import Step
+from remat_solvers.optimal.program.worker import Bounder, Question
+from remat_solvers.problem import Problem
+from remat_solvers.result import Order
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+
+CORPUS = Path(__file__).parents[3] / "corpus"
+PATIENCE_S = 60.0  # on a busy machine
+
+
+def wait_for(bounder: Bounder, enough: Callable[[Step], bool]) -> list[Step]:
+    """All steps up to the first that is enough."""
+    steps: list[Step] = []
+    deadline = time.perf_counter() + PATIENCE_S
+    while time.perf_counter() < deadline:
+        for step in bounder.poll():
+            steps.append(step)
+            if enough(step):
+                return steps
+        assert bounder.busy or steps
+        time.sleep(0.01)
+    pytest.fail(f"not in {PATIENCE_S} s; last: {steps[-1:]}")
+
+
+def gpt_at_80() -> tuple[Problem, int]:
+    problem = load_problem(CORPUS / "gpt.json")
+    floor = problem.constant_bytes + problem.reserve_bytes
+    return problem, floor + int(0.8 * (simulate(problem, store_all(problem)).peak_bytes - floor))
+
+
+@pytest.mark.parametrize("order", Order)
+def test_bounds_rise_to_the_plan(order: Order) -> None:
+    """GPT-2 at 80 %: 1.538 % overhead, in the study for both orders."""
+    problem, budget = gpt_at_80()
+    with Bounder(Question(problem, budget, order)) as bounder:
+        steps = wait_for(bounder, lambda step: step.done)
+    bounds = [step.bound_ns for step in steps]
+    assert bounds == sorted(bounds)
+    total_ns = sum(op.time_ns for op in problem.ops)
+    assert 1.48 <= 100 * (bounds[-1] / total_ns - 1) <= 1.5385
+    last = steps[-1]
+    assert last.sequence is not None
+    timeline = simulate(problem, plan_from_sequence(problem, last.sequence))
+    assert (timeline.time_ns, timeline.peak_bytes) == (last.time_ns, last.peak_bytes)
+    assert timeline.peak_bytes <= budget
+    assert not bounder.busy
+
+
+def test_it_is_told_of_plans() -> None:
+    """Told of a plan as good as any, it only has to prove that."""
+    problem, budget = gpt_at_80()
+    with Bounder(Question(problem, budget)) as bounder:
+        found = wait_for(bounder, lambda step: step.done)[-1]
+    assert found.sequence is not None
+    assert found.time_ns is not None
+    with Bounder(Question(problem, budget)) as bounder:
+        bounder.tell(found.sequence, found.time_ns)
+        last = wait_for(bounder, lambda step: step.done)[-1]
+        assert not bounder.busy
+    within_ns = sum(op.time_ns for op in problem.ops) // 2000
+    assert found.time_ns - within_ns <= last.bound_ns <= found.time_ns
+
+
+def test_no_plan_is_said() -> None:
+    with Bounder(Question(chain(6), 2)) as bounder:
+        assert wait_for(bounder, lambda step: step.done)[-1].infeasible
+
+
+def test_close_kills_whatever_it_does() -> None:
+    problem = load_problem(CORPUS / "lstm.json")
+    bounder = Bounder(Question(problem, problem.constant_bytes + 10**8))
+    process = bounder._process
+    assert process is not None
+    begun = time.perf_counter()
+    bounder.close()
+    assert process.poll() is not None
+    assert time.perf_counter() - begun < 5
+    bounder.close()
+    assert bounder.poll() == []
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    """From `python -c`, without a guarded main: the parent leaves without closing, the child must notice."""
+    program = """
+import os, sys
+from remat_solvers.generate import chain
+from remat_solvers.optimal.program.worker import Bounder, Question
+bounder = Bounder(Question(chain(6), 3))
+print(bounder._process.pid, flush=True)
+os._exit(0)
+"""
+    env = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    pid = int(done.stdout)
+    deadline = time.perf_counter() + PATIENCE_S
+    while Path(f"/proc/{pid}").exists() and b"bounding" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.perf_counter() < deadline
+        time.sleep(0.05)

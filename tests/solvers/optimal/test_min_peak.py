@@ -1,0 +1,267 @@
+"""The smallest peak: never below what is proven or possible, near what exhaustive search finds, told in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers.bounds import peak_bound, peak_bound_bytes
+from remat_solvers.budget import read_budget
+from remat_solvers.certificates.check import check_certificate
+from remat_solvers.errors import BudgetError
+from remat_solvers.formats import load_problem
+from remat_solvers.generate import adversarial, chain, random_chain, training_graph
+from remat_solvers.optimal.auto import Auto
+from remat_solvers.optimal.certify import certify_floor
+from remat_solvers.optimal.forcing import forcing
+from remat_solvers.optimal.min_peak import Smallest, floor_certificate, smallest
+from remat_solvers.plan import Compute
+from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.recompute.brute_force.solver import smallest_peak_bytes
+from remat_solvers.result import Certificate, Limits, Order, Outcome, Progress, Status, Stopped
+from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+from remat_solvers.sweeping import sweep
+from remat_solvers.units import format_bytes
+from remat_solvers.validate import validate
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+QUICK = Limits(seconds=0.15)
+
+
+def checked(problem: Problem, found: Smallest) -> Smallest:
+    """Everything that is claimed, held against the replay, the validator and the checker."""
+    assert validate(problem, found.plan, found.peak_bytes) == []
+    timeline = simulate(problem, found.plan)
+    assert (timeline.time_ns, timeline.peak_bytes) == (found.time_ns, found.peak_bytes)
+    assert found.peak_bound_bytes <= found.peak_bytes <= simulate(problem, store_all(problem)).peak_bytes
+    assert found.forced_by.bytes == peak_bound_bytes(problem) <= found.peak_bound_bytes
+    if found.certificate is not None:
+        assert check_certificate(problem, found.certificate) is None
+        assert found.certificate.budget_bytes < found.peak_bound_bytes
+    return found
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_against_exhaustive_search(seed: int) -> None:
+    for problem in (training_graph(1 + seed % 3, seed), random_chain(2 + seed % 2, seed), adversarial(seed)):
+        if len(problem.ops) <= 8:
+            found = checked(problem, smallest(problem, limits=QUICK, seed=seed))
+            assert found.peak_bytes >= smallest_peak_bytes(problem, order="free")
+
+
+def test_a_certificate_may_prove_more_than_the_general_floor() -> None:
+    """Op 7 reads value 10, which cannot be computed again; so does what makes the result 13, now or later."""
+    problem = training_graph(6, 11)
+    certificate = floor_certificate(problem)
+    assert certificate is not None
+    assert check_certificate(problem, certificate) is None
+    assert certificate.budget_bytes + 1 > peak_bound_bytes(problem)
+
+
+def test_tiny_problems_are_solved_to_the_least_peak() -> None:
+    """Found, not proven: on all of these the search ends at what exhaustive search says."""
+    for seed in range(12):
+        problem = random_chain(4, seed)
+        found = checked(problem, smallest(problem, limits=QUICK, seed=seed))
+        assert found.peak_bytes == smallest_peak_bytes(problem, order="free")
+
+
+@pytest.mark.parametrize("n", [3, 6, 8])
+def test_a_chain_needs_three_values_and_n_choose_2_forward_steps(n: int) -> None:
+    problem = chain(n)
+    found = checked(problem, smallest(problem, limits=Limits(seconds=1)))
+    assert found.peak_bytes == found.peak_bound_bytes == 3
+    runs = sum(isinstance(action, Compute) for action in found.plan)
+    assert runs - 2 * n == (n - 1) * (n - 2) // 2
+
+
+def test_gpt_reaches_its_floor() -> None:
+    problem = load_problem(CORPUS / "gpt.json")
+    told: list[Progress] = []
+    found = checked(problem, smallest(problem, limits=Limits(seconds=10), on_progress=told.append))
+    assert found.peak_bytes == found.peak_bound_bytes
+    assert found.peak_bytes / simulate(problem, store_all(problem)).peak_bytes == pytest.approx(0.248, abs=0.001)
+    assert [p.peak_bytes for p in told] == sorted((p.peak_bytes or 0 for p in told), reverse=True)
+    assert told[-1].time_ns == found.time_ns
+
+
+def test_orders() -> None:
+    problem = training_graph(6, 11)
+    kept = checked(problem, smallest(problem, limits=QUICK, order=Order.GIVEN))
+    free = checked(problem, smallest(problem, limits=QUICK, order=Order.FREE))
+    assert keeps_order(kept.plan)
+    assert free.peak_bound_bytes == kept.peak_bound_bytes
+
+
+def test_a_seed_says_everything_where_no_limit_strikes() -> None:
+    problem = random_chain(8, 3)
+    plans = [smallest(problem, limits=Limits(None), seed=5).plan for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+def test_limits_and_links() -> None:
+    problem = chain(20)
+    cut = checked(problem, smallest(problem, limits=Limits(seconds=1e-9)))
+    assert cut.stopped is Stopped.TIME
+    with_link = replace(problem, link=Link(10**9, 10**9))
+    found = checked(with_link, smallest(with_link, limits=QUICK))
+    assert found.certificate is None
+
+
+def test_one_moment_certifies_the_floor_where_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On thousands of ops all moments that a certificate is looked for at take seconds."""
+    problem = load_problem(CORPUS / "r50.json")
+    looked: list[tuple[int, ...]] = []
+
+    def counted(problem: Problem, *, order: Order, at: tuple[int, ...]) -> Certificate | None:
+        looked.append(at)
+        return certify_floor(problem, order=order, at=at)
+
+    monkeypatch.setattr("remat_solvers.optimal.min_peak.certify_floor", counted)
+    found = checked(problem, smallest(problem, limits=Limits(0.01)))
+    assert len(looked) == 1
+    assert found.certificate is not None
+    assert found.certificate.budget_bytes + 1 == found.peak_bound_bytes == peak_bound_bytes(problem)
+
+
+@dataclass(frozen=True)
+class Interrupted(Auto):
+    """Ctrl-C comes when it is asked to make the plan faster."""
+
+    def solve(self, problem: Problem, budget_bytes: int, **_: object) -> Outcome:  # type: ignore[override]
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_after_the_smallest_peak_keeps_its_plan() -> None:
+    result = solve(chain(8), "min", solver=Interrupted(), limits=Limits(1))
+    assert (result.stopped, result.peak_bytes, result.peak_bound_bytes) == (Stopped.INTERRUPT, 3, 3)
+    assert result.certificate is not None
+
+
+def head() -> Problem:
+    """A head whose logits are large: h -> mm (lm_head) -> log_softmax -> loss, and the way back."""
+    sizes = {"w": 7, "h": 10, "logits": 1000, "logp": 1000, "loss": 4, "tangent": 4, "dlogits": 1000, "dw": 7}
+    kinds = {"w": "constant", "dlogits": "gradient", "dw": "gradient", "tangent": "gradient"}
+    number = {name: i for i, name in enumerate(sizes)}
+    values = tuple(Value(name, size, kinds.get(name, "activation")) for name, size in sizes.items())  # type: ignore[arg-type]
+
+    def op(name: str, phase: str, reads: str, makes: str, target: str, module: str = "", source: str = "") -> Op:
+        inputs, outputs = (tuple(number[x] for x in text.split()) for text in (reads, makes))
+        return Op(name, phase, inputs, outputs, 1, target=target, module=module, source=source)  # type: ignore[arg-type]
+
+    back = replace(
+        op("back", "backward", "tangent logp", "dlogits", "aten._log_softmax_backward_data.default", "", "model.py:41"),
+        workspace_bytes=3,
+    )
+    ops = (
+        op("embedding", "forward", "", "h", "aten.embedding.default", "emb", "model.py:38"),
+        op("mm", "forward", "h w", "logits", "aten.mm.default", "lm_head", "model.py:40"),
+        op("log_softmax", "forward", "logits", "logp", "aten._log_softmax.default", "", "model.py:41"),
+        op("nll", "forward", "logp", "loss", "aten.nll_loss_forward.default", "", "model.py:41"),
+        replace(op("tangents", "backward", "", "tangent", "tangents"), recomputable=False, time_ns=0),
+        back,
+        op("mm_1", "backward", "h dlogits", "dw", "aten.mm.default", "lm_head", "model.py:40"),
+    )
+    return Problem("head", ops, values, (number["loss"], number["dw"]), reserve_bytes=5)
+
+
+def test_the_floor_in_words() -> None:
+    told = forcing(head())
+    assert told.bytes == peak_bound_bytes(head()) == 1000 + 1000 + 4 + 4 + 3 + 7 + 5
+    assert (told.op, told.workspace_bytes, told.base_bytes) == (5, 3, 12)
+    assert told.moment == "during _log_softmax_backward_data (model.py:41, after lm_head)"
+    assert [(item.bytes, item.words) for item in told.held[:2]] == [
+        (1000, "output of _log_softmax (model.py:41, after lm_head)"),
+        (1000, "gradient that it makes"),
+    ]
+    assert str(told).startswith(
+        "1.98 KiB during _log_softmax_backward_data (model.py:41, after lm_head): 1000 B output"
+    )
+    assert str(told).endswith("3 B workspace, 12 B constants and reserve")
+
+
+def test_words_for_the_end_and_for_many_values() -> None:
+    values = tuple(Value(f"v{i}", 10 - i, "activation") for i in range(7))
+    ops = tuple(Op(f"op{i}", "forward", (), (i,), 1) for i in range(7))
+    told = forcing(Problem("results", ops, values, tuple(range(7))))
+    assert told.op is None
+    assert str(told) == (
+        "49 B for the results at the end of the step: 10 B output of op0, 9 B output of op1, 8 B output of op2, "
+        "7 B output of op3, 15 B in 3 more values"
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt", "unet", "r50", "lstm", "rl250", "chain50"])
+def test_words_add_up_on_the_corpus(name: str) -> None:
+    problem = load_problem(CORPUS / f"{name}.json")
+    told, floor = forcing(problem), peak_bound(problem)
+    assert told.bytes == floor.bytes
+    assert told.bytes == sum(item.bytes for item in told.held) + told.workspace_bytes + told.base_bytes
+    assert {item.value for item in told.held} == set(floor.held)
+    assert str(told).startswith(format_bytes(floor.bytes))
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=150, deadline=None)
+def test_what_is_held_is_the_floor(seed: int) -> None:
+    for problem in (training_graph(1 + seed % 9, seed), adversarial(seed)):
+        told = forcing(problem)
+        assert told.bytes == sum(item.bytes for item in told.held) + told.workspace_bytes + told.base_bytes
+        assert str(told)
+        kept = plan_from_sequence(problem, range(len(problem.ops)))
+        assert told.bytes <= simulate(problem, kept).peak_bytes
+
+
+# budget="min"
+
+
+@pytest.mark.parametrize("name", ["auto", "revolve", "rotor", "store-all", "chen"])
+def test_the_budget_min(name: str) -> None:
+    """Three values of a chain are the floor, n + 1 what store-all needs; with a byte less a method has no plan."""
+    problem = chain(8)
+    result = solve(problem, "min", solver=name, limits=Limits(seconds=2))
+    assert result.budget_bytes == result.peak_bytes == result.smallest_peak_bytes
+    assert result.plan is not None
+    assert validate(problem, result.plan, result.budget_bytes) == []
+    assert result.peak_bytes == {"chen": result.peak_bytes, "store-all": 9}.get(name, 3)
+    assert solve(problem, result.budget_bytes - 1, solver=name).plan is None
+    assert result.peak_bound_bytes == 3
+    if name == "auto":
+        assert "no plan has a smaller peak" in result.reason
+        assert "B8" in result.reason
+        assert result.certificate is not None
+        assert check_certificate(problem, result.certificate) is None
+        assert result.certificate.budget_bytes == 2
+
+
+def test_the_budget_min_where_nothing_can_be_saved() -> None:
+    problem = Problem("one op", (Op("only", "forward", (), (0,), 1, 5),), (Value("v", 3, "activation"),), (0,))
+    result = solve(problem, "min")
+    assert (result.status, result.budget_bytes, result.gap) == (Status.OPTIMAL, 8, 0)
+
+
+def test_sizes_beyond_the_arithmetic_of_the_search() -> None:
+    """All values together are 2**63 bytes and more, those of a moment are not: other methods answer."""
+    values = tuple(Value(f"v{i}", 2**61, "activation") for i in range(5))
+    ops = tuple(Op(f"op{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(5))
+    problem = Problem("large", ops, values, (4,))
+    result = solve(problem, "min", limits=Limits(1))
+    assert result.budget_bytes == result.peak_bytes == 2**62
+    assert [point.peak_bytes for point in sweep(problem, points=2, limits=Limits(2)).points] == [2**62]
+
+
+def test_the_floor_is_told_where_a_budget_is_below_it() -> None:
+    result = solve(head(), 2000)
+    assert result.status is Status.INFEASIBLE
+    assert result.reason == f"every plan needs {forcing(head())}"
+    with pytest.raises(BudgetError, match="min"):
+        solve(head(), "smallest")  # type: ignore[arg-type]
+    assert read_budget("min", 100) == "min"
+    assert read_budget("60%", 100) == 60

@@ -1,0 +1,51 @@
+"""What a method says that was cut short: `time` is the caller's limit, and not a share of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from remat_solvers.formats import load_problem
+from remat_solvers.processes.stopwatch import Stopwatch
+from remat_solvers.recompute.checkmate import solver as checkmate
+from remat_solvers.recompute.rockmate import solver as rockmate
+from remat_solvers.result import Limits, Stopped
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+
+UNET = Path(__file__).parents[2] / "corpus/unet.json"
+
+
+@pytest.mark.parametrize(
+    ("solver", "told"),
+    [("rockmate", "blocks cut short by a share of the time limit"), ("checkmate", checkmate.STRUCK)],
+)
+def test_a_share_that_struck_is_told_and_not_taken_for_the_limit(
+    solver: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rockmate, "BLOCK_SHARE", 0.002)
+    monkeypatch.setattr(checkmate, "EXACT_SHARE", 0.002)
+    monkeypatch.setattr(checkmate, "ROUND_SHARE", 0.002)
+    problem = load_problem(UNET)
+    budget_bytes = simulate(problem, store_all(problem)).peak_bytes * 4 // 10
+    result = solve(problem, budget_bytes, solver=solver, limits=Limits(100))
+    assert told in result.reason
+    assert result.seconds < 100
+    assert result.stopped is Stopped.COMPLETE
+
+
+def test_a_share_is_of_the_seconds_and_without_a_limit_there_is_none() -> None:
+    assert Limits(seconds=60.0).share(0.25) == Limits(seconds=15.0)
+    assert Limits(seconds=None, work=7).share(0.25) == Limits(seconds=None, work=7)
+
+
+def test_a_share_of_a_stopwatch_is_of_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((100.0, 106.0, 111.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    watch = Stopwatch(Limits(seconds=10.0))
+    assert watch.share(0.5) == Limits(seconds=2.0)
+    assert watch.share(0.5) == Limits(seconds=0.0)
+    monkeypatch.undo()
+    assert Stopwatch(Limits(seconds=None)).share(0.5) == Limits(seconds=None)

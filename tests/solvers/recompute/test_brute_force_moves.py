@@ -1,0 +1,166 @@
+"""Exhaustive search with moves: no plan beats it, and what a link is worth follows the laws."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
+from remat_solvers.generate import random_plan, training_graph
+from remat_solvers.plan import Compute, Plan
+from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.recompute.brute_force.solver import BruteForce, best_moving_plan, best_sequence
+from remat_solvers.result import Order, Status
+from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+from remat_solvers.validate import validate
+
+
+def poet_chain(layers: int) -> Problem:
+    """f_1..f_L, the loss, b_L..b_1; b_i reads b_(i+1) and f_i. Every op takes 10 ns, every value is 3 bytes and 3 ns
+    from the host or to it."""
+    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 10) for i in range(layers)]
+    ops.append(Op("loss", "forward", (layers - 1,), (layers,), 10))
+    for k, i in enumerate(range(layers - 1, -1, -1)):
+        ops.append(Op(f"b{i}", "backward", (layers + k, i), (layers + 1 + k,), 10))
+    values = tuple(Value(f"v{i}", 3, "activation" if i <= layers else "gradient") for i in range(2 * layers + 1))
+    return Problem("with loss", tuple(ops), values, (2 * layers,), Link(10**9, 10**9))
+
+
+@cache
+def tiny() -> list[tuple[Problem, int]]:
+    """Problems with links, each with a budget that the unmodified step exceeds."""
+    found = []
+    for seed in range(1500):
+        rng = random.Random(seed)
+        problem = training_graph(rng.randint(1, 3), seed, link=True)
+        floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        budget_bytes = floor + int(rng.random() * (unmodified - floor))
+        moving = sum(v.kind != "constant" and v.bytes > 0 for v in problem.values)
+        if len(problem.ops) <= 6 and moving <= 6 and 0 < budget_bytes < unmodified:
+            found.append((problem, budget_bytes))
+    assert len(found) > 15
+    return found
+
+
+def time_of(problem: Problem, budget_bytes: int, link: Link) -> float:
+    """Of the exact optimum over this link."""
+    plan = best_moving_plan(replace(problem, link=link), budget_bytes)
+    return float("inf") if plan is None else simulate(replace(problem, link=link), plan).time_ns
+
+
+def keeps_order(plan: Plan) -> bool:
+    """Whether first computations keep the problem's order."""
+    seen: list[int] = []
+    for action in plan:
+        if isinstance(action, Compute) and action.op not in seen:
+            seen.append(action.op)
+    return seen == sorted(seen)
+
+
+def test_no_random_plan_beats_it_and_recomputation_alone_does_not() -> None:
+    faster = 0
+    for problem, budget_bytes in tiny():
+        plan = best_moving_plan(problem, budget_bytes)
+        sequence = best_sequence(problem, budget_bytes)
+        if plan is None:
+            assert sequence is None
+            best = float("inf")
+        else:
+            assert validate(problem, plan, budget_bytes) == []
+            assert keeps_order(plan)
+            best = simulate(problem, plan).time_ns
+        alone = float("inf")
+        if sequence is not None:
+            alone = simulate(problem, plan_from_sequence(problem, sequence)).time_ns
+        assert best <= alone
+        faster += best < alone
+        for seed in range(60):
+            other = random_plan(problem, seed)
+            line = simulate(problem, other)
+            if line.peak_bytes <= budget_bytes and keeps_order(other):
+                assert line.time_ns >= best
+        free = best_moving_plan(problem, budget_bytes, order="free")
+        assert (float("inf") if free is None else simulate(problem, free).time_ns) <= best
+    assert faster > 3
+
+
+def test_a_slower_link_never_helps_down_to_one_that_is_of_no_use() -> None:
+    for problem, budget_bytes in tiny():
+        link = problem.link
+        assert link is not None
+        times = []
+        for halvings in range(3):
+            rates = (link.to_host_bytes_per_s >> halvings, link.to_device_bytes_per_s >> halvings)
+            times.append(
+                time_of(
+                    problem, budget_bytes, replace(link, to_host_bytes_per_s=rates[0], to_device_bytes_per_s=rates[1])
+                )
+            )
+        assert times == sorted(times)
+        sequence = best_sequence(problem, budget_bytes)
+        if sequence is not None:
+            alone = simulate(problem, plan_from_sequence(problem, sequence)).time_ns
+            assert time_of(problem, budget_bytes, Link(1, 1)) == alone
+
+
+def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_results() -> None:
+    """Times in ms, so that the copies' 1 ns each do not show."""
+    compared = 0
+    for known, _ in tiny():
+        problem = replace(known, ops=tuple(replace(op, time_ns=op.time_ns * 10**6) for op in known.ops))
+        size = [v.bytes for v in problem.values]
+        kept = problem.constant_bytes + problem.reserve_bytes + sum(size[v] for v in problem.results)
+        largest = max(sum(size[v] for v in {*op.inputs, *op.outputs}) + op.workspace_bytes for op in problem.ops)
+        if kept + largest >= simulate(problem, store_all(problem)).peak_bytes:
+            continue
+        compared += 1
+        assert time_of(problem, kept + largest, Link(10**18, 10**18)) < time_bound_ns(problem) + 1000
+    assert compared > 3
+
+
+def test_by_hand() -> None:
+    """Three layers. Within 4 values f2 is away from the loss to b2, which hides its two copies of 3 ns. Within 3, the
+    device is full while b2 to b0 run: f1 and f0 arrive after the op before has freed something, 3 ns each."""
+    problem = poet_chain(3)
+    assert time_of(problem, 12, Link(10**9, 10**9)) == 70
+    assert time_of(problem, 9, Link(10**9, 10**9)) == 76
+    assert time_of(problem, 8, Link(10**9, 10**9)) == float("inf")
+
+
+def test_what_it_says() -> None:
+    problem = poet_chain(2)
+    result = solve(problem, 9, solver=BruteForce())
+    assert (result.status, result.order) == (Status.OPTIMAL, Order.GIVEN)
+    assert result.bound_ns == result.time_ns
+    result = solve(problem, 9, solver=BruteForce(max_moving_ops=4))
+    assert (result.status, result.bound_ns) == (Status.FEASIBLE, None)
+    assert result.time_ns == 60  # f0 again, twice the time of waiting for it
+
+
+@pytest.mark.parametrize("order", ["given", "free"])
+def test_no_copy_takes_so_long_that_there_is_no_plan(order: str) -> None:
+    """Values of 1 TiB at a byte per second, above 2**63 ns together: f0, v0 leaves, b1, v0 comes back, b0."""
+    problem = poet_chain(2)
+    values = tuple(replace(v, bytes=2**40) for v in problem.values)
+    fixed = tuple(replace(op, recomputable=False) for op in problem.ops)
+    problem = replace(problem, ops=fixed, values=values, link=Link(1, 1))
+    result = solve(problem, 3 * 2**40, solver=BruteForce(order=order))  # type: ignore[arg-type]
+    assert result.status is Status.OPTIMAL
+    assert result.time_ns == 10 + 2**40 * 10**9 + 10 + 2**40 * 10**9 + 10
+
+
+@pytest.mark.parametrize("order", ["given", "free"])
+def test_it_stops_at_the_host_s_capacity(order: str) -> None:
+    problem = poet_chain(2)
+    assert problem.link is not None
+    full = replace(problem, link=replace(problem.link, host_bytes=2))
+    sequence = best_sequence(problem, 9)
+    assert sequence is not None
+    plan = best_moving_plan(full, 9, order=order)  # type: ignore[arg-type]
+    assert plan is not None
+    assert simulate(full, plan).time_ns == 10 * len(sequence)

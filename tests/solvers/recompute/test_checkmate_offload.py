@@ -1,0 +1,272 @@
+"""Checkmate with a link: POET's optima, the exact optimum of tiny problems, and real graphs event-exact."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers import formats
+from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
+from remat_solvers.errors import InputError
+from remat_solvers.generate import chain, training_graph
+from remat_solvers.plan import Fetch, Plan
+from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.processes.stopwatch import Stopwatch
+from remat_solvers.recompute.brute_force.solver import best_moving_plan
+from remat_solvers.recompute.checkmate import Checkmate
+from remat_solvers.recompute.checkmate.offload_program import choose, moments
+from remat_solvers.recompute.checkmate.offload_search import Joint, jointly
+from remat_solvers.result import Limits, Status
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import copy_ns, simulate
+from remat_solvers.solving import solve
+from remat_solvers.swap.modnn import lower_bound_bytes
+from remat_solvers.toolkit.transfers.scheduler import Traffic
+from remat_solvers.validate import validate
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+
+
+def poet_chain(layers: int) -> Problem:
+    """POET's setting: f_1..f_L, the loss, b_L..b_1, T = 2L + 1; b_i reads b_(i+1) and f_i. An op takes 10 ns, a value
+    of 3 bytes takes 3 ns over the link: 0.3 of an op per page in or out."""
+    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 10) for i in range(layers)]
+    ops.append(Op("loss", "forward", (layers - 1,), (layers,), 10))
+    for k, i in enumerate(range(layers - 1, -1, -1)):
+        ops.append(Op(f"b{i}", "backward", (layers + k, i), (layers + 1 + k,), 10))
+    values = tuple(Value(f"v{i}", 3, "activation" if i <= layers else "gradient") for i in range(2 * layers + 1))
+    return Problem("with loss", tuple(ops), values, (2 * layers,), Link(10**9, 10**9))
+
+
+@pytest.mark.parametrize("backend", ["highs", "cbc"])
+@pytest.mark.parametrize(("layers", "joint", "alone"), [(3, 76, 80), (6, 154, 180)])
+def test_optima_of_poet_with_additive_times(layers: int, joint: int, alone: int, backend: str) -> None:
+    """T = 7: 7.6 against 8.0 without paging; T = 13: 15.4 against 18.0; room for 4 values. The plan is no slower."""
+    problem = poet_chain(layers)
+    at = range(len(problem.ops))
+    choice = choose(problem, 12, at, backend, swap_time="additive", seconds=None)  # type: ignore[arg-type]
+    assert choice is not None
+    assert choice.time_ns == pytest.approx(joint, rel=2e-3)  # of equal copies the earlier one is preferred at a price
+    additive = solve(problem, 12, solver=Checkmate(swap_time="additive", backend=backend))  # type: ignore[arg-type]
+    assert additive.time_ns is not None
+    assert time_bound_ns(problem) <= additive.time_ns <= joint
+    assert solve(problem, 12, solver=Checkmate(swap=False)).time_ns == alone
+
+
+def linked(seed: int, most: int) -> tuple[Problem, int]:
+    """A random problem with a link, and a budget between its floor and store-all."""
+    rng = random.Random(seed)
+    problem = training_graph(rng.randint(1, most), seed, link=True)
+    floor, unmodified = max(1, peak_bound_bytes(problem)), simulate(problem, store_all(problem)).peak_bytes
+    return problem, max(1, floor + int(rng.random() * (unmodified - floor)))
+
+
+def tiny(count: int, most_ops: int, most_moving: int) -> list[tuple[Problem, int]]:
+    """So many random problems for which something has to run again or to move."""
+    found: list[tuple[Problem, int]] = []
+    for seed in range(10**6):
+        problem, budget_bytes = linked(seed, 3)
+        moving = sum(v.kind != "constant" and v.bytes > 0 for v in problem.values)
+        small = len(problem.ops) <= most_ops and moving <= most_moving
+        if small and budget_bytes < simulate(problem, store_all(problem)).peak_bytes:
+            found.append((problem, budget_bytes))
+        if len(found) == count:
+            break
+    return found
+
+
+def test_exact_on_small_problems() -> None:
+    """The optimum of the exhaustive search, always, and said with the bound that proves it."""
+    moved = 0
+    for problem, budget_bytes in tiny(100, 6, 6):
+        best = best_moving_plan(problem, budget_bytes)
+        result = solve(problem, budget_bytes, solver=Checkmate(swap_tries=100))
+        if best is None:
+            assert result.plan is None
+            assert result.status is Status.NOT_FOUND
+            continue
+        assert result.plan is not None
+        moved += any(isinstance(action, Fetch) for action in result.plan)
+        assert result.time_ns == simulate(problem, best).time_ns
+        assert (result.status, result.bound_ns) == (Status.OPTIMAL, result.time_ns)
+    assert moved > 30
+
+
+def test_no_sequence_of_actions_is_faster() -> None:
+    """Nothing assumed about what good plans look like: one action at a time, on the clock of the replay."""
+    chains = [(poet_chain(layers), 3 * room) for layers in (1, 2) for room in (2, 3, 4)]
+    for problem, budget_bytes in (*tiny(30, 4, 4), *chains):
+        result = solve(problem, budget_bytes, solver=Checkmate(swap_tries=50))
+        assert result.time_ns == least_time(problem, budget_bytes, 2**63 if result.time_ns is None else result.time_ns)
+
+
+def least_time(problem: Problem, budget_bytes: int, most_ns: int) -> int | None:
+    """Dijkstra over all states: ops computed, values present and on the host, and what copies under way still take.
+    None: nothing takes `most_ns` or less."""
+    ops, size, link = problem.ops, [v.bytes for v in problem.values], problem.link
+    assert link is not None
+    made = frozenset(v for op in ops for v in op.outputs)
+    room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
+    out_ns = [copy_ns(s, link.to_host_bytes_per_s, link.latency_ns) for s in size]
+    back_ns = [copy_ns(s, link.to_device_bytes_per_s, link.latency_ns) for s in size]
+    to_caller = made.intersection(problem.results).intersection(
+        v for op in problem.forward_ops for v in ops[op].outputs
+    )
+    turn = len(problem.forward_ops)
+    start = (0, frozenset[int](), frozenset[int](), frozenset[tuple[str, int, int]]())
+    known, heap, number = {start: 0}, [(0, 0, start)], 0
+    while heap:
+        now, _, state = heapq.heappop(heap)
+        if now > known[state]:
+            continue
+        first, here, host, copies = state
+        arriving = {v for kind, v, _ in copies if kind == "back"}
+        if first == len(ops) and made.intersection(problem.results) <= here - arriving:
+            return now
+        held = sum(size[v] for v in here)
+        pinned = to_caller if first >= turn and turn else frozenset[int]()
+        left = {(kind, v): ns for kind, v, ns in copies}
+        steps = []
+        for op in range(min(first + 1, len(ops))):
+            inputs, outputs = made.intersection(ops[op].inputs), frozenset(ops[op].outputs)
+            fresh = sum(size[v] for v in outputs) + ops[op].workspace_bytes
+            again = op < first
+            if (again and not ops[op].recomputable) or not inputs <= here or held + fresh > room:
+                continue
+            after = here | outputs
+            if not again and first + 1 == turn and not to_caller <= after:
+                continue
+            arrived = max((left.get(("back", v), 0) for v in inputs), default=0)
+            steps.append((arrived + ops[op].time_ns, first + (not again), after, host, copies))
+        for v in here - pinned:
+            waited = max(left.get(("out", v), 0), left.get(("back", v), 0))
+            steps.append((waited, first, here - {v}, host, copies))
+        for v in here - host:
+            if link.host_bytes is None or sum(size[u] for u in host) + size[v] <= link.host_bytes:
+                queue = max([ns for (kind, _), ns in left.items() if kind == "out"], default=0)
+                begin = max(queue, left.get(("back", v), 0))
+                steps.append((0, first, here, host | {v}, copies | {("out", v, begin + out_ns[v])}))
+        for v in host - here:
+            if held + size[v] <= room:
+                queue = max([ns for (kind, _), ns in left.items() if kind == "back"], default=0)
+                steps.append((0, first, here | {v}, host, copies | {("back", v, queue + back_ns[v])}))
+        if copies:  # the end of the step waits for results that are under way
+            steps.append((min(ns for _, _, ns in copies), first, here, host, copies))
+        for elapsed, then, present, there, going in steps:
+            still = frozenset((kind, v, ns - elapsed) for kind, v, ns in going if ns > elapsed)
+            new = (then, present, there, still)
+            if now + elapsed < known.get(new, most_ns + 1):
+                known[new] = now + elapsed
+                number += 1
+                heapq.heappush(heap, (now + elapsed, number, new))
+    return None
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_moving_never_loses_to_recomputing_alone(seed: int) -> None:
+    problem, budget_bytes = linked(seed, 12)
+    alone = solve(problem, budget_bytes, solver=Checkmate(swap=False))
+    joint = solve(problem, budget_bytes, solver=Checkmate(swap_tries=50))
+    if alone.time_ns is not None:
+        assert joint.time_ns is not None
+        assert joint.time_ns <= alone.time_ns
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_waits_are_never_more_than_the_copies(seed: int) -> None:
+    """The program with overlap never counts more than the one that adds up the copies; gap and price aside."""
+    problem, budget_bytes = linked(seed, 6)
+    room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
+    at = range(len(problem.ops))
+    overlapped, additive = (
+        choose(problem, room, at, "highs", swap_time=kind, seconds=None) for kind in ("overlapped", "additive")
+    )
+    assert (overlapped is None) is (additive is None)
+    if overlapped is not None and additive is not None:
+        assert overlapped.time_ns <= additive.time_ns * 1.01 + 1
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 12))
+@settings(max_examples=100, deadline=None)
+def test_moments_are_ops_of_much_memory_and_the_last(seed: int, count: int) -> None:
+    problem = training_graph(12, seed, link=True)
+    profile = Traffic(problem, range(len(problem.ops))).profile.tolist()
+    at = moments(problem, profile, count)
+    assert at == sorted(set(at))
+    assert at[-1] == len(problem.ops) - 1
+    assert len(at) <= count + 3
+    assert max(profile) in [profile[op] for op in at]
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_steps_never_lose(seed: int) -> None:
+    """A start without anything away is mended or given up, and what follows is never slower and always valid."""
+    problem, budget_bytes = linked(seed, 10)
+    search = Joint(problem, budget_bytes, Stopwatch(Limits(None)), seed)
+    plan = search.start(range(len(problem.ops)), ())
+    if plan is None:
+        return
+    times = [simulate(problem, plan).time_ns]
+    for _ in range(8):
+        search.improve(20)
+        assert search.best is not None
+        assert validate(problem, search.best[1], budget_bytes) == []
+        times.append(simulate(problem, search.best[1]).time_ns)
+    assert times == sorted(times, reverse=True)
+
+
+def test_a_gpt_at_40_percent() -> None:
+    """15.7 % by recomputing alone (proven optimal elsewhere) and 166 % by moving alone; both together at most 12 %."""
+    problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(25 * 10**9, 25 * 10**9))
+    unmodified = simulate(problem, store_all(problem))
+    result = solve(problem, int(0.4 * unmodified.peak_bytes), solver=Checkmate(), limits=Limits(20))
+    assert result.plan is not None
+    assert any(isinstance(action, Fetch) for action in result.plan)
+    assert result.time_ns is not None
+    assert 100 * (result.time_ns / unmodified.time_ns - 1) <= 12
+
+
+def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large problem in little time: the small steps go on from what needs no program."""
+    problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(25 * 10**9, 25 * 10**9))
+    budget_bytes = int(0.4 * simulate(problem, store_all(problem)).peak_bytes)
+    monkeypatch.setattr("remat_solvers.recompute.checkmate.offload_search.choose", lambda *_, **__: None)
+    times = []
+    for tries in (0, 1, 60):
+        plans: list[Plan] = []
+        jointly(
+            problem,
+            budget_bytes,
+            backend="highs",
+            swap_time="overlapped",
+            tries=tries,
+            watch=Stopwatch(Limits(None)),
+            seed=0,
+            offer=lambda plan, _, plans=plans: plans.append(plan),
+        )
+        times.append([simulate(problem, plan).time_ns for plan in plans])
+    assert times[0] == []  # as for `additive`, whose plan is that of the program
+    assert times[1][0] == times[2][0] > times[2][-1]
+
+
+@pytest.mark.parametrize("seed", [*range(12), 16, 40, 128])
+def test_there_is_a_plan_wherever_every_op_fits(seed: int) -> None:
+    """Where the host has room for all. In the last three, results of the forward have to move."""
+    problem = replace(training_graph(1 + seed % 12, seed), link=Link(10**9, 10**9))
+    assert solve(problem, lower_bound_bytes(problem), solver=Checkmate(swap_tries=20)).plan is not None
+
+
+def test_what_it_says() -> None:
+    result = solve(chain(9), 8, solver=Checkmate(swap=True))
+    assert (result.status, "link" in result.reason) == (Status.NOT_APPLICABLE, True)
+    with pytest.raises(InputError, match="swap_time"):
+        Checkmate(swap_time="exact")  # type: ignore[arg-type]

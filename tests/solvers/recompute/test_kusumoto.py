@@ -1,0 +1,321 @@
+"""Kusumoto et al. 2019: lower sets, the formula by hand, the program against plain enumeration, and the schedule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers import formats
+from remat_solvers.errors import InputError
+from remat_solvers.generate import adversarial, chain, training_graph
+from remat_solvers.problem import Op, Problem, Value
+from remat_solvers.recompute.kusumoto.lower_sets import (
+    ForwardGraph,
+    all_lower_sets,
+    ancestor_sets,
+    boundaries,
+    boundary,
+    forward_graph,
+    members,
+)
+from remat_solvers.recompute.kusumoto.program import STRATEGIES, Program, in_bins, reference_front, segment_bytes
+from remat_solvers.recompute.kusumoto.solver import Kusumoto, canonical_sequence
+from remat_solvers.result import Limits, Status
+from remat_solvers.schedule import plan_from_sequence
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+from remat_solvers.toolkit.graphs.bit_sets import indices_of
+from remat_solvers.validate import validate
+
+CORPUS = Path(__file__).parents[2] / "corpus"
+
+
+def diamond() -> Problem:
+    """a -> b, a -> c, b and c -> d, with sizes 1, 2, 4, 8 and times 10, 1, 1, 10; backward reads all of them."""
+    ops = [
+        Op("a", "forward", (), (0,), 10),
+        Op("b", "forward", (0,), (1,), 1),
+        Op("c", "forward", (0,), (2,), 1),
+        Op("d", "forward", (1, 2), (3,), 10),
+        Op("back", "backward", (0, 1, 2, 3), (4,), 1),
+    ]
+    values = [Value(name, size, "activation") for name, size in zip("abcd", (1, 2, 4, 8), strict=True)]
+    return Problem("diamond", tuple(ops), (*values, Value("g", 1, "gradient")), (4,))
+
+
+def test_the_diamond_by_hand() -> None:
+    graph = forward_graph(diamond())
+    a, b, c, d = 1, 2, 4, 8
+    assert all_lower_sets(graph, 100) == [0, a, a | b, a | c, a | b | c, a | b | c | d]
+    assert ancestor_sets(graph) == [0, a, a | b, a | c, a | b | c | d]
+    assert boundary(graph, a) == a
+    assert boundary(graph, a | b) == a | b  # c reads a, d reads b
+    assert boundary(graph, a | b | c) == b | c
+    # {a}: 2 (1) and its readers b, c (2 + 4) which read nothing else outside. {a, b}: U = 1, 2 (2), readers c and d
+    # (4 + 8), and c which d reads (4). Then V: U = 1 + 2, 2 (4 + 8), nothing outside.
+    assert segment_bytes(graph, [a, a | b, a | b | c | d]) == [2 + 6, 1 + 4 + 12 + 4, 3 + 24]
+    assert segment_bytes(graph, [a | b | c, a | b | c | d]) == [14 + 8, 6 + 16]
+    assert segment_bytes(graph, [a | b | c | d]) == [30]
+    sets = all_lower_sets(graph, 100)
+    assert sets is not None
+    fronts = {limit: reference_front(graph, sets, limit) for limit in range(20, 31)}
+    assert fronts[21] == {}
+    assert fronts[22] == {20: 6}  # abc, V: a and d run again; 22 in the first segment
+    assert fronts[23] == {20: 6, 10: 7}  # a, abc, V: only d does; 7 + 16
+    assert fronts[25] == {20: 6, 10: 7, 11: 5}  # a, ac, V: b and d; 5 + 2 (2 + 8)
+    assert fronts[27] == {20: 6, 10: 7, 11: 3}  # a, ab, V: c and d; 3 + 2 (4 + 8)
+    assert fronts[29] == {20: 6, 10: 7, 11: 3, 12: 1}  # a, V
+    assert fronts[30] == {20: 6, 10: 7, 11: 3, 12: 1, 22: 0}  # V
+    assert Program(graph, sets).least_limit() == 22
+
+
+@given(n=st.integers(1, 9), seed=st.integers(0, 10**6), share=st.floats(0, 1.2), keep_last=st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_the_program_finds_what_plain_enumeration_finds(n: int, seed: int, share: float, keep_last: bool) -> None:
+    """Exactly, where a bin is a nanosecond. Feasibility is monotone in B, and bisection finds its least."""
+    graph = forward_graph(training_graph(n, seed))
+    sets = all_lower_sets(graph, 300)
+    for family in [ancestor_sets(graph)] + ([sets] if sets else []):
+        program = Program(graph, family, bins=10**4, keep_last=keep_last)
+        least = program.least_limit()
+        limit = int(least * (1 + share))
+        front = reference_front(graph, family, limit, keep_last=keep_last)
+        row = program.table(limit)[-1]
+        assert {t: row[t] for t in np.flatnonzero(np.isfinite(row))} == front
+        assert program.least_kept(limit) == min(front.values())
+        assert not graph.ops or not reference_front(graph, family, least - 1, keep_last=keep_last)
+        for strategy, overhead in zip(STRATEGIES, (min(front), max(front)), strict=True):
+            chosen = program.sequence(program.table(limit), limit, strategy)
+            assert chosen is not None
+            assert max(segment_bytes(graph, chosen), default=0) <= limit
+            assert overhead_ns(graph, chosen, keep_last) == overhead
+
+
+def mirrored(n: int, seed: int) -> Problem:
+    """A random DAG of n ops, and a gradient op for each: it reads what its readers read, and their gradients."""
+    rng = random.Random(seed)
+    reads = [tuple(sorted(rng.sample(range(i), min(i, rng.choice((0, 1, 1, 2)))))) for i in range(n)]
+    size = [rng.randint(1, 9) for _ in range(n)]
+    ops = [Op(f"f{i}", "forward", reads[i], (i,), rng.randint(1, 9)) for i in range(n)]
+    for i in range(n - 1, -1, -1):
+        readers = [j for j in range(n) if i in reads[j]]
+        needed = {i, *(v for j in readers for v in reads[j]), *(2 * n - 1 - j for j in readers)}
+        ops.append(Op(f"b{i}", "backward", tuple(sorted(needed)), (2 * n - 1 - i,), 1))
+    values = [Value(f"v{i}", size[i], "activation") for i in range(n)]
+    return Problem("mirrored", tuple(ops), (*values, *(Value("g", b, "gradient") for b in size[::-1])), ())
+
+
+Sets = tuple[frozenset[int], ...]
+
+
+def every_sequence(lower_sets: list[frozenset[int]], everything: frozenset[int]) -> Iterator[Sets]:
+    """All L_1 < .. < L_k = V."""
+    unfinished: list[Sets] = [()]
+    while unfinished:
+        chosen = unfinished.pop()
+        if chosen and chosen[-1] == everything:
+            yield chosen
+        else:
+            unfinished += [(*chosen, s) for s in lower_sets if (chosen[-1] if chosen else frozenset()) < s]
+
+
+def by_definition(problem: Problem, chosen: Sets) -> tuple[int, int]:
+    """The overhead of a sequence, and the memory of its largest segment, from the sets alone; op i makes value i."""
+    nodes = range(len(problem.forward_ops))
+    reads = [set(problem.ops[i].inputs) for i in nodes]
+
+    def m(those: set[int] | frozenset[int]) -> int:
+        return sum(problem.values[i].bytes for i in those)
+
+    overhead = memory = 0
+    kept: set[int] = set()
+    before: frozenset[int] = frozenset()
+    for lower in chosen:
+        outside = {j for j in nodes if j not in lower and reads[j] & lower}
+        beside = {i for j in outside for i in reads[j]} - lower
+        memory = max(memory, m(kept) + 2 * m(lower - before) + m(outside) + m(beside))
+        edge = {i for i in lower if any(i in reads[j] for j in nodes if j not in lower)}
+        overhead += sum(problem.ops[i].time_ns for i in lower - before - edge)
+        kept |= edge
+        before = lower
+    return overhead, memory
+
+
+@given(n=st.integers(1, 5), seed=st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_no_sequence_of_lower_sets_does_better(n: int, seed: int) -> None:
+    """At every B: the least overhead, the largest, and the least B, over all lower sets and over the ancestors' only.
+    With more B the least does not grow and the largest does not fall."""
+    problem = mirrored(n, seed)
+    graph = forward_graph(problem)
+    reads = [set(problem.ops[i].inputs) for i in range(n)]
+    subsets = [frozenset(c) for k in range(1, n + 1) for c in combinations(range(n), k)]
+    lower = [s for s in subsets if all(reads[i] <= s for i in s)]
+    above = [next(s for s in lower if i in s) for i in range(n)]  # the smallest lower set with i: its ancestors
+    for family, sets in ((lower, all_lower_sets(graph, 100)), ([*above, frozenset(range(n))], ancestor_sets(graph))):
+        assert sets is not None
+        assert {frozenset(indices_of(s)) for s in sets} == {frozenset(), *family}
+        known = [by_definition(problem, chosen) for chosen in every_sequence(list(set(family)), frozenset(range(n)))]
+        program = Program(graph, sets, bins=10**4)
+        assert program.least_limit() == min(memory for _, memory in known)
+        span = []
+        for limit in sorted({memory for _, memory in known}):
+            within = [overhead for overhead, memory in known if memory <= limit]
+            found = np.flatnonzero(np.isfinite(program.table(limit)[-1]))
+            assert (found[0], found[-1]) == (min(within), max(within))
+            span.append((min(within), -max(within)))
+        assert all(sorted(column, reverse=True) == list(column) for column in zip(*span, strict=True))
+
+
+@given(n=st.integers(1, 8), seed=st.integers(0, 10**6), cuts=st.integers(0, 2**7 - 1))
+@settings(max_examples=200, deadline=None)
+def test_the_replay_takes_the_overhead_and_at_most_the_memory_of_the_formula(n: int, seed: int, cuts: int) -> None:
+    """Where backward reads every value and goes through the segments in reverse: the sets are beginnings of the order.
+    Liveness analysis frees some earlier than the formula, which never says too little."""
+    problem = mirrored(n, seed)
+    chosen = tuple(frozenset(range(k)) for k in range(1, n + 1) if k == n or cuts >> k & 1)
+    overhead, memory = by_definition(problem, chosen)
+    masks = [sum(1 << i for i in lower) for lower in chosen]
+    graph = forward_graph(problem)
+    assert max(segment_bytes(graph, masks)) == memory
+    sequence = canonical_sequence(problem, graph, masks, keep_last=False)
+    line = simulate(problem, plan_from_sequence(problem, sequence))
+    assert line.time_ns == sum(op.time_ns for op in problem.ops) + overhead
+    assert line.peak_bytes <= memory
+
+
+def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
+    total = before = 0
+    for lower in chosen:
+        lost = lower & ~before & ~boundary(graph, lower)
+        if not (keep_last and lower == graph.everything):
+            total += sum(graph.time_ns[node] for node in indices_of(lost))
+        before = lower
+    return total
+
+
+@given(times=st.lists(st.integers(0, 50), min_size=1), bins=st.integers(1, 300))
+def test_times_in_bins_are_right_to_one_bin_over_any_stretch(times: list[int], bins: int) -> None:
+    counted = in_bins(times, bins)
+    total = sum(times)
+    assert sum(counted) == min(total, bins)
+    unit = max(1.0, total / bins)
+    for first in range(len(times)):
+        assert abs(sum(counted[first:]) - sum(times[first:]) / unit) <= 1
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 30])
+def test_a_chain_has_its_prefixes_and_exact_is_approximate(length: int) -> None:
+    graph = forward_graph(chain(length))
+    prefixes = [(1 << k) - 1 for k in range(length + 1)]
+    assert all_lower_sets(graph, 100) == ancestor_sets(graph) == prefixes
+    assert Kusumoto().families(graph) == [ancestor_sets(graph)]
+
+
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_arrays_over_sets_are_the_sets_one_by_one(n: int, seed: int) -> None:
+    graph = forward_graph(training_graph(n, seed))
+    sets = all_lower_sets(graph, 2000) or ancestor_sets(graph)
+    within = members(sets, len(graph.ops))
+    edges = boundaries(graph, within)
+    for k, lower in enumerate(sets):
+        assert np.flatnonzero(within[:, k]).tolist() == list(indices_of(lower))
+        assert np.flatnonzero(edges[:, k]).tolist() == list(indices_of(boundary(graph, lower)))
+
+
+def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
+    """Its file for ResNet50 has 176 nodes, and 241 lower sets."""
+    graph = forward_graph(formats.load_problem(CORPUS / "r50.json"))
+    assert len(graph.ops) == 176
+    sets = all_lower_sets(graph, 1000)
+    assert sets is not None
+    assert len(sets) == 241
+    assert len(ancestor_sets(graph)) == 177
+    assert all_lower_sets(graph, 240) is None
+
+
+@pytest.mark.parametrize("name", ["chain50", "gpt", "r50", "unet"])
+def test_laws_on_the_corpus(name: str) -> None:
+    """Nothing below the least B; with more B the least overhead does not grow, down to none."""
+    problem = formats.load_problem(CORPUS / f"{name}.json")
+    graph = forward_graph(problem)
+    program = Program(graph, ancestor_sets(graph), keep_last=True)
+    least = program.least_limit()
+    assert program.sequence(program.table(least - 1), least - 1, "time-centric") is None
+    fastest = None
+    for limit in (least, int(1.3 * least), 2 * least, program.most_limit()):
+        row = np.flatnonzero(np.isfinite(program.table(limit)[-1]))
+        assert fastest is None or row[0] <= fastest
+        fastest = row[0]
+    assert fastest == 0
+
+
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6), keep_last=st.booleans(), pick=st.integers(0, 10**6))
+@settings(max_examples=200, deadline=None)
+def test_every_sequence_of_lower_sets_is_a_valid_plan(n: int, seed: int, keep_last: bool, pick: int) -> None:
+    """And no op runs more than twice."""
+    for problem in (training_graph(n, seed), adversarial(seed)):
+        if not problem.backward_ops:
+            continue
+        graph = forward_graph(problem)
+        chosen: list[int] = []
+        for k, lower in enumerate(ancestor_sets(graph)[1:]):
+            if (pick >> k % 20 & 1 or lower == graph.everything) and not (chosen and chosen[-1] & ~lower):
+                chosen.append(lower)
+        sequence = canonical_sequence(problem, graph, chosen, keep_last=keep_last)
+        assert validate(problem, plan_from_sequence(problem, sequence), 2**62) == []
+        assert max(map(sequence.count, sequence)) <= 2
+
+
+def test_keeping_every_node_is_the_unmodified_step() -> None:
+    problem = formats.load_problem(CORPUS / "gpt.json")
+    graph = forward_graph(problem)
+    sequence = canonical_sequence(problem, graph, [graph.everything], keep_last=True)
+    assert sequence == list(range(len(problem.ops)))
+    again = canonical_sequence(problem, graph, [graph.everything], keep_last=False)
+    extra = simulate(problem, plan_from_sequence(problem, again)).time_ns - sum(op.time_ns for op in problem.ops)
+    assert 0 < extra <= sum(graph.time_ns)
+
+
+def test_a_tight_budget_is_met_by_dropping_more() -> None:
+    """Within 40 % of a ResNet-50's peak, memory-centric schedules fit, time-centric ones do not."""
+    problem = formats.load_problem(CORPUS / "r50.json")
+    results = [
+        solve(problem, int(0.4 * 2_763_978_752), solver=Kusumoto(exact=False, strategy=strategy))
+        for strategy in (*STRATEGIES, "auto")
+    ]
+    assert [result.status for result in results] == [Status.NOT_FOUND, Status.FEASIBLE, Status.FEASIBLE]
+    assert results[1].time_ns == results[2].time_ns
+
+
+def test_more_lower_sets_than_allowed_is_not_applicable_when_all_are_asked_for() -> None:
+    problem = formats.load_problem(CORPUS / "r50.json")
+    result = solve(problem, int(0.7 * 2_763_978_752), solver=Kusumoto(exact=True, most_sets=200))
+    assert result.status is Status.NOT_APPLICABLE
+    assert "200 lower sets" in result.reason
+    few = Kusumoto(exact=False, most_sets=40)
+    assert len(few.families(forward_graph(problem))[0]) == 40
+    assert solve(problem, int(0.7 * 2_763_978_752), solver=few).plan is not None
+
+
+def test_without_a_plan_the_smallest_peak_is_that_of_the_best_schedule() -> None:
+    problem = formats.load_problem(CORPUS / "unet.json")
+    outcome = Kusumoto().solve(problem, 900_000_000, limits=Limits(None), on_progress=None, seed=0)
+    assert outcome.status is Status.NOT_FOUND
+    assert outcome.smallest_peak_bytes is not None
+    found = solve(problem, outcome.smallest_peak_bytes, solver=Kusumoto())
+    assert found.peak_bytes == outcome.smallest_peak_bytes
+
+
+@pytest.mark.parametrize("options", [{"strategy": "fast"}, {"bins": 0}, {"most_sets": 1}, {"bins": True}])
+def test_options_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Kusumoto(**options)  # type: ignore[arg-type]

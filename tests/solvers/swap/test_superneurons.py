@@ -1,0 +1,232 @@
+"""SuperNeurons with a link: the ladder, the tensor pool, the tensor cache. Its recomputation is in test_dropping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remat_solvers.errors import InputError
+from remat_solvers.generate import training_graph
+from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
+from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.result import Limits, Status
+from remat_solvers.schedule import tangents_first
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+from remat_solvers.swap.superneurons import SuperNeurons
+from remat_solvers.swap.superneurons.tensor_pool import Ladder, ladder, pooled, prefetches
+from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, Victims, least_bytes, movable_values
+from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.validate import validate
+
+NS_PER_BYTE = 10**9  # bytes per second at which a byte takes one ns
+
+
+def net(layers: str, size_bytes: int = 4, rate: int = NS_PER_BYTE) -> Problem:
+    """A chain of CONV (c) and cheap (r) layers of one size, 10 ns each. A layer's backward reads its input, its output
+    and the gradient of its output (the last one's: none), and makes that of its input (the first one's: of 0 bytes)."""
+    n = len(layers)
+    ops = [
+        Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 10, target="convolution" if kind == "c" else "relu")
+        for i, kind in enumerate(layers)
+    ]
+    for k, i in enumerate(range(n - 1, -1, -1)):
+        reads = (*((i - 1,) if i else ()), i, *((n + k - 1,) if k else ()))
+        ops.append(Op(f"b{i}", "backward", reads, (n + k,), 10, target="backward"))
+    values = [Value(f"v{i}", size_bytes, "activation") for i in range(n)]
+    values += [Value(f"g{i}", size_bytes if i else 0, "gradient") for i in range(n - 1, -1, -1)]
+    return Problem(layers, tuple(ops), tuple(values), (2 * n - 1,), Link(rate, rate))
+
+
+def steps(plan: Plan) -> list[str]:
+    """The plan in short: f2 and b2 run a layer, +3 fetches, >3 copies to the host, -3 frees."""
+    marks = {Compute: "op", Fetch: "+", Offload: ">", Free: "-"}
+    return [marks[type(a)] + str(a.op if isinstance(a, Compute) else a.value) for a in plan]
+
+
+def test_the_ladder_of_a_net_counted_by_hand() -> None:
+    """Eight layers of 4 bytes, three of them CONV. baseline: 8 outputs and 7 gradients. liveness: 8 outputs and one
+    gradient. offload: the five cheap outputs, and at the last CONV's backward its output and a gradient. recompute:
+    the backward of one layer, its input, its output and two gradients."""
+    problem = net("crrcrrrc")
+    solver = SuperNeurons()
+    recomputing = solver.sequence(problem, "cost-aware")
+    rungs = ladder(problem, recomputing, solver.movable(problem, "conv"))
+    assert rungs == Ladder(15 * 4, 9 * 4, 5 * 4 + 2 * 4, 4 * 4)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("rate", [NS_PER_BYTE // 1000, NS_PER_BYTE, NS_PER_BYTE * 1000])
+def test_the_pool_reaches_the_rungs_in_the_replay(cache: bool, rate: int) -> None:
+    problem = net("crrcrrrc", rate=rate)
+    for strategy, rung in (("keep", 28), ("cost-aware", 16)):
+        solver = SuperNeurons(strategy, offload="conv", cache=cache)  # type: ignore[arg-type]
+        below = solver.solve(problem, rung - 1, limits=Limits(), on_progress=None, seed=0)
+        assert (below.plan, below.smallest_peak_bytes) == (None, rung)
+        result = solve(problem, rung, solver=solver)
+        assert (result.status, result.peak_bytes) == (Status.FEASIBLE, rung)
+
+
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6), cache=st.booleans(), share=st.floats(0, 1))
+@settings(max_examples=300, deadline=None)
+def test_the_pool_gives_a_plan_down_to_the_rung_exactly(n: int, seed: int, cache: bool, share: float) -> None:
+    problem = training_graph(n, seed, link=True)
+    assert problem.link is not None
+    problem = replace(problem, link=replace(problem.link, host_bytes=None))
+    solver = SuperNeurons()
+    movable = solver.movable(problem, "checkpoints")
+    for strategy in ("keep", "speed-centric", "memory-centric"):
+        sequence = solver.sequence(problem, strategy)  # type: ignore[arg-type]
+        rungs = ladder(problem, sequence, movable)
+        assert (
+            rungs.offload_bytes
+            <= rungs.liveness_bytes
+            <= rungs.baseline_bytes + sum(o.workspace_bytes for o in problem.ops)
+        )
+        traffic = Traffic(problem, sequence)
+        least, most = rungs.recompute_bytes, int(traffic.profile.max())
+        assert pooled(traffic, movable, least - 1, cache=cache) is None
+        budget_bytes = least + int(share * (most - least))
+        plan = pooled(traffic, movable, budget_bytes, cache=cache)
+        assert plan is not None
+        assert validate(problem, plan, budget_bytes) == []
+
+
+def test_the_answer_tells_of_its_pool() -> None:
+    """Values of 4 bytes take 1 KB each: four of them at the peak, and one size leaves no holes."""
+    result = solve(net("crrcrrrc"), 16, solver="superneurons")
+    assert result.reason == "a pool of 4096 bytes holds it by first fit: 0 bytes to holes, 4080 to whole blocks"
+
+
+def test_nothing_moves_where_memory_suffices() -> None:
+    problem = net("crrcrrrc")
+    traffic = Traffic(problem, range(len(problem.ops)))
+    movable = SuperNeurons().movable(problem, "conv")
+    most = int(traffic.profile.max())
+    plan = pooled(traffic, movable, most, cache=True)
+    assert plan is not None
+    assert not any(isinstance(a, Offload | Fetch) for a in plan)
+    short = pooled(traffic, movable, most - 1, cache=True)
+    assert short is not None
+    assert [a for a in short if isinstance(a, Offload)] == [Offload(0)]  # one is enough: the least recently used
+
+
+def test_without_the_cache_convolutions_leave_while_the_forward_goes_on_and_come_back_one_ahead() -> None:
+    """A copy takes 4 ns, a layer 10: each is over when the next layer ends. The last CONV's is needed at once, and its
+    copy, made in vain, is left out. In backward nobody waits: each comes back one CONV ahead."""
+    problem = net("crrcrrcrrc")
+    traffic = Traffic(problem, range(len(problem.ops)))
+    movable = SuperNeurons().movable(problem, "conv")
+    assert movable == {0, 3, 6, 9}
+    plan = pooled(traffic, movable, 10**6, cache=False)
+    assert plan is not None
+    assert steps(plan)[:9] == ["op0", ">0", "op1", "-0", "op2", "op3", ">3", "op4", "-3"]
+    assert Offload(9) not in plan
+    timeline = simulate(problem, plan)
+    assert timeline.wait_ns == 0
+    first_read = {9: 10, 6: 12, 3: 15, 0: 18}  # value -> the backward op that reads it first
+    assert prefetches(problem, traffic.sequence, movable) == {10: 6, 12: 3, 15: 0}
+    for value, ahead in ((9, 6), (6, 3), (3, 0)):
+        assert plan[plan.index(Fetch(ahead)) + 1] == Compute(first_read[value])
+
+
+def test_a_prefetch_needs_room_beside_the_layer() -> None:
+    """In the smallest budget every tensor comes back at the layer that reads it."""
+    problem = net("crrcrrcrrc")
+    traffic = Traffic(problem, range(len(problem.ops)))
+    movable = SuperNeurons().movable(problem, "conv")
+    budget_bytes = least_bytes(problem, traffic.sequence, movable)
+    plan = pooled(traffic, movable, budget_bytes, cache=False)
+    assert plan is not None
+    assert plan[plan.index(Fetch(6)) + 1] == Compute(12)
+    assert simulate(problem, plan).wait_ns > 0
+
+
+def test_a_copy_that_would_be_in_vain_is_left_out() -> None:
+    """At a byte per 1000 ns no copy is over within the step, so where memory suffices nothing is copied."""
+    problem = net("crrcrrcrrc", rate=NS_PER_BYTE // 1000)
+    traffic = Traffic(problem, range(len(problem.ops)))
+    plan = pooled(traffic, {0, 3, 6, 9}, 10**6, cache=False)
+    assert plan is not None
+    assert not any(isinstance(a, Offload) for a in plan)
+
+
+def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> Traffic:
+    """Forward ops: op i reads reads[i] and makes value i of sizes[i] bytes; 1 ns each, a byte moves in 1 ns."""
+    ops = tuple(Op(f"op{i}", "forward", r, (i,), 1) for i, r in enumerate(reads))
+    values = tuple(Value(f"v{i}", s, "activation") for i, s in enumerate(sizes))
+    link = Link(NS_PER_BYTE, NS_PER_BYTE)
+    return Traffic(Problem("trace", ops, values, (len(reads) - 1,), link), range(len(reads)))
+
+
+@pytest.mark.parametrize(
+    ("victims", "expected"),
+    [
+        ("lru", [1, 2]),  # 0 was read after 1 and 2 were made
+        ("list", [0, 1]),  # in the order in which they were made
+        ("farthest", [2, 1]),  # read at the end, before it, and first
+    ],
+)
+def test_the_order_of_victims(victims: Victims, expected: list[int]) -> None:
+    """Values 0, 1, 2 of one byte; 0 is read by op 3; op 4 makes two bytes where three and its own 2 are one too many,
+    then op 5 three: one more. Then 0, 1 and 2 are read in turn."""
+    traffic = trace((), (), (), (0,), (), (4,), (0, 5), (1, 6), (2, 7), sizes=(1, 1, 1, 0, 2, 1, 0, 0, 0))
+    paged = Paging(traffic, {0, 1, 2}, 4, victims).run()
+    assert isinstance(paged, Paged)
+    victims_in_order = [a.value for a in paged.plan if isinstance(a, Offload)]
+    assert victims_in_order == expected
+    assert simulate(traffic.problem, paged.plan).peak_bytes == 4
+
+
+def test_what_a_layer_works_on_is_locked() -> None:
+    traffic = trace((), (), (0, 1), (0, 1), sizes=(2, 3, 2, 1))
+    assert isinstance(Paging(traffic, {0, 1, 2}, 6, "lru").run(), Overflow)  # op 2 holds 0, 1 and 2
+    assert isinstance(Paging(traffic, {0, 1, 2}, 7, "lru").run(), Paged)
+
+
+def test_a_second_eviction_needs_no_second_copy() -> None:
+    """Value 0 leaves for 1, comes back for op 2, and leaves again for 3: one Offload, two Fetches."""
+    traffic = trace((), (), (0,), (), (0,), sizes=(2, 3, 0, 3, 0))
+    paged = Paging(traffic, {0}, 4, "lru").run()
+    assert isinstance(paged, Paged)
+    assert steps(paged.plan) == [
+        *("op0", ">0", "-0", "op1", "-1", "+0", "op2", "-2", "-0", "op3", "-3", "+0", "op4", "-0"),
+    ]
+
+
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6), victims=st.sampled_from(["lru", "list", "farthest"]))
+@settings(max_examples=200, deadline=None)
+def test_paging_keeps_the_limit_of_the_host_and_knows_the_time(n: int, seed: int, victims: Victims) -> None:
+    problem = training_graph(n, seed, link=True)
+    assert problem.link is not None
+    sequence = tangents_first(problem, range(len(problem.ops)))
+    traffic = Traffic(problem, sequence)
+    movable = movable_values(problem, sequence)
+    least, most = least_bytes(problem, sequence, movable), int(traffic.profile.max())
+    for budget_bytes in {least, (least + most) // 2, most}:
+        paging = Paging(traffic, movable, budget_bytes, victims, eager=movable)
+        paged = paging.run()
+        if problem.link.host_bytes is None:
+            assert isinstance(paged, Paged)
+        if isinstance(paged, Paged):
+            assert validate(problem, paged.plan, budget_bytes) == []
+            arrived = [paging.arrival.get(v, 0) for v in problem.results]
+            assert simulate(problem, paged.plan).time_ns == max([paging.now, *arrived])
+
+
+def test_over_a_link_recomputation_alone_is_still_an_answer() -> None:
+    """On a link on which a byte takes a second the answer is that without one."""
+    problem = net("crrcrrrcrrc", rate=1)
+    for budget_bytes in (28, 32, 40):
+        without = solve(replace(problem, link=None), budget_bytes, solver="superneurons")
+        assert without.plan is not None
+        assert solve(problem, budget_bytes, solver="superneurons").time_ns == without.time_ns
+
+
+@pytest.mark.parametrize("wrong", [{"offload": "all"}, {"strategy": "none"}])
+def test_options_are_checked(wrong: dict[str, str]) -> None:
+    with pytest.raises(InputError):
+        SuperNeurons(**wrong)  # type: ignore[arg-type]

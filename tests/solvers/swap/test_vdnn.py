@@ -1,0 +1,221 @@
+"""vDNN: what leaves and returns when, by hand on small networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from remat_solvers.errors import InputError
+from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
+from remat_solvers.problem import Link, Op, Phase, Problem, Value
+from remat_solvers.registry import create
+from remat_solvers.result import Limits, Status
+from remat_solvers.schedule import store_all
+from remat_solvers.simulate import simulate
+from remat_solvers.solving import solve
+from remat_solvers.swap.vdnn import VDNN, dynamic_step, managed, offloading_plan
+from remat_solvers.toolkit.transfers.layers import backward_layers
+from remat_solvers.validate import validate
+
+TARGETS = {"C": "convolution", "A": "relu", "P": "max_pool2d_with_indices", "F": "addmm", "L": "_log_softmax"}
+SIZE = 10  # of every value; each op takes 10 ns, and so does a copy
+
+
+def network(layers: str, rate: int = 10**9) -> Problem:
+    """A chain of layers. Value 0 is the input, a constant; layer i reads value i and makes value i + 1.
+
+    Backward of CONV and FC reads X, of ACTV Y, of POOL both; each makes the gradient of its X.
+    """
+    count = len(layers)
+    values = [Value("input", SIZE, "constant"), *(Value(f"y{i}", SIZE, "activation") for i in range(count))]
+    ops = [Op(f"f{i}", "forward", (i,), (i + 1,), 10, target=TARGETS[kind]) for i, kind in enumerate(layers)]
+    for i in reversed(range(count)):
+        values.append(Value(f"g{i}", SIZE, "gradient"))
+        saved = {"C": (i,), "F": (i,), "A": (i + 1,), "P": (i, i + 1), "L": (i + 1,)}[layers[i]]
+        arriving = () if i == count - 1 else (len(values) - 2,)
+        backward: Phase = "backward"
+        ops.append(Op(f"b{i}", backward, (*saved, *arriving), (len(values) - 1,), 10, target="backward"))
+    return Problem(layers, tuple(ops), tuple(values), (len(values) - 1,), link=Link(rate, rate))
+
+
+def trace(problem: Problem, plan: Plan, values: set[int]) -> list[str]:
+    """The ops by name, and what happens to `values`."""
+    words = {Offload: "offload", Free: "free", Fetch: "prefetch"}
+    events = []
+    for action in plan:
+        if isinstance(action, Compute):
+            events.append(problem.ops[action.op].name)
+        elif action.value in values:
+            events.append(f"{words[type(action)]} {action.value}")
+    return events
+
+
+def test_events_of_six_layers() -> None:
+    """CONV ACTV POOL CONV ACTV POOL. X of the first is the input, X of the last stays, X of ACTV is never offloaded."""
+    problem = network("CAPCAP")
+    plan = offloading_plan(problem, "all")
+    assert [a.value for a in managed(problem, "all")] == [2, 3]
+    assert trace(problem, plan, {2, 3}) == [
+        *("f0", "f1", "offload 2", "f2", "offload 3", "free 2", "f3", "free 3", "f4", "f5"),
+        *("prefetch 3", "b5", "b4", "prefetch 2", "b3", "b2", "free 3", "b1", "free 2", "b0"),
+    ]
+    assert simulate(problem, plan).wait_ns == 0
+
+
+def test_the_end_of_a_layer_waits_for_its_copy() -> None:
+    """Copies of 20 ns beside ops of 10: f2 and f3 wait 10 each. 3 is back after b5 and b4, 2 comes 10 after b3."""
+    problem = network("CAPCAP", rate=5 * 10**8)
+    assert simulate(problem, offloading_plan(problem, "all")).wait_ns == 10 + 10 + 10
+
+
+def test_conv_offloads_the_inputs_of_convolutions_alone() -> None:
+    problem = network("CPCAPCAP")
+    assert [a.value for a in managed(problem, "conv")] == [2, 5]
+    assert [a.value for a in managed(problem, "all")] == [1, 2, 4, 5]
+
+
+def test_without_convolutions_matrix_products_are_the_dear_layers() -> None:
+    problem = network("FPFPFL")
+    assert [a.value for a in managed(problem, "conv")] == [2]
+    assert [a.value for a in managed(problem, "all")] == [1, 2]  # f3 is the last feature layer, f4 the classifier
+
+
+def test_the_classifier_stays() -> None:
+    problem = network("CPCPFFL")
+    assert [a.value for a in managed(problem, "all")] == [1, 2]
+
+
+def test_the_window_ends_at_the_nearest_convolution() -> None:
+    """Backward of layer 3 would be early enough to bring back X of layer 1, but layer 2 lies between, a CONV."""
+    problem = network("CCCPP")
+    assert trace(problem, offloading_plan(problem, "conv"), {1, 2})[-9:] == [
+        *("prefetch 2", "b4", "b3", "prefetch 1", "b2", "free 2", "b1", "free 1", "b0")
+    ]
+    pools = network("CPPPP")
+    assert trace(pools, offloading_plan(pools, "all"), {1, 2, 3})[-11:] == [
+        *("prefetch 3", "b4", "prefetch 2", "b3", "prefetch 1", "b2", "free 3", "b1", "free 1", "free 2", "b0")
+    ]
+
+
+def test_a_fork_leaves_after_its_last_reader() -> None:
+    """Value 1 is read by layers 1 and 3."""
+    problem = network("CCCCPP")
+    ops = list(problem.ops)
+    ops[3] = replace(ops[3], inputs=(1, 3), target="convolution")
+    problem = replace(problem, ops=tuple(ops))
+    events = trace(problem, offloading_plan(problem, "all"), {1})
+    assert events[:7] == ["f0", "f1", "f2", "offload 1", "f3", "free 1", "f4"]
+
+
+def test_backward_ops_belong_to_layers_in_falling_order() -> None:
+    """Backward of ACTV goes with the layer that reads its Y, and b0, which reads the input alone, with the last."""
+    assert list(backward_layers(network("CAPCAP")).values()) == [5, 5, 3, 2, 2, 2]
+
+
+def test_what_the_window_misses_comes_back_on_demand() -> None:
+    """b3 reads X of layer 1 too, out of turn."""
+    problem = network("CCCPP")
+    at = next(i for i, op in enumerate(problem.ops) if op.name == "b4")
+    ops = list(problem.ops)
+    ops[at] = replace(ops[at], inputs=(1, *ops[at].inputs))
+    problem = replace(problem, ops=tuple(ops))
+    assert trace(problem, offloading_plan(problem, "conv"), {1, 2})[-9:-5] == ["prefetch 1", "prefetch 2", "b4", "b3"]
+
+
+def usage(problem: Problem, plan: Plan) -> tuple[float, int]:
+    """Bytes on the device while ops run, constants left out: the average over time, and the most."""
+    line = simulate(problem, plan)
+    total = 0
+    for i, action in enumerate(plan):
+        if isinstance(action, Compute):
+            total += problem.ops[action.op].time_ns * int(line.memory_bytes[i])
+    return total / sum(op.time_ns for op in problem.ops) - problem.constant_bytes, line.peak_bytes - 10
+
+
+def test_average_and_peak_usage_by_hand() -> None:
+    """CONV x 4. With everything kept y0..y3 pile up and shrink again, with one gradient or two beside them.
+
+    Kept:    10 20 30 40(y3 goes with f3: nothing reads it) | 40 40 30 20
+    Moved:   10 20 20 30(y2 stays: the last layer's X)       | with y2, then y1 on its way; y1, y0; y0; gradients
+    """
+    problem = network("CCCC")
+    kept, moved = usage(problem, store_all(problem)), usage(problem, offloading_plan(problem, "all"))
+    assert kept == ((10 + 20 + 30 + 40 + 40 + 40 + 30 + 20) / 8, 40)
+    assert moved == ((10 + 20 + 20 + 20 + 30 + 40 + 30 + 20) / 8, 40)
+    deep = network("C" * 40)
+    kept, moved = usage(deep, store_all(deep)), usage(deep, offloading_plan(deep, "all"))
+    assert (kept[1], moved[1]) == (400, 40)
+    assert moved[0] < 0.15 * kept[0]
+
+
+def test_dynamic_takes_the_first_step_of_the_ladder_that_fits() -> None:
+    problem = network("CPCPCPCPCP")
+    steps = [store_all(problem), offloading_plan(problem, "conv"), offloading_plan(problem, "all")]
+    needs = [simulate(problem, plan).peak_bytes for plan in steps]
+    assert needs == sorted(needs, reverse=True)
+    assert len(set(needs)) == 3
+
+    def dynamic(budget_bytes: int) -> Plan | None:
+        return VDNN().solve(problem, budget_bytes, limits=Limits(), on_progress=None, seed=0).plan
+
+    for need, plan in zip(needs, steps, strict=True):
+        assert dynamic(need) == plan
+        assert dynamic(need + 1) == plan
+    assert dynamic(needs[2] - 1) is None
+
+
+def test_the_steps_of_the_ladder() -> None:
+    """CONV in the forward take 10 ns without workspace, or 4 with 70 bytes; the least budget of each step.
+
+    (p): f8, the last CONV, runs beside 100 bytes with everything kept, 70 where only X of CONV leave, 30 where all do.
+    Greedy fits wherever (m) does: the plans alone, whose peaks are in backward, need 90 and 60.
+    """
+    problem = network("CPCPCPCPCP")
+    least: dict[str, int] = {}
+    for budget_bytes in range(200, 40, -1):
+        step = dynamic_step(problem, budget_bytes, {"convolution": ((10, 0), (4, 70))})
+        least["none" if step is None else step.name] = budget_bytes
+        if step is not None:
+            assert validate(step.problem, step.plan, budget_bytes) == []
+    steps = {
+        "no offload (p)": 170,
+        "conv (p)": 140,
+        "all (p)": 100,
+        "conv (greedy)": 90,
+        "all (greedy)": 60,
+        "none": 41,
+    }
+    assert list(least.items()) == list(steps.items())
+
+
+def test_greedy_takes_the_fastest_that_does_not_overflow() -> None:
+    """Under conv, the CONV of the forward run beside 20, 40, 50, 60 and 70 bytes."""
+    problem = network("CPCPCPCPCP")
+    workspaces = {"convolution": ((10, 0), (7, 30), (5, 45), (4, 1000))}
+    for budget_bytes, times in ((90, [5, 5, 7, 7, 10]), (105, [5, 5, 5, 5, 7])):
+        step = dynamic_step(problem, budget_bytes, workspaces)
+        assert step is not None
+        assert step.name == "conv (greedy)"
+        assert [op.time_ns for op in step.problem.ops if op.target == "convolution"] == times
+        assert simulate(step.problem, step.plan).peak_bytes <= budget_bytes
+
+
+def test_what_all_cannot_train_is_untrainable() -> None:
+    problem = network("CPCPCPCPCP")
+    smallest = simulate(problem, offloading_plan(problem, "all")).peak_bytes
+    result = solve(problem, smallest - 1, solver="vdnn")
+    assert (result.status, result.smallest_peak_bytes) == (Status.NOT_FOUND, smallest)
+
+
+def test_what_vdnn_does_not_treat() -> None:
+    problem = network("CCCC")
+    unlinked = replace(problem, link=None)
+    assert solve(unlinked, 49, solver="vdnn").status is Status.NOT_APPLICABLE
+    with pytest.raises(InputError, match="policy"):
+        create("vdnn", policy="some")
+
+
+def test_the_host_takes_what_it_has_room_for() -> None:
+    problem = replace(network("CCCCCC"), link=Link(10**9, 10**9, host_bytes=25))
+    assert [a.value for a in managed(problem, "all")] == [1, 2]
