@@ -109,16 +109,15 @@ def _solve(asked: Asked) -> Answer:
     from remat_solvers.processes.stopwatch import Stopwatch
     from remat_solvers.registry import create
     from remat_solvers.result import Limits, Progress
-    from remat_solvers.schedule import store_all
-    from remat_solvers.simulate import simulate
+    from remat_solvers.schedule import baseline
     from remat_solvers.solving import solve
     from remat_solvers.units import parse_link
 
     problem = problems.load(asked.problem)
     if asked.link is not None:
         problem = replace(problem, link=parse_link(asked.link))
-    unmodified = simulate(problem, store_all(problem))
-    constant = problem.constant_bytes + problem.reserve_bytes
+    unmodified = baseline(problem)
+    constant = problem.static_bytes
     moving, step_ns = unmodified.peak_bytes - constant, unmodified.time_ns
     reports: list[Progress] = []
     begin = _cpu_s()

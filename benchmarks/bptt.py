@@ -23,8 +23,7 @@ import remat
 from remat_solvers.formats import load_problem, save_problem
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.gruslys import forward_steps
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 WIDTH, BATCH, CHARACTERS = 128, 256, 256
@@ -80,7 +79,7 @@ def claim(problem: Problem, steps: int, methods: list[str]) -> None:
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
     backward_ns = sum(problem.ops[op].time_ns for op in problem.backward_ops)
     print(f"backward takes {backward_ns / forward_ns:.2f} times the forward")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     floor = problem.constant_bytes + sum(problem.values[v].bytes for v in problem.results)
     for saved in SAVED:
         budget_bytes = floor + int((1 - saved) * (unmodified.peak_bytes - floor))

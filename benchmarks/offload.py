@@ -44,7 +44,7 @@ from remat.verification import compare_steps, run_step
 from remat_solvers.plan import Fetch, Offload, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 
@@ -107,7 +107,7 @@ def compare_tiers(asked: argparse.Namespace) -> bool:
     model, batch = gpt2()
     exported = remat.export(model, (), batch)
     results = sum(exported.problem.values[v].bytes for v in exported.problem.results)
-    unmodified = simulate(exported.problem, store_all(exported.problem))
+    unmodified = baseline(exported.problem)
     fixed = (exported.problem.constant_bytes + results) / unmodified.peak_bytes
     print(f"store-all peak {unmodified.peak_bytes / 2**20:.1f} MiB; constants and results are {fixed:.1%} of it")
     columns = (
@@ -155,7 +155,7 @@ def row(exported: Any, model: Any, batch: Any, tier: Tier, asked: argparse.Names
     link = measure_link(torch.device("cpu"), tier)
     problem = replace(exported.problem, link=link)
     exported = replace(exported, problem=problem)
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     budget_bytes = int(asked.share * unmodified.peak_bytes)
     result = solve(problem, budget_bytes, solver=asked.solver, limits=Limits(60))
     if result.plan is None:

@@ -21,8 +21,7 @@ from remat.execute.canonical import tangents_first
 from remat.verification import run_step
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.result import Limits
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline, store_all
 from remat_solvers.solving import solve
 from remat_solvers.units import format_bytes
 
@@ -63,7 +62,7 @@ def _rows(case: Case, seconds: float) -> list[tuple[str, ...]]:
     exported = remat.export(model.train(), args, kwargs)
     problem = exported.problem
     everything = remat.apply(exported, store_all(problem))
-    whole = simulate(problem, store_all(problem)).peak_bytes
+    whole = baseline(problem).peak_bytes
     rows: list[tuple[str, ...]] = []
     floor = peak_bound_bytes(problem)
     for way in WAYS:

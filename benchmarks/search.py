@@ -19,8 +19,7 @@ from remat_solvers import generate
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.optimal.local_search.annealing import Search
 from remat_solvers.problem import Problem
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 
 SECONDS = 10.0
 SEEDS = range(5)
@@ -51,8 +50,8 @@ def problem_of(name: str) -> Problem:
 
 def budget_of(problem: Problem, share: float) -> int:
     """In bytes; a share above 1 is a number of bytes itself."""
-    base = problem.constant_bytes + problem.reserve_bytes
-    return base + int(share if share > 1 else share * (simulate(problem, store_all(problem)).peak_bytes - base))
+    base = problem.static_bytes
+    return base + int(share if share > 1 else share * (baseline(problem).peak_bytes - base))
 
 
 def one_run(problem: Problem, budget_bytes: int, free_order: bool, seed: int) -> tuple[float, float, float]:

@@ -23,8 +23,7 @@ from remat_solvers.recompute import gruslys, revolve, rotor
 from remat_solvers.recompute.kusumoto.lower_sets import ancestor_sets, forward_graph
 from remat_solvers.recompute.kusumoto.program import Program
 from remat_solvers.result import Limits
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 REPEATS = 3
@@ -117,7 +116,7 @@ def exact(seconds: float) -> Table:
     table = Table("ops", "budget", "method", "status", "time", "gap", "seconds", "peers", box=None)
     for ops in EXACT_OPS:
         problem = random_layered(ops, ops)
-        unmodified = simulate(problem, store_all(problem))
+        unmodified = baseline(problem)
         for budget in EXACT_BUDGETS:
             for method in EXACT_METHODS:
                 result = solve(

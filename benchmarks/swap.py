@@ -28,7 +28,7 @@ from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.registry import ENTRIES, Solver, create
 from remat_solvers.result import Limits
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 
 MODELS = ("gpt", "gpt48")
@@ -66,8 +66,8 @@ def main() -> None:
 
 def table(name: str, problem: Problem, share: int, methods: list[str] | None, seconds: float, extremes: bool) -> Table:
     """A row per method."""
-    unmodified = simulate(problem, store_all(problem))
-    beside = problem.constant_bytes + problem.reserve_bytes
+    unmodified = baseline(problem)
+    beside = problem.static_bytes
     budget_bytes = beside + (unmodified.peak_bytes - beside) * share // 100
     recompute, swap, joint, goal = STUDY.get((name, share), (None,) * 4)
     made = Table(

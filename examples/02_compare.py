@@ -13,8 +13,7 @@ from torch import Tensor, nn
 import remat
 import remat_solvers
 from remat_solvers.comparing import compare
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 
 METHODS = ("store-all", "chen", "segments", "selective", "kusumoto", "rotor", "dtr", "belady", "capuchin")
 
@@ -37,7 +36,7 @@ def main() -> None:
     torch.manual_seed(0)
     x, labels = torch.randn(8, 64, 64), torch.randint(10, (8,))
     problem = remat.export(Classifier(), (x, labels), costs="roofline:a100").problem
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     comparison = compare(
         problem,
         int(0.7 * unmodified.peak_bytes),

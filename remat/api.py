@@ -26,8 +26,7 @@ from remat_solvers.plan import Offload, Plan
 from remat_solvers.problem import MAX_INT, Link, Problem
 from remat_solvers.registry import Solver
 from remat_solvers.result import Limits, OnProgress, Result
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.units import format_bytes, parse_link
 from remat_solvers.validate import validate
 
@@ -65,7 +64,7 @@ class _Request:
         link = measure_link(exported.device, self.tier) if isinstance(self.link, str) else self.link
         problem = replace(exported.problem, link=link, reserve_bytes=self.reserve_bytes)
         exported = replace(exported, problem=problem)
-        peak = simulate(problem, store_all(problem)).peak_bytes
+        peak = baseline(problem).peak_bytes
         result = remat_solvers.solve(
             problem,
             read_budget(self.budget, peak),

@@ -114,7 +114,7 @@ def verify(
     step = run_step(planned, args, kwargs, exported)
     reference = run_step(apply(exported, store_all(exported.problem)), args, kwargs, exported)
     eager = run_step(model, args, kwargs, exported)
-    constants = exported.problem.constant_bytes + exported.problem.reserve_bytes
+    constants = exported.problem.static_bytes
     measured = step.peak_bytes + constants
     to_store_all, to_eager = compare_steps(step, reference), compare_steps(step, eager)
     as_predicted = abs(measured - predicted) <= max(TOLERANCE_BYTES, TOLERANCE * predicted)

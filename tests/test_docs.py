@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from remat_solvers.formats import load_problem, save_problem
 from remat_solvers.result import Status
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +36,7 @@ def test_the_solver_of_the_contributing_guide_works() -> None:
     names: dict[str, Any] = {"__name__": __name__}
     exec(imports + block, names)
     problem = load_problem(ROOT / "tests/corpus/chain50.json")
-    peak = simulate(problem, store_all(problem)).peak_bytes
+    peak = baseline(problem).peak_bytes
     assert solve(problem, peak - 1, solver=names["GivenOrder"]()).status is Status.NOT_FOUND
 
 

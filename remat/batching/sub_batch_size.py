@@ -23,8 +23,7 @@ from remat.capture.exported import export
 from remat.execute.module import RematModule
 from remat_solvers.budget import parse_budget
 from remat_solvers.errors import InfeasibleError, InputError
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 
 __all__ = ["solve_in_parts"]
 
@@ -61,7 +60,7 @@ def solve_in_parts(
     in_parts = {"on_change": "replan", **options}
     if isinstance(budget, str) and budget.rstrip().endswith("%"):
         exported = export(model, args, kwargs, costs="roofline")
-        budget = parse_budget(budget, simulate(exported.problem, store_all(exported.problem)).peak_bytes)
+        budget = parse_budget(budget, baseline(exported.problem).peak_bytes)
     best: RematModule | SubBatches | None = None
     best_ns: int | None = None
     failure: InfeasibleError | None = None

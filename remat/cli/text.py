@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypedDict
 from remat_solvers.formats import PlanFile
 from remat_solvers.problem import Problem
 from remat_solvers.result import Result, Stopped
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import Timeline, simulate
+from remat_solvers.schedule import baseline
+from remat_solvers.simulate import Timeline
 from remat_solvers.units import format_bytes, format_ns
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class ProblemSummary(TypedDict):
 
 def describe_problem(problem: Problem) -> ProblemSummary:
     """The problem in a few numbers, those of the unmodified step (store-all) included."""
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     return {
         "name": problem.name,
         "fingerprint": problem.fingerprint,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from remat_solvers.plan import Compute, Offload
-from remat_solvers.schedule import store_all
+from remat_solvers.plan import Offload
+from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.units import format_bytes, format_ns
 
@@ -23,8 +23,8 @@ def report_text(planned: Sequence[Planned]) -> str:
 
 def _describe(planned: Planned) -> str:
     problem, plan, result = planned.problem, planned.plan, planned.result
-    timeline, unmodified = simulate(problem, plan), simulate(problem, store_all(problem))
-    computed = [action.op for action in plan if isinstance(action, Compute)]
+    timeline, unmodified = simulate(problem, plan), baseline(problem)
+    computed = plan.sequence
     lines = [
         f"{problem.name}: {len(problem.ops)} ops, {len(computed) - len(set(computed))} recomputations",
         f"  peak  {format_bytes(timeline.peak_bytes)}, store-all {format_bytes(unmodified.peak_bytes)}",

@@ -53,7 +53,7 @@ def peak_bound_bytes(problem: Problem) -> int:
 def peak_bound(problem: Problem) -> PeakBound:
     """The largest of the floors under every plan's peak, with the moment that sets it."""
     ops, values, producer = problem.ops, problem.values, problem.producer
-    base = problem.constant_bytes + problem.reserve_bytes
+    base = problem.static_bytes
 
     def floor(held: Iterable[int], op: int | None, moment: str) -> PeakBound:
         there = tuple(sorted(v for v in set(held) if values[v].kind != "constant"))

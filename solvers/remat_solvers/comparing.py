@@ -20,8 +20,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import Solver, solver_names
 from remat_solvers.result import Limits, Order, Result, Status, Stopped
-from remat_solvers.schedule import keeps_order, store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline, keeps_order
 from remat_solvers.solving import solve
 
 __all__ = ["Comparison", "Row", "compare"]
@@ -90,7 +89,7 @@ def compare(
     rows: list[Row] = []
     asked = [(s, True) for s in (solver_names() if solvers is None else solvers)] + [(s, False) for s in here]
     interrupted = False
-    store_all_ns = simulate(problem, store_all(problem)).time_ns
+    store_all_ns = baseline(problem).time_ns
     for solver, apart in asked:
         watch = Stopwatch(limits)
         name = solver if isinstance(solver, str) else solver.name
@@ -146,7 +145,7 @@ def _settle(problem: Problem, budget_bytes: int, limits: Limits, rows: list[Row]
     sound = [row for row in rows if row.bound_ns is not None and row.error is None]
     free = max([time_bound_ns(problem), *(r.bound_ns or 0 for r in sound if r.order == Order.FREE.value)])
     given = max([free, *(r.bound_ns or 0 for r in sound)])
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
 
     def with_gap(row: Row) -> Row:
         if row.time_ns is None:

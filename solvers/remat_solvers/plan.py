@@ -48,5 +48,15 @@ class Plan(tuple[Action, ...]):
 
     __slots__ = ()
 
+    @property
+    def sequence(self) -> list[int]:
+        """The ops in the order in which they are computed, repeats included."""
+        return [action.op for action in self if isinstance(action, Compute)]
+
+    @property
+    def moves(self) -> bool:
+        """Whether a value is offloaded or fetched."""
+        return any(isinstance(action, Offload | Fetch) for action in self)
+
     def __repr__(self) -> str:
         return f"Plan({len(self)} actions)"

@@ -113,8 +113,13 @@ class Problem:
 
     @cached_property
     def constant_bytes(self) -> int:
-        """Bytes of all constants: the floor under every moment of every plan, beside the reserve."""
+        """Bytes of all constants."""
         return sum(v.bytes for v in self.values if v.kind == "constant")
+
+    @cached_property
+    def static_bytes(self) -> int:
+        """Bytes in use at every moment of every plan: the constants and the reserve."""
+        return self.constant_bytes + self.reserve_bytes
 
     @cached_property
     def forward_ops(self) -> tuple[int, ...]:
@@ -125,6 +130,12 @@ class Problem:
     def backward_ops(self) -> tuple[int, ...]:
         """Indices of the backward ops, in order."""
         return tuple(i for i, op in enumerate(self.ops) if op.phase == "backward")
+
+    @cached_property
+    def forward_results(self) -> tuple[int, ...]:
+        """Results that forward ops create, in the order of `results`. The caller owns them from the boundary on."""
+        producer = self.producer
+        return tuple(v for v in self.results if producer[v] >= 0 and self.ops[producer[v]].phase == "forward")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -19,13 +19,23 @@ from collections.abc import Sequence
 from remat_solvers.errors import PlanError
 from remat_solvers.plan import Action, Compute, Free, Plan
 from remat_solvers.problem import Problem
+from remat_solvers.simulate import Timeline, simulate
 
-__all__ = ["boundary_of", "keeps_order", "plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
+__all__ = ["baseline", "boundary_of", "keeps_order", "plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
 
 
 def store_all(problem: Problem) -> Plan:
     """The unmodified step: the problem's order, every value freed after its last use. The 100 % of every report."""
     return plan_from_sequence(problem, range(len(problem.ops)))
+
+
+def baseline(problem: Problem) -> Timeline:
+    """The replay of the store-all plan, made once for each Problem: the peak and the time that are 100 %."""
+    facts = vars(problem)  # where a Problem keeps its cached properties
+    if "baseline" not in facts:
+        facts["baseline"] = simulate(problem, store_all(problem))
+    timeline: Timeline = facts["baseline"]
+    return timeline
 
 
 def tangents_op(problem: Problem) -> int | None:
@@ -96,7 +106,7 @@ def _ends(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
     boundary = boundary_of(problem, sequence)
     constant = [v.kind == "constant" for v in values]
     results = [v for v in problem.results if not constant[v]]
-    forward_results = {v for v in results if ops[problem.producer[v]].phase == "forward"}
+    forward_results = set(problem.forward_results)
     needed = [False] * len(values)  # whether the instance at hand is read, or kept, further on
     for value in results:
         needed[value] = True

@@ -77,7 +77,7 @@ class _Replay:
         self.wait = 0
         self.to_host_free = 0
         self.to_device_free = 0
-        self.held = problem.constant_bytes + problem.reserve_bytes
+        self.held = problem.static_bytes
 
     def run(self, plan: Plan) -> Timeline:
         ops = self.problem.ops

@@ -33,8 +33,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, OnProgress, Order, Progress, Result, Status, Stopped
-from remat_solvers.schedule import keeps_order, store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline, keeps_order
 from remat_solvers.solving import solve
 
 __all__ = ["DEFAULT_POINTS", "DEFAULT_SECONDS", "sweep"]
@@ -130,7 +129,7 @@ class _Curve:
 
     def __post_init__(self) -> None:
         self.watch = Stopwatch(self.limits)
-        unmodified = simulate(self.problem, store_all(self.problem))
+        unmodified = baseline(self.problem)
         self.store_all_peak_bytes, self.store_all_time_ns = unmodified.peak_bytes, unmodified.time_ns
         self.floor_bytes = peak_bound(self.problem).bytes
 

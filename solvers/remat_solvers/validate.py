@@ -225,7 +225,7 @@ class _Reading:
                 self.report(None, "result", f"{self.value(value)} is a result, but is not on the device at the end.")
 
     def check_peak(self, budget_bytes: int) -> None:
-        floor = self.problem.constant_bytes + self.problem.reserve_bytes
+        floor = self.problem.static_bytes
         stays = list(accumulate(self.steps[:-1], initial=floor))[1:]
         during = [stay + passing for stay, passing in zip(stays, self.passing, strict=True)]
         peak = max(during, default=floor)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import remat
 from remat.execute.module import RematModule
 from remat_solvers.generate import random_plan
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.schedule import store_all
 from tests.remat.models.table import CASES, Case, loss_of
 
@@ -59,7 +59,7 @@ def recomputing(
 
 
 def recomputations(plan: Plan) -> int:
-    computed = [action.op for action in plan if isinstance(action, Compute)]
+    computed = plan.sequence
     return len(computed) - len(set(computed))
 
 

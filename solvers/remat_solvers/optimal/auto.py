@@ -35,7 +35,7 @@ from remat_solvers.optimal.program.worker import Bounder, Bounding
 from remat_solvers.optimal.state_search import StateSearch
 from remat_solvers.optimal.uniform_chain import solve_chain
 from remat_solvers.optimal.warm_starts import starts
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.interrupt import import_whole
 from remat_solvers.processes.stopwatch import Stopwatch
@@ -403,7 +403,7 @@ class _Work:
         """Whether it is better than those before; then the others are told."""
         better = self.standing.offer(plan, note)
         if better:
-            sequence = [action.op for action in plan if isinstance(action, Compute)]
+            sequence = plan.sequence
             self._go_on_from(sequence, found=note == "search")
             if self.program is not None and (self.order is Order.FREE or keeps_order(plan)):
                 self.program.tell(sequence, sum(self.problem.ops[op].time_ns for op in sequence))

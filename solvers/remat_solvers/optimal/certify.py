@@ -70,7 +70,7 @@ def certify_floor(
 
     None: it gives none, not even 0. Arguments as for `certify`.
     """
-    lowest = problem.constant_bytes + problem.reserve_bytes
+    lowest = problem.static_bytes
     program = Relaxed(problem, lowest, order, at, intervals)
     found = program.multipliers(excess=True, seconds=seconds)
     end = Leaf(multipliers=(("memory", (len(at),), 1.0),))  # which never is below the bytes of its results

@@ -63,7 +63,7 @@ def forcing(problem: Problem, floor: PeakBound | None = None) -> Forcing:
         moment=f"for {floor.moment}" if op is None else f"during {_op_words(problem, op)}",
         held=tuple(Held(v, problem.values[v].bytes, _value_words(problem, v, op)) for v in ordered),
         workspace_bytes=0 if op is None else op.workspace_bytes,
-        base_bytes=problem.constant_bytes + problem.reserve_bytes,
+        base_bytes=problem.static_bytes,
     )
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from remat_solvers.bounds import time_bound_ns
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import OnProgress, Order, Outcome, Progress, Status, Stopped
-from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, keeps_order, plan_from_sequence
 from remat_solvers.simulate import simulate
 
 __all__ = ["Evidence", "Incumbent", "Standing"]
@@ -32,7 +32,7 @@ class Incumbent:
     @property
     def sequence(self) -> list[int]:
         """Its ops, as they run."""
-        return [action.op for action in self.plan if isinstance(action, Compute)]
+        return self.plan.sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Standing:
         self.budget_bytes = budget_bytes
         self.watch = watch
         self.on_progress = on_progress
-        self.within_ns = int(within * simulate(problem, store_all(problem)).time_ns)
+        self.within_ns = int(within * baseline(problem).time_ns)
         self.best: Incumbent | None = None
         self.best_ordered: Incumbent | None = None
         self.smallest_peak_bytes: int | None = None

@@ -21,7 +21,7 @@ from remat_solvers.optimal.certify import certify_floor
 from remat_solvers.optimal.forcing import Forcing, forcing
 from remat_solvers.optimal.local_search.annealing import Search, SearchError
 from remat_solvers.optimal.warm_starts import METHODS
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.interrupt import import_whole
 from remat_solvers.processes.stopwatch import Stopwatch
@@ -172,7 +172,7 @@ class _Work:
 
     @property
     def sequence(self) -> list[int]:
-        return [action.op for action in self.plan if isinstance(action, Compute)]
+        return self.plan.sequence
 
     @property
     def at_floor(self) -> bool:

@@ -14,7 +14,7 @@ import remat_solvers
 from remat_solvers.formats import save_plan
 from remat_solvers.plan import Plan
 from remat_solvers.result import Outcome
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import simulate
 from tests.remat.modules import (
     CASE,
@@ -33,7 +33,7 @@ ARGS = (batch(rows=1024),)
 
 def store_all_peak() -> int:
     problem = remat.export(layers(), ARGS, costs="roofline").problem
-    return simulate(problem, store_all(problem)).peak_bytes
+    return baseline(problem).peak_bytes
 
 
 # Budgets
@@ -249,7 +249,7 @@ def test_export_solve_save_load_apply(tmp_path: Path) -> None:
     exported.save(tmp_path / "problem.json")
     problem = remat.load(tmp_path / "problem.json")
     assert problem == exported.problem
-    result = remat_solvers.solve(problem, simulate(problem, store_all(problem)).peak_bytes * 7 // 10)
+    result = remat_solvers.solve(problem, baseline(problem).peak_bytes * 7 // 10)
     save_plan(tmp_path / "plan.json", result)
     loaded = remat.load(tmp_path / "plan.json")
     assert loaded.plan == result.plan
@@ -299,7 +299,7 @@ def test_the_report_is_for_people() -> None:
 
 def test_verification_of_a_solved_plan() -> None:
     exported = remat.export(layers(), ARGS)
-    peak = simulate(exported.problem, store_all(exported.problem)).peak_bytes
+    peak = baseline(exported.problem).peak_bytes
     plan = remat_solvers.solve(exported.problem, peak * 3 // 4).plan
     found = remat.verify(layers(), plan, ARGS)
     assert found.ok

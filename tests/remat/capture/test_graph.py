@@ -26,8 +26,7 @@ from remat.capture.rnn import ops as rnn
 from remat.capture.trees import flatten
 from remat_solvers.formats import load_problem
 from remat_solvers.problem import Op, Problem
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline, store_all
 from tests.remat.models.building import BATCH, WIDTH, Lambda, mlp, rows
 from tests.remat.models.table import CASES, Case
 from tests.remat.modules import CASE as BY_NAME
@@ -240,7 +239,7 @@ def test_autograd_keeps_the_storages_the_graph_returns(name: str) -> None:
     assert all(p.grad.stride() == p.stride() for p in model.parameters())
     model.zero_grad()
     measured = peak_while(step, torch.device("cpu"))
-    assert measured + problem.constant_bytes == pytest.approx(simulate(problem, store_all(problem)).peak_bytes, abs=64)
+    assert measured + problem.constant_bytes == pytest.approx(baseline(problem).peak_bytes, abs=64)
     results = sum(problem.values[v].bytes for v in problem.results)
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     assert results == gradients + model(x).numel() * 4

@@ -21,7 +21,7 @@ from remat.model_solvers.torch_budget import STEPS, TorchBudget
 from remat.verification import compare_steps, run_step
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.result import Limits, Progress, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
 from tests.remat.models.table import CASES
@@ -96,7 +96,7 @@ def test_by_its_name_for_a_model() -> None:
 def test_the_time_limit_holds_inside_the_partitioner() -> None:
     """The limit is far less than one setting takes; what the timer interrupts is left usable."""
     exported = export("gpt2")
-    budget_bytes = int(0.9 * simulate(exported.problem, store_all(exported.problem)).peak_bytes)
+    budget_bytes = int(0.9 * baseline(exported.problem).peak_bytes)
     result = remat_solvers.solve(
         exported.problem, budget_bytes, solver=TorchBudget(exported), limits=Limits(seconds=0.05)
     )
@@ -128,7 +128,7 @@ def test_ctrl_c_keeps_the_best_plan_so_far() -> None:
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
-    budget_bytes = int(0.9 * simulate(exported.problem, store_all(exported.problem)).peak_bytes)
+    budget_bytes = int(0.9 * baseline(exported.problem).peak_bytes)
     result = remat_solvers.solve(exported.problem, budget_bytes, solver=TorchBudget(exported), on_progress=interrupt)
     assert result.plan is not None
     assert result.stopped is Stopped.INTERRUPT

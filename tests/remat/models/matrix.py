@@ -14,8 +14,7 @@ from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.problem import Problem
 from remat_solvers.registry import ENTRIES
 from remat_solvers.result import Limits, Result
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from tests.remat.models.table import CASES, Case
 
 METHODS = (*ENTRIES, *MODEL_ENTRIES)
@@ -36,7 +35,7 @@ def budgets(problem: Problem) -> Iterator[Budget]:
     Most of the small models are below it: their peak is mostly parameters. There the method itself is asked too, for
     the same shares of the way from the floor to the peak.
     """
-    peak, floor = simulate(problem, store_all(problem)).peak_bytes, peak_bound_bytes(problem)
+    peak, floor = baseline(problem).peak_bytes, peak_bound_bytes(problem)
     for share in SHARES:
         yield Budget(f"{share}%", peak * share // 100)
         if peak * share // 100 < floor < peak:

@@ -19,8 +19,7 @@ from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.registry import solver_names
 from remat_solvers.result import Limits, Outcome, Status, Stopped
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 
 PROBLEM = chain(12)
 BUDGET = 8
@@ -151,7 +150,7 @@ def test_gaps_are_to_the_best_bound_of_all(fakes: ModuleType) -> None:
 
 
 def test_nobody_recomputes_where_store_all_fits() -> None:
-    unmodified = simulate(PROBLEM, store_all(PROBLEM))
+    unmodified = baseline(PROBLEM)
     comparison = compare(PROBLEM, unmodified.peak_bytes)
     assert {row.solver for row in comparison.rows} == set(solver_names())
     for row in comparison.rows:

@@ -34,7 +34,7 @@ from remat_solvers.recompute.moccasin import Moccasin
 from remat_solvers.recompute.rotor import Rotor
 from remat_solvers.registry import ENTRIES, Solver, create
 from remat_solvers.result import Limits, Outcome
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.pulp_backend import run
 from remat_solvers.validate import validate
@@ -68,7 +68,7 @@ def small(n: int, seed: int) -> Problem:
 
 def budgets(problem: Problem, share: float) -> tuple[int, int]:
     """What no plan is below, and a budget that is not enough for the unmodified step, where there is one."""
-    floor, unmodified = max(1, peak_bound_bytes(problem)), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = max(1, peak_bound_bytes(problem)), baseline(problem).peak_bytes
     return floor, max(floor, floor + int(share * (unmodified - floor)))
 
 
@@ -87,7 +87,7 @@ def chains(count: int) -> Iterator[tuple[Problem, int]]:
         rng = random.Random(seed)
         problem = random_chain(rng.randint(2, 6), seed)
         _, budget_bytes = budgets(problem, rng.random())
-        if budget_bytes < simulate(problem, store_all(problem)).peak_bytes:
+        if budget_bytes < baseline(problem).peak_bytes:
             yield problem, budget_bytes
 
 
@@ -201,7 +201,7 @@ def test_with_all_the_memory_every_op_runs_once(method: str, n: int, seed: int) 
     """Not of methods that drop the same values whatever the budget (selective, segments, superneurons), nor of revolve,
     which stores no internal state and so runs every step but the last again."""
     problem = random_chain(n, seed) if seed % 2 else training_graph(n, seed)
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     assert time_of(method, problem, max(1, unmodified.peak_bytes)) == sum(op.time_ns for op in problem.ops)
 
 
@@ -251,7 +251,7 @@ def test_where_more_memory_may_cost_time_or_take_less_of_it() -> None:
     slower = falls = larger = 0
     for seed in range(30):
         problem = random_chain(8, seed)
-        unmodified = simulate(problem, store_all(problem)).peak_bytes
+        unmodified = baseline(problem).peak_bytes
         times = [time_of(DTR("h_eq", "eager"), problem, b) for b in range(unmodified // 2, unmodified)]
         slower += sum(less < more < inf for less, more in pairwise(times))
         problem = training_graph(8, seed)

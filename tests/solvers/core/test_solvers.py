@@ -21,7 +21,7 @@ from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.registry import ENTRIES, Solver, create, entry, solver_names
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Result, Status, Stopped
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import FITS, solve
 from remat_solvers.validate import validate
@@ -100,7 +100,7 @@ def check(problem: Problem, result: Result) -> None:
 @settings(max_examples=100, deadline=None)
 def test_on_random_problems(name: str, options: dict[str, object], n: int, seed: int, link: bool, share: float) -> None:
     for problem in (training_graph(n, seed, link=link), adversarial(seed)):
-        unmodified = simulate(problem, store_all(problem)).peak_bytes
+        unmodified = baseline(problem).peak_bytes
         floor = solve(problem, max(1, unmodified), solver="store-all").peak_bound_bytes
         for budget_bytes in {max(1, floor + int(share * (unmodified - floor))), max(1, floor - 1)}:
             check(problem, solve(problem, budget_bytes, solver=create(name, **options), limits=BRIEFLY))
@@ -121,7 +121,7 @@ def test_chen_on_the_corpus(name: str, shares: tuple[float, ...]) -> None:
     studied = {"unet": {0.9: 28.6, 0.8: 28.6}, "r50": {0.9: 27.8, 0.6: 27.8, 0.4: 27.8}, "gpt": {0.8: 19.1, 0.4: 19.1}}
     proven = {"unet": {0.8: 2.877}, "r50": {0.9: 1.14, 0.4: 12.99}, "gpt": {0.4: 15.67}, "lstm": {0.4: 17.7}}
     problem = formats.load_problem(CORPUS / f"{name}.json")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     for share in shares:
         result = solve(problem, int(share * unmodified.peak_bytes), solver="chen")
         check(problem, result)
@@ -132,7 +132,7 @@ def test_chen_on_the_corpus(name: str, shares: tuple[float, ...]) -> None:
 
 def test_a_budget_that_store_all_meets_is_answered_with_it() -> None:
     problem = training_graph(8, 4)
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     for name in solver_names():
         result = solve(problem, unmodified.peak_bytes, solver=name)
         assert result.plan == store_all(problem)
@@ -150,7 +150,7 @@ def test_a_budget_below_the_floor_is_infeasible_and_says_where() -> None:
 @pytest.mark.parametrize("name", [known.name for known in ENTRIES if known.needs_backward])
 def test_methods_that_need_a_backward_say_so(name: str) -> None:
     problem = replace(random_layered(60, 3), link=Link(1, 1))
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes - 1
+    budget_bytes = baseline(problem).peak_bytes - 1
     result = solve(problem, budget_bytes, solver=name)
     assert result.status is Status.NOT_APPLICABLE
     assert "backward" in result.reason
@@ -227,7 +227,7 @@ def test_a_plan_without_recomputation_is_proven_optimal_by_auto() -> None:
     """`auto` knows that every op runs once, so a plan that only reorders frees is optimal for every order."""
     for seed in range(100):
         problem = training_graph(6, seed)
-        budget_bytes = simulate(problem, store_all(problem)).peak_bytes - 1
+        budget_bytes = baseline(problem).peak_bytes - 1
         result = solve(problem, max(1, budget_bytes))
         if result.plan is not None:
             assert result.bound_ns is not None
@@ -238,7 +238,7 @@ def test_a_plan_without_recomputation_is_proven_optimal_by_auto() -> None:
 @pytest.mark.parametrize(("name", "share"), [("gpt", 0.6), ("unet", 0.4), ("chain50", 0.3), ("r50", 0.4)])
 def test_auto_is_no_slower_than_any_method_it_starts_from(name: str, share: float) -> None:
     problem = formats.load_problem(CORPUS / f"{name}.json")
-    budget_bytes = int(share * simulate(problem, store_all(problem)).peak_bytes)
+    budget_bytes = int(share * baseline(problem).peak_bytes)
     results = [solve(problem, budget_bytes, solver=method) for method in METHODS]
     for result in results:
         check(problem, result)

@@ -24,7 +24,7 @@ from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.recompute.gruslys import Gruslys
 from remat_solvers.result import Limits, Order, Outcome, Progress, Status, Stopped
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.sweeping import sweep
 from remat_solvers.validate import validate
@@ -39,7 +39,7 @@ EXTRA = {6: 95, 8: 65, 12: 39, 20: 31}
 
 def check(problem: Problem, curve: Sweep) -> None:
     """Every law that a sweep keeps, whatever the solver."""
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     assert (curve.store_all_peak_bytes, curve.store_all_time_ns) == (unmodified.peak_bytes, unmodified.time_ns)
     for point in curve.points:
         if point.plan is None:
@@ -85,7 +85,7 @@ def test_the_laws_hold_for_auto_on_the_corpus(name: str) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_every_point_of_an_exact_method_is_on_the_exact_curve(seed: int) -> None:
     problem = training_graph(3, seed)
-    top, floor = simulate(problem, store_all(problem)).peak_bytes, peak_bound(problem).bytes
+    top, floor = baseline(problem).peak_bytes, peak_bound(problem).bytes
     budgets = sorted({max(1, floor + (top - floor) * i // 4) for i in range(5)})
     curve = sweep(problem, budgets=budgets, solver="brute-force", limits=Limits(None))
     check(problem, curve)

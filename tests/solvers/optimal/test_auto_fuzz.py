@@ -19,8 +19,7 @@ from remat_solvers.problem import EFFECTS, Effect, Kind, Link, Op, Phase, Proble
 from remat_solvers.recompute.brute_force import BruteForce
 from remat_solvers.recompute.brute_force.states import OrderOption
 from remat_solvers.result import Limits, Order, Outcome, Progress, Result, Status, Stopped
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 every = pytest.mark.parametrize(  # without: what the other parts claim, which the states leave nothing to on these
@@ -98,7 +97,7 @@ def exact(problem: Problem, budget_bytes: int, order: OrderOption) -> Outcome:
 def budget_of(problem: Problem, seed: int) -> int:
     """Mostly between what no plan is below and what the unmodified step needs."""
     rng = random.Random(seed)
-    floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
     between = rng.randint(floor, max(floor, unmodified - 1))
     return max(1, rng.choice((between, between, between, floor, floor, floor - 1, unmodified)))
 

@@ -25,7 +25,7 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.registry import create
 from remat_solvers.result import Limits, Order, Progress, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 
@@ -41,7 +41,7 @@ def corpus(name: str) -> Problem:
 
 
 def budgets(problem: Problem) -> list[int]:
-    floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
     return [floor + int(share * (unmodified - floor)) for share in SHARES]
 
 
@@ -101,7 +101,7 @@ def test_checkmate_is_never_faster_in_the_given_order() -> None:
 def test_on_the_way_to_a_plan_no_worse_than_any_it_starts_from(name: str) -> None:
     """At the peak of one of them. What is reported falls and rises, and is what is answered in the end."""
     problem = corpus(name)
-    floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
     known = solve(problem, (floor + unmodified) // 2, solver="belady", limits=Limits(1))
     assert known.peak_bytes is not None
     reports: list[Progress] = []

@@ -28,8 +28,7 @@ from remat_solvers.optimal.certify_tree import certify_tree
 from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.brute_force.states import Search
 from remat_solvers.result import Certificate, Leaf, Order
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 ORDERS = (Order.GIVEN, Order.FREE)
@@ -71,7 +70,7 @@ def test_no_plan_beats_what_is_certified(seed: int, share: float) -> None:
     problem, rng = tiny(seed), random.Random(seed)
     if len(problem.ops) > 8:
         return
-    low, high = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    low, high = peak_bound_bytes(problem), baseline(problem).peak_bytes
     budget_bytes = max(0, low - 1) + round(share * (high - low + 1))
     for order in ORDERS:
         at = path(problem, order, rng)
@@ -99,7 +98,7 @@ def test_no_plan_fits_below_a_certified_floor(seed: int) -> None:
     for order in ORDERS:
         at = path(problem, order, rng)
         floor = certify_floor(problem, order=order, at=at, intervals=some_intervals(at, rng))
-        lowest = problem.constant_bytes + problem.reserve_bytes + sum(sizes[v] for v in set(problem.results))
+        lowest = problem.static_bytes + sum(sizes[v] for v in set(problem.results))
         if floor is None:
             assert lowest == 0
             continue
@@ -116,7 +115,7 @@ def test_whatever_is_tampered_with_stays_true_or_is_rejected(seed: int, data: st
     problem, rng = tiny(seed), random.Random(seed)
     if not 1 <= len(problem.ops) <= 7:
         return
-    low, high = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    low, high = peak_bound_bytes(problem), baseline(problem).peak_bytes
     order = rng.choice(ORDERS)
     at = path(problem, order, rng)
     good = certify(problem, (low + high) // 2, order=order, at=at, intervals=some_intervals(at, rng))
@@ -293,8 +292,8 @@ def test_more_moments_prove_no_less_where_the_old_stages_are_kept_as_intervals(n
 def at_40_percent(name: str) -> tuple[Problem, int, int]:
     """A problem, a budget of constants, reserve and 40 % of the rest of store-all's peak, and store-all's time."""
     problem = load_problem(CORPUS / f"{name}.json")
-    unmodified = simulate(problem, store_all(problem))
-    base = problem.constant_bytes + problem.reserve_bytes
+    unmodified = baseline(problem)
+    base = problem.static_bytes
     return problem, base + int(0.4 * (unmodified.peak_bytes - base)), unmodified.time_ns
 
 
@@ -344,7 +343,7 @@ def test_a_tree_proves_no_more_than_the_optimum_and_no_less_than_its_root(seed: 
     problem, rng = tiny(seed), random.Random(seed)
     if len(problem.ops) > 8:
         return
-    low, high = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    low, high = peak_bound_bytes(problem), baseline(problem).peak_bytes
     budget_bytes = low + round(share * (high - low))
     for order in ORDERS:
         at, best = path(problem, order, rng), optimum(problem, budget_bytes, order)

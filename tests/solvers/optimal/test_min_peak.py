@@ -23,7 +23,7 @@ from remat_solvers.plan import Compute
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import smallest_peak_bytes
 from remat_solvers.result import Certificate, Limits, Order, Outcome, Progress, Status, Stopped
-from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, keeps_order, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.sweeping import sweep
@@ -39,7 +39,7 @@ def checked(problem: Problem, found: Smallest) -> Smallest:
     assert validate(problem, found.plan, found.peak_bytes) == []
     timeline = simulate(problem, found.plan)
     assert (timeline.time_ns, timeline.peak_bytes) == (found.time_ns, found.peak_bytes)
-    assert found.peak_bound_bytes <= found.peak_bytes <= simulate(problem, store_all(problem)).peak_bytes
+    assert found.peak_bound_bytes <= found.peak_bytes <= baseline(problem).peak_bytes
     assert found.forced_by.bytes == peak_bound_bytes(problem) <= found.peak_bound_bytes
     if found.certificate is not None:
         assert check_certificate(problem, found.certificate) is None
@@ -87,7 +87,7 @@ def test_gpt_reaches_its_floor() -> None:
     told: list[Progress] = []
     found = checked(problem, smallest(problem, limits=Limits(seconds=10), on_progress=told.append))
     assert found.peak_bytes == found.peak_bound_bytes
-    assert found.peak_bytes / simulate(problem, store_all(problem)).peak_bytes == pytest.approx(0.248, abs=0.001)
+    assert found.peak_bytes / baseline(problem).peak_bytes == pytest.approx(0.248, abs=0.001)
     assert [p.peak_bytes for p in told] == sorted((p.peak_bytes or 0 for p in told), reverse=True)
     assert told[-1].time_ns == found.time_ns
 

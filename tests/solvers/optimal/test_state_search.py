@@ -15,7 +15,7 @@ from remat_solvers.optimal.state_search import StateSearch
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force.states import Search
 from remat_solvers.result import Limits, Order, Status
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 
@@ -25,7 +25,7 @@ ONLY_STATES = Auto(chains=False, repeats=False, methods=False, search=False, pro
 
 
 def budgets(problem: Problem) -> Iterator[int]:
-    floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
     for share in SHARES:
         budget_bytes = floor + int(share * (unmodified - floor))
         if budget_bytes < unmodified:
@@ -108,7 +108,7 @@ def test_chains_as_the_chain_solver_has_them(order: Literal["given", "any"]) -> 
     asked = replace(ONLY_STATES, order=order)
     for n in range(2, 9):
         problem = chain(n)
-        unmodified = simulate(problem, store_all(problem)).peak_bytes
+        unmodified = baseline(problem).peak_bytes
         for budget_bytes in range(3, unmodified):
             known = solve(problem, budget_bytes, solver="revolve")
             found = solve(problem, budget_bytes, solver=asked, limits=Limits(None))

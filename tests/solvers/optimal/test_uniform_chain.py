@@ -15,7 +15,7 @@ from remat_solvers.problem import Link, Op, Phase, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.result import Limits, Status
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import Timeline, simulate
 from remat_solvers.validate import validate
 
@@ -128,7 +128,7 @@ def test_every_variant_lies_around_the_optimum(plain: bool) -> None:
     for seed in range(60):
         problem = variant(2 + seed % 5, seed, plain=plain)
         assert recognised(problem) is not None
-        unmodified = simulate(problem, store_all(problem)).peak_bytes
+        unmodified = baseline(problem).peak_bytes
         for budget_bytes in range(peak_bound_bytes(problem), unmodified):
             solved = solve_chain(problem, budget_bytes)
             best = optimum_ns(problem, budget_bytes)

@@ -11,8 +11,7 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.checkmate import solver as checkmate
 from remat_solvers.recompute.rockmate import solver as rockmate
 from remat_solvers.result import Limits, Stopped
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 UNET = Path(__file__).parents[2] / "corpus/unet.json"
@@ -29,7 +28,7 @@ def test_a_share_that_struck_is_told_and_not_taken_for_the_limit(
     monkeypatch.setattr(checkmate, "EXACT_SHARE", 0.002)
     monkeypatch.setattr(checkmate, "ROUND_SHARE", 0.002)
     problem = load_problem(UNET)
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes * 4 // 10
+    budget_bytes = baseline(problem).peak_bytes * 4 // 10
     result = solve(problem, budget_bytes, solver=solver, limits=Limits(100))
     assert told in result.reason
     assert result.seconds < 100

@@ -14,7 +14,7 @@ from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import BruteForce, OrderOption, best_sequence, smallest_peak_bytes
 from remat_solvers.registry import ENTRIES
 from remat_solvers.result import Limits, Order, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.validate import validate
@@ -66,7 +66,7 @@ def test_no_random_plan_beats_it(n: int, seed: int, share: float) -> None:
     for problem in (training_graph(n, seed), adversarial(seed)):
         if len(problem.ops) > 9:
             continue
-        floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem))
+        floor, unmodified = peak_bound_bytes(problem), baseline(problem)
         smallest = smallest_peak_bytes(problem)
         assert floor <= smallest <= unmodified.peak_bytes
         assert best_sequence(problem, smallest - 1) is None
@@ -96,7 +96,7 @@ def test_no_method_beats_it(name: str, n: int, seed: int, share: float) -> None:
     problem = training_graph(n, seed)
     if len(problem.ops) > 9:
         return
-    unmodified = simulate(problem, store_all(problem)).peak_bytes
+    unmodified = baseline(problem).peak_bytes
     smallest = smallest_peak_bytes(problem, order="free")
     budget_bytes = max(1, smallest - 1 + int(share * (unmodified - smallest)))
     result = solve(problem, budget_bytes, solver=name)

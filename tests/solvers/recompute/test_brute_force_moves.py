@@ -14,7 +14,7 @@ from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import BruteForce, best_moving_plan, best_sequence
 from remat_solvers.result import Order, Status
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.validate import validate
@@ -38,7 +38,7 @@ def tiny() -> list[tuple[Problem, int]]:
     for seed in range(1500):
         rng = random.Random(seed)
         problem = training_graph(rng.randint(1, 3), seed, link=True)
-        floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
         budget_bytes = floor + int(rng.random() * (unmodified - floor))
         moving = sum(v.kind != "constant" and v.bytes > 0 for v in problem.values)
         if len(problem.ops) <= 6 and moving <= 6 and 0 < budget_bytes < unmodified:
@@ -114,9 +114,9 @@ def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_resu
     for known, _ in tiny():
         problem = replace(known, ops=tuple(replace(op, time_ns=op.time_ns * 10**6) for op in known.ops))
         size = [v.bytes for v in problem.values]
-        kept = problem.constant_bytes + problem.reserve_bytes + sum(size[v] for v in problem.results)
+        kept = problem.static_bytes + sum(size[v] for v in problem.results)
         largest = max(sum(size[v] for v in {*op.inputs, *op.outputs}) + op.workspace_bytes for op in problem.ops)
-        if kept + largest >= simulate(problem, store_all(problem)).peak_bytes:
+        if kept + largest >= baseline(problem).peak_bytes:
             continue
         compared += 1
         assert time_of(problem, kept + largest, Link(10**18, 10**18)) < time_bound_ns(problem) + 1000

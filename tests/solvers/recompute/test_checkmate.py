@@ -18,7 +18,7 @@ from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.checkmate.program import Amounts, Model
 from remat_solvers.recompute.checkmate.solve import repair
 from remat_solvers.result import Limits, Order, Progress, Result, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.graphs.contraction import contract
@@ -128,7 +128,7 @@ def tiny() -> list[tuple[Problem, int, int | None]]:
     for seed in range(160):
         rng = random.Random(seed)
         problem = training_graph(rng.randint(2, 6), seed) if seed % 4 else adversarial(seed)
-        floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
         budget_bytes = floor + int(rng.random() * (unmodified - floor))
         if len(problem.ops) > 13 or not 0 < budget_bytes < unmodified:
             continue
@@ -188,7 +188,7 @@ def test_time_falls_with_the_budget() -> None:
 def corpus(name: str, share: float, solver: Checkmate, seconds: float) -> tuple[Result, float]:
     """The result, and its time over store-all in percent."""
     problem = formats.load_problem(CORPUS / f"{name}.json")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     result = solve(problem, int(share * unmodified.peak_bytes), solver=solver, limits=Limits(seconds))
     return result, -1.0 if result.time_ns is None else 100 * (result.time_ns / unmodified.time_ns - 1)
 
@@ -219,7 +219,7 @@ def test_with_a_link_no_bound_is_claimed() -> None:
     found = False
     for seed in range(15):
         problem = training_graph(5, seed, link=True)
-        unmodified = simulate(problem, store_all(problem))
+        unmodified = baseline(problem)
         told: list[Progress] = []
         result = solve(problem, unmodified.peak_bytes - 1, solver=Checkmate(), on_progress=told.append)
         assert all(progress.bound_ns is None for progress in told)

@@ -23,7 +23,7 @@ from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.checkmate.offload_program import choose, moments
 from remat_solvers.recompute.checkmate.offload_search import Joint, jointly
 from remat_solvers.result import Limits, Status
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.modnn import lower_bound_bytes
@@ -63,7 +63,7 @@ def linked(seed: int, most: int) -> tuple[Problem, int]:
     """A random problem with a link, and a budget between its floor and store-all."""
     rng = random.Random(seed)
     problem = training_graph(rng.randint(1, most), seed, link=True)
-    floor, unmodified = max(1, peak_bound_bytes(problem)), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = max(1, peak_bound_bytes(problem)), baseline(problem).peak_bytes
     return problem, max(1, floor + int(rng.random() * (unmodified - floor)))
 
 
@@ -74,7 +74,7 @@ def tiny(count: int, most_ops: int, most_moving: int) -> list[tuple[Problem, int
         problem, budget_bytes = linked(seed, 3)
         moving = sum(v.kind != "constant" and v.bytes > 0 for v in problem.values)
         small = len(problem.ops) <= most_ops and moving <= most_moving
-        if small and budget_bytes < simulate(problem, store_all(problem)).peak_bytes:
+        if small and budget_bytes < baseline(problem).peak_bytes:
             found.append((problem, budget_bytes))
         if len(found) == count:
             break
@@ -227,7 +227,7 @@ def test_steps_never_lose(seed: int) -> None:
 def test_a_gpt_at_40_percent() -> None:
     """15.7 % by recomputing alone (proven optimal elsewhere) and 166 % by moving alone; both together at most 12 %."""
     problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(25 * 10**9, 25 * 10**9))
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     result = solve(problem, int(0.4 * unmodified.peak_bytes), solver=Checkmate(), limits=Limits(20))
     assert result.plan is not None
     assert any(isinstance(action, Fetch) for action in result.plan)
@@ -238,7 +238,7 @@ def test_a_gpt_at_40_percent() -> None:
 def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large problem in little time: the small steps go on from what needs no program."""
     problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(25 * 10**9, 25 * 10**9))
-    budget_bytes = int(0.4 * simulate(problem, store_all(problem)).peak_bytes)
+    budget_bytes = int(0.4 * baseline(problem).peak_bytes)
     monkeypatch.setattr("remat_solvers.recompute.checkmate.offload_search.choose", lambda *_, **__: None)
     times = []
     for tries in (0, 1, 60):

@@ -17,8 +17,7 @@ from remat_solvers.problem import Op, Phase, Problem, Value
 from remat_solvers.recompute.belady import WEIGHTS, Belady
 from remat_solvers.recompute.dtr import DTR, EVICTORS, HEURISTICS
 from remat_solvers.result import Status
-from remat_solvers.schedule import plan_from_sequence, store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.eviction.neighbourhoods import REACH, Components, Graph, Neighbourhoods
 from remat_solvers.toolkit.eviction.replay import PATIENCE, THRASHING, Memory, Replay
@@ -215,7 +214,7 @@ def test_every_eviction_of_a_replay_has_the_least_score(heuristic: str) -> None:
     chosen: list[bool] = []
     for seed in range(12):
         for problem in (random_chain(9, seed), random_layered(15, seed)):
-            budget_bytes = int(0.6 * simulate(problem, store_all(problem)).peak_bytes)
+            budget_bytes = int(0.6 * baseline(problem).peak_bytes)
 
             def watched(memory: Memory) -> Watched:
                 return Watched(heuristic, memory, chosen)
@@ -256,7 +255,7 @@ def test_belady_by_hand() -> None:
 @settings(max_examples=300, deadline=None)
 def test_every_replay_is_a_valid_plan(n: int, seed: int, share: float, eager: bool) -> None:
     problem = training_graph(n, seed)
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     budget_bytes = int(share * unmodified.peak_bytes)
     for heuristic in HEURISTICS:
         deallocate = "eager" if eager else "ignore"

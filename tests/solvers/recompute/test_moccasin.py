@@ -16,8 +16,7 @@ from remat_solvers.recompute.brute_force import BruteForce
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.moccasin import Moccasin
 from remat_solvers.result import Limits, Progress, Status, Stopped
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 CORPUS = Path(__file__).parents[2] / "corpus"
@@ -51,7 +50,7 @@ def test_enough_runs_give_the_optimum_and_fewer_are_never_faster() -> None:
     for seed in range(120):
         rng = random.Random(seed)
         problem = training_graph(rng.randint(2, 6), seed) if seed % 4 else adversarial(seed)
-        floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
         budget_bytes = floor + int(rng.random() * (unmodified - floor))
         if len(problem.ops) > 13 or not 0 < budget_bytes < unmodified:
             continue
@@ -70,7 +69,7 @@ def test_enough_runs_give_the_optimum_and_fewer_are_never_faster() -> None:
 
 def test_it_is_anytime_and_keeps_its_limit() -> None:
     problem = formats.load_problem(CORPUS / "unet.json")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     seen: list[Progress] = []
     budget_bytes = int(0.9 * unmodified.peak_bytes)
     result = solve(problem, budget_bytes, solver=Moccasin(), limits=Limits(6), on_progress=seen.append)

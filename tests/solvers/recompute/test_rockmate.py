@@ -25,7 +25,7 @@ from remat_solvers.recompute.rockmate.blocks import BlockSearch, block_of
 from remat_solvers.recompute.rockmate.solver import Blocks, Rockmate
 from remat_solvers.recompute.rotor import Rotor, advanced, in_slots, reference_table, schedule, table
 from remat_solvers.result import Limits, Progress, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
@@ -153,7 +153,7 @@ def one_run(problem: Problem) -> Problem:
 @settings(max_examples=40, deadline=None)
 def test_with_one_block_it_is_checkmate(n: int, seed: int, share: float) -> None:
     problem = one_run(training_graph(n, seed))
-    high, low = simulate(problem, store_all(problem)).peak_bytes, peak_bound_bytes(problem)
+    high, low = baseline(problem).peak_bytes, peak_bound_bytes(problem)
     budget_bytes = max(1, low + int(share * (high - low)))
     exact = solve(problem, budget_bytes, solver=Checkmate())
     found = solve(problem, budget_bytes, solver=Rockmate(stages=1, peaks=1, saves=1, slots=2000))
@@ -164,7 +164,7 @@ def test_with_one_block_it_is_checkmate(n: int, seed: int, share: float) -> None
 @settings(max_examples=40, deadline=None)
 def test_never_better_than_exhaustive_search(n: int, seed: int, share: float) -> None:
     problem = training_graph(n, seed)
-    high, low = simulate(problem, store_all(problem)).peak_bytes, peak_bound_bytes(problem)
+    high, low = baseline(problem).peak_bytes, peak_bound_bytes(problem)
     budget_bytes = max(1, low + int(share * (high - low)))
     found = solve(problem, budget_bytes, solver=Rockmate(peaks=2, saves=4))
     best = solve(problem, budget_bytes, solver=BruteForce())
@@ -193,7 +193,7 @@ def test_one_way_is_rotor(n: int, seed: int, share: float) -> None:
 
 def solved_blocks(problem: Problem, **options: object) -> Blocks:
     """The blocks of the finest chain, solved with all that storing everything needs."""
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes
+    budget_bytes = baseline(problem).peak_bytes
     method = Rockmate(**options)  # type: ignore[arg-type]
     blocks = Blocks(method, Attempts(problem, budget_bytes, Limits(None), None))
     view = chain_view(problem, cuts="renewed")
@@ -229,7 +229,7 @@ def test_a_block_in_another_time_is_another_block() -> None:
 def test_on_the_corpus(name: str) -> None:
     """Between what is proven and rotor, whose options it has among others."""
     problem = formats.load_problem(CORPUS / f"{name}.json")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     faster = 0
     for share, least in PROVEN[name].items():
         budget_bytes = int(share * unmodified.peak_bytes)
@@ -246,7 +246,7 @@ def test_on_the_corpus(name: str) -> None:
 
 def test_the_plan_is_the_same_again() -> None:
     problem = layers(12)
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes * 6 // 10
+    budget_bytes = baseline(problem).peak_bytes * 6 // 10
     plans = [solve(problem, budget_bytes, solver=Rockmate(), limits=Limits(None)).plan for _ in range(2)]
     assert plans[0] == plans[1]
     assert plans[0] is not None
@@ -254,7 +254,7 @@ def test_the_plan_is_the_same_again() -> None:
 
 def test_large_blocks_are_contracted_and_that_is_said() -> None:
     problem = layers(12)
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes * 6 // 10
+    budget_bytes = baseline(problem).peak_bytes * 6 // 10
     result = solve(problem, budget_bytes, solver=Rockmate(stages=4, granularities=1, exact_ops=9))
     assert "contracted" in result.reason
     assert result.plan is not None
@@ -262,7 +262,7 @@ def test_large_blocks_are_contracted_and_that_is_said() -> None:
 
 def test_a_time_limit_ends_the_programs_and_keeps_the_plan() -> None:
     problem = formats.load_problem(CORPUS / "r50.json")
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes * 6 // 10
+    budget_bytes = baseline(problem).peak_bytes * 6 // 10
     result = solve(problem, budget_bytes, solver="rockmate", limits=Limits(seconds=3))
     assert result.stopped is Stopped.TIME
     assert result.plan is not None
@@ -278,7 +278,7 @@ def test_ctrl_c_between_programs_keeps_the_plan(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(BlockSearch, "solve", pressed)
     seen: list[Progress] = []
     problem = layers(12)
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes * 6 // 10
+    budget_bytes = baseline(problem).peak_bytes * 6 // 10
     result = solve(problem, budget_bytes, solver="rockmate", on_progress=seen.append)
     assert result.stopped is Stopped.INTERRUPT
     assert result.time_ns == seen[-1].time_ns is not None

@@ -18,7 +18,7 @@ from remat_solvers.generate import chain, training_graph
 from remat_solvers.generate import random_chain as uneven_chain
 from remat_solvers.recompute.gruslys import steps_table
 from remat_solvers.recompute.rotor import Rotor, Slots, advanced, in_slots, reference_table, schedule, table
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import chain_view
@@ -170,7 +170,7 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
     """At full resolution: a slot is a byte. Less time where a sweep over several stages needs less than all of each."""
     problem = training_graph(n, seed)
     view = chain_view(problem)
-    base = problem.constant_bytes + problem.reserve_bytes
+    base = problem.static_bytes
     memory_bytes = 1200
     slots = in_slots(chain_costs(view), memory_bytes, memory_bytes, advanced(view))
     costs = table(slots)
@@ -212,7 +212,7 @@ def test_the_account_is_near_the_replay(name: str) -> None:
     """Of the memory that the table gives a schedule of 40 stages in 500 slots, the replay takes nine tenths or more."""
     problem = formats.load_problem(CORPUS / f"{name}.json")
     view = chain_view(problem, cuts="renewed", most=40)
-    most_bytes = simulate(problem, store_all(problem)).peak_bytes
+    most_bytes = baseline(problem).peak_bytes
     slots = in_slots(chain_costs(view), most_bytes, 500, advanced(view))
     costs = table(slots)
     whole = costs[0, -1]
@@ -229,7 +229,7 @@ def test_on_uneven_chains_a_plan_is_found_where_equal_steps_give_one_or_nothing_
     found = 0
     for seed in range(40):
         problem = uneven_chain(2 + seed % 14, seed)
-        bound, most = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        bound, most = peak_bound_bytes(problem), baseline(problem).peak_bytes
         for budget_bytes in {bound, bound + (most - bound) // 8, bound + (most - bound) // 3}:
             view = chain_view(problem)
             steps = sequence_of(view, least_memory(0, len(view.stages)))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from remat_solvers.generate import random_chain, training_graph
 from remat_solvers.plan import Compute, Fetch, Offload
 from remat_solvers.problem import Link, Op, Problem, Value
-from remat_solvers.schedule import store_all, tangents_first
+from remat_solvers.schedule import baseline, tangents_first
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.capuchin.guided import Swaps, late_fetches
@@ -219,7 +219,7 @@ def test_the_passive_iteration_fits_down_to_the_largest_op(n: int, seed: int, sh
     problem = replace(problem, link=replace(problem.link, host_bytes=None))
     sequence = tangents_first(problem, range(len(problem.ops)))
     least = least_bytes(problem, sequence, movable_values(problem, sequence))
-    most = simulate(problem, store_all(problem)).peak_bytes
+    most = baseline(problem).peak_bytes
     assert isinstance(passive(problem, least - 1), Overflow)
     budget_bytes = least + int(share * (most - least))
     paged = passive(problem, budget_bytes)
@@ -247,7 +247,7 @@ def test_infinite_bandwidth_costs_nothing_wherever_every_op_fits() -> None:
         problem = replace(problem, ops=slow, link=Link(2**62, 2**62))
         order = range(len(slow))
         least = least_bytes(problem, order, movable_values(problem, order))
-        unmodified = simulate(problem, store_all(problem))
+        unmodified = baseline(problem)
         for budget_bytes in range(least, unmodified.peak_bytes):
             result = solve(problem, budget_bytes, solver="capuchin")
             assert result.time_ns is not None
@@ -257,7 +257,7 @@ def test_infinite_bandwidth_costs_nothing_wherever_every_op_fits() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_faster_link_never_makes_the_answer_slower_than_recomputation(seed: int) -> None:
     problem = random_chain(8, seed)
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     for budget_bytes in range(unmodified.peak_bytes // 2, unmodified.peak_bytes):
         alone = solve(problem, budget_bytes, solver="capuchin").time_ns
         linked = solve(replace(problem, link=LINK), budget_bytes, solver="capuchin").time_ns

@@ -16,7 +16,7 @@ from remat_solvers.plan import Compute, Fetch, Free, Offload
 from remat_solvers.problem import Link, Problem
 from remat_solvers.registry import create
 from remat_solvers.result import Status
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.meng import swapped
@@ -91,7 +91,7 @@ def test_half_the_bandwidth_moves_no_trigger_later(n: int, seed: int, rate: int)
 @settings(max_examples=200)
 def test_a_threshold_of_the_unmodified_peak_swaps_nothing(n: int, seed: int) -> None:
     problem = linked(training_graph(n, seed), 10**9)
-    assert swapped(problem, simulate(problem, store_all(problem)).peak_bytes) == []
+    assert swapped(problem, baseline(problem).peak_bytes) == []
 
 
 @pytest.mark.parametrize("threshold_bytes", range(0, 100, 7))
@@ -157,7 +157,7 @@ def test_infinite_bandwidth_costs_nothing_on_a_chain_wherever_every_op_fits(meth
         problem = random_chain(2 + seed % 7, seed)
         slow = tuple(replace(op, time_ns=op.time_ns * 10**6) for op in problem.ops)
         problem = linked(replace(problem, ops=slow), INFINITE)
-        unmodified = simulate(problem, store_all(problem))
+        unmodified = baseline(problem)
         for budget_bytes in range(lower_bound_bytes(problem), unmodified.peak_bytes):
             result = solve(problem, budget_bytes, solver=method)
             assert result.time_ns is not None
@@ -188,7 +188,7 @@ def test_a_host_without_room_leaves_the_unmodified_peak(method: str) -> None:
     problem = replace(chain(6), link=Link(10**9, 10**9, 0, host_bytes=0))
     result = solve(problem, 4, solver=method)
     assert result.status is Status.NOT_FOUND
-    assert result.reason == f"smallest peak found: {simulate(problem, store_all(problem)).peak_bytes} B"
+    assert result.reason == f"smallest peak found: {baseline(problem).peak_bytes} B"
 
 
 def test_what_meng_does_not_treat() -> None:

@@ -13,7 +13,7 @@ from remat_solvers.generate import random_plan, training_graph
 from remat_solvers.plan import Compute, Fetch, Free, Offload
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.result import Limits, Outcome, Status
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.modnn import ModNN, lower_bound_bytes
 from remat_solvers.toolkit.transfers.kernel_choice import Workspaces, choose_beside, choose_workspaces, fastest_within
@@ -45,7 +45,7 @@ def largest_working_set(problem: Problem) -> int:
         if op.phase == "backward" or index == last_forward:
             works_on |= pinned
         sets.append(sum(size[v] for v in works_on) + op.workspace_bytes)
-    return problem.constant_bytes + problem.reserve_bytes + max(sets)
+    return problem.static_bytes + max(sets)
 
 
 @given(n=st.integers(1, 16), seed=st.integers(0, 10**6), share=st.floats(0, 1))
@@ -58,7 +58,7 @@ def test_it_succeeds_exactly_down_to_the_largest_working_set(n: int, seed: int, 
     assert least == largest_working_set(problem)
     below = ask(problem, least - 1)
     assert (below.status, below.smallest_peak_bytes) == (Status.NOT_FOUND, least)
-    most = simulate(problem, store_all(problem)).peak_bytes
+    most = baseline(problem).peak_bytes
     for budget_bytes in {least, least + int(share * (most - least))}:
         outcome = ask(problem, budget_bytes)
         assert outcome.plan is not None
@@ -144,7 +144,7 @@ def test_what_is_chosen_fits_the_budget_it_was_chosen_for(n: int, seed: int, sha
     smallest = replace(problem, ops=choose_workspaces(problem, 1, workspaces).ops)
     assert {smallest.ops[i].workspace_bytes for i in workspaces} == {0}
     least = lower_bound_bytes(smallest)
-    most = simulate(problem, store_all(problem)).peak_bytes + 200
+    most = baseline(problem).peak_bytes + 200
     budget_bytes = least + int(share * (max(least, most) - least))
     chosen = choose_workspaces(problem, budget_bytes, workspaces)
     assert ask(chosen, budget_bytes).plan is not None

@@ -19,7 +19,7 @@ from remat_solvers.plan import Offload, Plan
 from remat_solvers.problem import Link, Problem
 from remat_solvers.registry import create
 from remat_solvers.result import Status
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.pofo.program import Program, solve_chain
@@ -99,7 +99,7 @@ def reference(program: Program, link: Link, memory_bytes: int) -> float:
 @settings(max_examples=150)
 def test_the_program_is_its_recurrence(n: int, seed: int, share: float, rate: int) -> None:
     problem = random_chain(n, seed)
-    memory_bytes = max(1, int(share * simulate(problem, store_all(problem)).peak_bytes))
+    memory_bytes = max(1, int(share * baseline(problem).peak_bytes))
     program, link = program_of(problem, memory_bytes), Link(rate, 2 * rate)
     assert time_of(program, link, memory_bytes) == pytest.approx(reference(program, link, memory_bytes))
 
@@ -117,7 +117,7 @@ def timed_chain(n: int, seed: int) -> Problem:
 def test_without_a_usable_link_it_is_rotor(n: int, seed: int, share: float) -> None:
     """A byte takes a second."""
     problem = timed_chain(n, seed)
-    memory_bytes = max(1, int(share * simulate(problem, store_all(problem)).peak_bytes))
+    memory_bytes = max(1, int(share * baseline(problem).peak_bytes))
     program = program_of(problem, memory_bytes)
     by_rotor, found = program.table[0, -1, memory_bytes], time_of(program, NO_LINK, memory_bytes)
     assert found == by_rotor or (by_rotor == inf and found >= SECOND)
@@ -127,7 +127,7 @@ def test_without_a_usable_link_it_is_rotor(n: int, seed: int, share: float) -> N
 @settings(max_examples=200)
 def test_what_moves_nothing_replays_as_the_program_says(n: int, seed: int, share: float) -> None:
     problem = random_chain(n, seed)
-    memory_bytes = max(1, int(share * simulate(problem, store_all(problem)).peak_bytes))
+    memory_bytes = max(1, int(share * baseline(problem).peak_bytes))
     program = program_of(problem, memory_bytes)
     found = solve_chain(program, NO_LINK, memory_bytes, memory_bytes)
     if found is None or found.time_ns >= SECOND:
@@ -142,7 +142,7 @@ def test_what_moves_nothing_replays_as_the_program_says(n: int, seed: int, share
 @settings(max_examples=150)
 def test_on_an_infinite_link_nothing_is_computed_again_where_every_stage_fits(n: int, seed: int) -> None:
     problem = random_chain(n, seed)
-    program = program_of(problem, 2 * simulate(problem, store_all(problem)).peak_bytes)
+    program = program_of(problem, 2 * baseline(problem).peak_bytes)
     costs, sizes = program.costs, program.sizes
     alone = costs.save_peak[0] + costs.first_around, costs.back_peak[0]
     needs = max(int((peak + sizes.into[1]).max()) for peak in alone)
@@ -154,7 +154,7 @@ def test_on_an_infinite_link_nothing_is_computed_again_where_every_stage_fits(n:
 @settings(max_examples=150)
 def test_more_memory_and_a_faster_link_are_never_slower(n: int, seed: int, share: float, rate: int) -> None:
     problem = random_chain(n, seed)
-    unmodified = simulate(problem, store_all(problem)).peak_bytes
+    unmodified = baseline(problem).peak_bytes
     memory_bytes = max(1, int(share * unmodified))
     program = program_of(problem, unmodified)
     memories = [m for m in (memory_bytes, memory_bytes + 1, memory_bytes + 4) if m <= unmodified]
@@ -222,7 +222,7 @@ def test_moving_and_recomputing_beats_either_alone() -> None:
 def test_states_that_live_on_move_with_the_last_that_has_them() -> None:
     """A skip connection over stages, on a measured model: valid plans, faster than without the link."""
     problem = replace(formats.load_problem(CORPUS / "unet.json"), link=Link(25 * 10**9, 25 * 10**9))
-    budget_bytes = simulate(problem, store_all(problem)).peak_bytes // 2
+    budget_bytes = baseline(problem).peak_bytes // 2
     moved = solve(problem, budget_bytes, solver=create("pofo", stages=20, cells=20, cuts="minima"))
     alone = solve(problem, budget_bytes, solver=create("rotor", stages=20, cuts="minima"))
     assert moved.time_ns is not None

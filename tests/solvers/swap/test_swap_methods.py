@@ -14,8 +14,7 @@ from remat_solvers.generate import chain, random_chain, random_layered, training
 from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.rotor import Rotor
 from remat_solvers.registry import create
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 from remat_solvers.swap.pofo import POFO
 
@@ -25,7 +24,7 @@ def over_a_link(n: int, seed: int) -> tuple[Problem, int]:
     random = Random(seed)
     link = Link(10 ** random.randint(0, 12), 10 ** random.randint(0, 12), random.choice((0, 1, 1000)))
     problem = replace(training_graph(n, seed), link=link)
-    floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
     return problem, max(1, floor + int(random.random() * (unmodified - floor)))
 
 
@@ -67,8 +66,8 @@ def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_resu
         problem = replace(known, ops=slow, link=Link(10**18, 10**18))
         size = [v.bytes if v.kind != "constant" else 0 for v in problem.values]
         largest = max(sum(size[v] for v in {*op.inputs, *op.outputs}) + op.workspace_bytes for op in slow)
-        fixed = problem.constant_bytes + problem.reserve_bytes + sum(size[v] for v in problem.results)
-        unmodified = simulate(problem, store_all(problem))
+        fixed = problem.static_bytes + sum(size[v] for v in problem.results)
+        unmodified = baseline(problem)
         if fixed + largest < unmodified.peak_bytes:
             compared += 1
             result = solve(problem, fixed + largest, solver=name)
@@ -81,7 +80,7 @@ def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_resu
 def test_at_a_byte_per_second_the_answer_is_that_of_recomputing_alone(name: str) -> None:
     compared = 0
     for problem in steps(30):
-        floor, unmodified = peak_bound_bytes(problem), simulate(problem, store_all(problem)).peak_bytes
+        floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
         budget_bytes = max(1, (floor + unmodified) // 2)
         alone = solve(problem, budget_bytes, solver=name)
         if budget_bytes < unmodified and alone.time_ns is not None:

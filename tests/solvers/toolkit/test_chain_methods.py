@@ -9,8 +9,7 @@ import pytest
 from remat_solvers import formats
 from remat_solvers.registry import create
 from remat_solvers.result import Status
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 CORPUS = Path(__file__).parents[2] / "corpus"
@@ -24,7 +23,7 @@ STUDIED = {("rotor", "r50", 0.4): 31.3, ("rotor", "gpt", 0.4): 28.4, ("kusumoto"
 @pytest.mark.parametrize("method", ["gruslys", "revolve", "kusumoto", "rotor"])
 def test_on_the_corpus(method: str, name: str) -> None:
     problem = formats.load_problem(CORPUS / f"{name}.json")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     for budget in (0.9, 0.8, 0.4, 0.3):
         result = solve(problem, int(budget * unmodified.peak_bytes), solver=method)
         if result.time_ns is None:
@@ -44,7 +43,7 @@ def test_on_the_corpus(method: str, name: str) -> None:
 )
 def test_on_an_unrolled_lstm(method: str, options: dict[str, object]) -> None:
     problem = formats.load_problem(CORPUS / "lstm.json")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     for budget, most in ((0.9, 30), (0.5, 30), (0.4, 40)):
         result = solve(problem, int(budget * unmodified.peak_bytes), solver=create(method, **options))
         assert result.time_ns is not None

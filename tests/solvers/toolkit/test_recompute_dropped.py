@@ -18,7 +18,7 @@ from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.segments import Segments, blocks, wrapped
 from remat_solvers.recompute.selective import Selective, kind_of
 from remat_solvers.result import Status
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.capuchin import Capuchin
@@ -53,7 +53,7 @@ def extra(problem: Problem, sequence: list[int]) -> int:
 def test_selective_on_real_graphs(name: str, peak: float, overhead: float) -> None:
     """Figures of an earlier, independent study of the same graphs: .558 at 11.6 %, .594 at 24.6 %."""
     problem = formats.load_problem(CORPUS / f"{name}.json")
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     line = simulate(problem, plan_from_sequence(problem, Selective().sequence(problem, 1)))
     assert line.peak_bytes / unmodified.peak_bytes == pytest.approx(peak, abs=5e-4)
     assert 100 * (line.time_ns / unmodified.time_ns - 1) == pytest.approx(overhead, abs=5e-3)
@@ -309,7 +309,7 @@ def test_candidates_are_alive_in_the_peak_period() -> None:
 
 def test_capuchin_takes_no_more_than_is_needed() -> None:
     problem = chain(20)
-    unmodified = simulate(problem, store_all(problem)).peak_bytes
+    unmodified = baseline(problem).peak_bytes
     for less in (1, 2, 5):
         result = solve(problem, unmodified - less, solver="capuchin")
         assert result.plan is not None

@@ -162,7 +162,7 @@ def flat(problem: Problem) -> Flat:
     for v, value in enumerate(values):
         if value.kind != "constant":
             number[v] = len(number)
-    base = problem.constant_bytes + problem.reserve_bytes
+    base = problem.static_bytes
     size = [values[v].bytes for v in number]
     top = [sum(values[v].bytes for v in op.outputs) + op.workspace_bytes for op in ops]
     if base + sum(size) + max(top, default=0) > MAX_INT:

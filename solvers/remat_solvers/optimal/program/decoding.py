@@ -50,7 +50,7 @@ def bytes_at_first_runs(problem: Problem, plan: Plan) -> tuple[NDArray[np.int64]
     """Per op: bytes on the device during its first run, and the most during repeats since the first run before."""
     size = [v.bytes for v in problem.values]
     there = [v.kind == "constant" for v in problem.values]
-    held = problem.constant_bytes + problem.reserve_bytes
+    held = problem.static_bytes
     first = np.zeros(len(problem.ops), dtype=np.int64)
     repeats = np.zeros(len(problem.ops), dtype=np.int64)
     seen = [False] * len(problem.ops)

@@ -97,7 +97,7 @@ class Graph:
         self.result[list(problem.results)] = True
         self.result &= self.made
         self.owned = self.result & ~self.backward[self.producer] if len(ops) else self.result  # forward results
-        self.floor_bytes = problem.constant_bytes + problem.reserve_bytes
+        self.floor_bytes = problem.static_bytes
         effects = [i for i, op in enumerate(ops) if op.effects]
         self._before = [sorted({problem.producer[v] for v in some}) for some in self.inputs]
         self._after = [sorted({r for v in op.outputs for r in problem.consumers[v]}) for op in ops]

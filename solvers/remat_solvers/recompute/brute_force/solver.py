@@ -16,7 +16,7 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.brute_force.states import OrderOption, OutOfReachError, Search
 from remat_solvers.recompute.brute_force.states_with_copies import best_moving_plan
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.options import check_options
 
@@ -112,7 +112,7 @@ def best_sequence(
 def smallest_peak_bytes(problem: Problem, *, order: OrderOption = "given", watch: Stopwatch | None = None) -> int:
     """The smallest peak of any plan without offload, however slow, by bisection. May raise OutOfReachError."""
     low = peak_bound_bytes(problem) if problem.link is None else 0
-    high = simulate(problem, store_all(problem)).peak_bytes
+    high = baseline(problem).peak_bytes
     while low < high:
         middle = (low + high) // 2
         sequence = Search(problem, middle, order, watch).shortest(cheapest=False)

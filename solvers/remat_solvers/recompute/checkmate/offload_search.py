@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from remat_solvers.errors import PlanError
-from remat_solvers.plan import Compute, Plan
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.belady import Belady
@@ -114,7 +114,7 @@ def _recomputing_alone(problem: Problem, budget_bytes: int, watch: Stopwatch) ->
     found = Belady().solve(problem, budget_bytes, limits=Limits(seconds), on_progress=None, seed=0)
     if found.stopped is Stopped.INTERRUPT:
         raise KeyboardInterrupt
-    return None if found.plan is None else [action.op for action in found.plan if isinstance(action, Compute)]
+    return None if found.plan is None else found.plan.sequence
 
 
 def _moving_alone(problem: Problem, budget_bytes: int, watch: Stopwatch, offer: Callable[[Plan, str], object]) -> None:

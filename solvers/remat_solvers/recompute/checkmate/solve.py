@@ -79,7 +79,7 @@ def crowded_stages(problem: Problem, sequence: list[int], budget_bytes: int) -> 
     """The stages of `sequence` that exceed the budget when it is replayed."""
     plan = plan_from_sequence(problem, sequence)
     timeline = simulate(problem, plan)
-    held = problem.constant_bytes + problem.reserve_bytes
+    held = problem.static_bytes
     crowded: set[int] = set()
     seen: set[int] = set()
     for action, after in zip(plan, timeline.memory_bytes.tolist(), strict=True):

@@ -58,7 +58,7 @@ from remat_solvers.recompute.brute_force.states import OutOfReachError
 from remat_solvers.recompute.brute_force.states_with_copies import best_moving_plan
 from remat_solvers.recompute.checkmate.solve import Solved, solve_exactly, solve_rounded
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.graphs.contraction import contract
 from remat_solvers.toolkit.options import check_options
@@ -221,7 +221,7 @@ class _Search:
         )
         if self.sequence is not None:  # of the direct form, within its limit
             self._offer_polished(self.sequence, self.reason)
-        low, high = self.budget_bytes, simulate(coarse.problem, store_all(coarse.problem)).peak_bytes
+        low, high = self.budget_bytes, baseline(coarse.problem).peak_bytes
         budget_bytes = low
         for _ in range(COARSE_ROUNDS):
             if self.watch.expired:

@@ -144,7 +144,7 @@ class Blocks:
         """Find the schedules of those blocks of `chain` that are new."""
         watch = self.attempts.watch
         end = None if watch.remaining is None else watch.seconds + BLOCK_SHARE * watch.remaining / chains_left
-        held = chain.problem.constant_bytes + chain.problem.reserve_bytes
+        held = chain.problem.static_bytes
         rooms: dict[Block, int] = {}
         for block, stage in zip(self._of(chain), chain.stages, strict=True):
             room = self.attempts.budget_bytes - held - chain.bytes(stage.state)

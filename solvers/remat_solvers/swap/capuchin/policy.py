@@ -234,7 +234,7 @@ def peak_ops(problem: Problem, budget_bytes: int) -> set[int]:
     for value, readers in enumerate(problem.consumers):
         if problem.producer[value] >= 0 and value not in kept:
             ends[max((problem.producer[value], *readers))].append(value)
-    held = problem.constant_bytes + problem.reserve_bytes
+    held = problem.static_bytes
     above: set[int] = set()
     for index, op in enumerate(problem.ops):
         held += sum(problem.values[v].bytes for v in op.outputs)

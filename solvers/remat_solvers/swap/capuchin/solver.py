@@ -65,8 +65,7 @@ from typing import ClassVar
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
-from remat_solvers.schedule import store_all, tangents_first
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline, tangents_first
 from remat_solvers.swap.capuchin.guided import Guided, Swaps
 from remat_solvers.swap.capuchin.policy import Candidate, Choice, Lanes, candidates_of
 from remat_solvers.toolkit.options import check_options
@@ -134,7 +133,7 @@ def _evict_until_it_fits(
     swap = problem.link is not None and most_swaps != 0
     fresh = [replace(c, sources=set(c.sources)) for c in candidates if swap or c.recomputable]
     choice = Choice(fresh, Lanes(problem) if swap else None, most_swaps)
-    unmodified = simulate(problem, store_all(problem)).peak_bytes
+    unmodified = baseline(problem).peak_bytes
     asked = unmodified - budget_bytes
     saved = 0
     most_ns = MOST_TIMES * sum(op.time_ns for op in problem.ops)

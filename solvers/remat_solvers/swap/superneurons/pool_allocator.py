@@ -134,7 +134,7 @@ def pool_use(problem: Problem, plan: Plan) -> PoolUse:
     heap = Heap()
     held = {v: _allocated(heap, value.bytes) for v, value in enumerate(problem.values) if value.kind == "constant"}
     _allocated(heap, problem.reserve_bytes)
-    bytes_now = peak = problem.constant_bytes + problem.reserve_bytes
+    bytes_now = peak = problem.static_bytes
     blocks = heap.used_bytes
     addresses: list[int] = []
     for action in plan:

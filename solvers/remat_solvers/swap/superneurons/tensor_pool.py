@@ -11,8 +11,7 @@ from itertools import pairwise
 
 from remat_solvers.plan import Fetch, Offload, Plan
 from remat_solvers.problem import Problem
-from remat_solvers.schedule import boundary_of, store_all, tangents_first
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline, boundary_of, tangents_first
 from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, least_bytes, movable_values
 from remat_solvers.toolkit.transfers.scheduler import Traffic
 
@@ -70,12 +69,12 @@ def ladder(problem: Problem, recomputing: Sequence[int], movable: set[int]) -> L
 
     The last two are the smallest budgets in which the pool gives a plan, whatever the link, if the host has room.
     """
-    base = problem.constant_bytes + problem.reserve_bytes
+    base = problem.static_bytes
     order = tangents_first(problem, range(len(problem.ops)))
     recomputing = tangents_first(problem, recomputing)
     return Ladder(
         baseline_bytes=base + sum(v.bytes for v in problem.values if v.kind != "constant"),
-        liveness_bytes=simulate(problem, store_all(problem)).peak_bytes,
+        liveness_bytes=baseline(problem).peak_bytes,
         offload_bytes=least_bytes(problem, order, movable & movable_values(problem, order)),
         recompute_bytes=least_bytes(problem, recomputing, movable & movable_values(problem, recomputing)),
     )

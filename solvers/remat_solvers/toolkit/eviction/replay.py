@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
-from remat_solvers.schedule import store_all
-from remat_solvers.simulate import simulate
+from remat_solvers.schedule import baseline
 from remat_solvers.toolkit.trials import Attempts
 
 __all__ = ["PATIENCE", "THRASHING", "Deallocate", "Evictor", "Memory", "Replay", "Way", "try_ways"]
@@ -85,7 +84,7 @@ class Memory:
             for op in ops
         ]
         self.fresh = [sum(self.size[v] for v in op.outputs) + op.workspace_bytes for op in ops]
-        self.held = problem.constant_bytes + problem.reserve_bytes
+        self.held = problem.static_bytes
         self.here = bytearray(len(values))
         self.done = bytearray(len(ops))
         self.locks = [0] * len(values)  # read by the op that runs, or by one that runs as soon as its inputs are there
@@ -399,7 +398,7 @@ class _Trials:
 
     def _search(self, ways: Sequence[Way]) -> None:
         """By bisection, as if success were monotone in the budget; the first of `ways` that gets through counts."""
-        low, high = self.budget_bytes, simulate(self.problem, store_all(self.problem)).peak_bytes
+        low, high = self.budget_bytes, baseline(self.problem).peak_bytes
         for _ in range(SEARCH_STEPS):
             smallest = self.attempts.smallest
             high = high if smallest is None else min(high, smallest)

@@ -78,7 +78,7 @@ def contract(problem: Problem, most_ops: int) -> Coarse:
         ops=tuple(ops),
         values=tuple(problem.values[v] for v in used),
         results=tuple(number[v] for v in problem.results if v in number),
-        reserve_bytes=problem.reserve_bytes + problem.constant_bytes,
+        reserve_bytes=problem.static_bytes,
     )
     return Coarse(problem, coarse, tuple(tuple(g) for g in groups))
 

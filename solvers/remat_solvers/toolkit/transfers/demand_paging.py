@@ -74,7 +74,7 @@ def least_bytes(problem: Problem, sequence: Sequence[int], movable: set[int]) ->
     """
     size = [v.bytes for v in problem.values]
     there = [v.kind == "constant" for v in problem.values]
-    held = problem.constant_bytes + problem.reserve_bytes
+    held = problem.static_bytes
     least = held
     for op, needs, ends in zip(
         [*sequence, None], needs_of(problem, sequence), [*frees_of(problem, sequence), []], strict=True

@@ -26,7 +26,7 @@ class Device:
         self.size = traffic.size
         self.actions: list[Action] = []
         self.now = self.to_host_free = self.to_device_free = 0
-        self.held = problem.constant_bytes + problem.reserve_bytes
+        self.held = problem.static_bytes
         self.host: set[int] = set()  # values with a copy there, complete or under way
         self.host_left = problem.link.host_bytes
         self.copied: dict[int, int] = {}  # value -> end of its last copy to the host

@@ -81,7 +81,7 @@ def choose_beside(problem: Problem, plan: Plan, budget_bytes: int, workspaces: W
 
 def _without_workspace(problem: Problem, plan: Plan) -> dict[int, int]:
     """Op -> most bytes on the device while it runs, its workspace left out."""
-    held = problem.constant_bytes + problem.reserve_bytes
+    held = problem.static_bytes
     used: dict[int, int] = {}
     for action, after in zip(plan, simulate(problem, plan).memory_bytes, strict=True):
         if isinstance(action, Compute):

@@ -73,7 +73,7 @@ class Traffic:
 
     def _profile(self) -> NDArray[np.int64]:
         """Per position: bytes on the device while the op runs, with nothing away."""
-        held = self.problem.constant_bytes + self.problem.reserve_bytes
+        held = self.problem.static_bytes
         profile = []
         for position, (fresh, stays) in enumerate(zip(self.fresh, self.stays, strict=True)):
             profile.append(held + fresh)

@@ -11,7 +11,7 @@ from remat.verification import compare_steps, run_step
 from remat_solvers.recompute.gruslys import Gruslys, forward_steps
 from remat_solvers.recompute.rotor import Rotor
 from remat_solvers.result import Limits
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import chain_view
@@ -48,7 +48,7 @@ def test_steps_are_found_and_the_work_is_that_of_the_program(cell: type[nn.Modul
     for slots in (4, 8):
         outcome = Gruslys("internal", slots).solve(problem, 2**40, limits=Limits(None), on_progress=None, seed=0)
         assert outcome.plan is not None
-        extra_ns = simulate(problem, outcome.plan).time_ns - simulate(problem, store_all(problem)).time_ns
+        extra_ns = simulate(problem, outcome.plan).time_ns - baseline(problem).time_ns
         program = forward_steps(stages, slots, "internal") / stages - 1
         assert 0.7 * program <= extra_ns / forward_ns <= 1.05 * program
 
@@ -59,7 +59,7 @@ def test_plans_over_the_steps_run_exactly(cell: type[nn.Module]) -> None:
     model, args = Unrolled(cell, 16, every=True), (torch.randn(64, 20, 16),)
     exported = remat.export(model, args, costs="roofline:cpu")
     problem = exported.problem
-    unmodified = simulate(problem, store_all(problem)).peak_bytes
+    unmodified = baseline(problem).peak_bytes
     kept = run_step(remat.apply(exported, store_all(problem)), args, {}, exported)
     for solver in (Gruslys(), Rotor()):
         result = solve(problem, int(0.6 * unmodified), solver=solver)

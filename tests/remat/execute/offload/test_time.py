@@ -15,7 +15,7 @@ import remat
 from remat.execute.offload.tiers import Bytes, HostTier, Slab
 from remat_solvers.plan import Fetch
 from remat_solvers.problem import Link
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 
@@ -108,7 +108,7 @@ def test_the_step_takes_the_time_of_its_replay(link: Link, waits: bool, solver: 
     exported = remat.export(model, (x,), costs="roofline")
     ops = tuple(replace(op, time_ns=OP_NS if "slow" in op.target else 0) for op in exported.problem.ops)
     problem = replace(exported.problem, ops=ops, link=link)
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     assert unmodified.time_ns == 2 * LAYERS * OP_NS
     result = solve(problem, int(0.75 * unmodified.peak_bytes), solver=solver)
     assert result.plan is not None

@@ -27,7 +27,7 @@ from remat_solvers.problem import Op, Phase, Problem, Value
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.result import Limits, Order
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 
 CORPUS = Path(__file__).parents[3] / "corpus"
@@ -69,8 +69,8 @@ def steps(problem: Problem, budget_bytes: int, order: Order = Order.GIVEN) -> li
 
 
 def budget_at(problem: Problem, share: float) -> int:
-    floor = problem.constant_bytes + problem.reserve_bytes
-    return floor + int(share * (simulate(problem, store_all(problem)).peak_bytes - floor))
+    floor = problem.static_bytes
+    return floor + int(share * (baseline(problem).peak_bytes - floor))
 
 
 def correspond(problem: Problem, run: Run) -> bool:
@@ -277,7 +277,7 @@ def test_lenient_is_no_more_than_exact(seed: int) -> None:
 def test_strange_problems(seed: int) -> None:
     """Every step is a bound that the plan at hand does not beat, or says that nothing fits."""
     problem = adversarial(seed)
-    budget = (peak_bound_bytes(problem) + simulate(problem, store_all(problem)).peak_bytes) // 2
+    budget = (peak_bound_bytes(problem) + baseline(problem).peak_bytes) // 2
     for order in Order:
         for step in steps(problem, budget, order):
             if step.sequence is not None and step.peak_bytes is not None and step.peak_bytes <= budget:

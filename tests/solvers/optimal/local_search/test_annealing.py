@@ -14,15 +14,15 @@ from remat_solvers.bounds import time_bound_ns
 from remat_solvers.optimal.local_search.annealing import Found, Search, SearchError
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
 
 
 def budget_at(problem: Problem, share: float) -> int:
     """A share of what store-all needs beside constants and reserve."""
-    base = problem.constant_bytes + problem.reserve_bytes
-    return base + int(share * (simulate(problem, store_all(problem)).peak_bytes - base))
+    base = problem.static_bytes
+    return base + int(share * (baseline(problem).peak_bytes - base))
 
 
 def assert_exact(problem: Problem, found: Found | None) -> None:

@@ -14,7 +14,7 @@ from remat_solvers.optimal.local_search.windows import Decomposed
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.result import Limits
-from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, keeps_order, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
 
@@ -22,8 +22,8 @@ CORPUS = Path(__file__).parents[3] / "corpus"
 
 
 def budget_at(problem: Problem, share: float) -> int:
-    base = problem.constant_bytes + problem.reserve_bytes
-    return base + int(share * (simulate(problem, store_all(problem)).peak_bytes - base))
+    base = problem.static_bytes
+    return base + int(share * (baseline(problem).peak_bytes - base))
 
 
 def assert_exact(problem: Problem, found: Found) -> None:
@@ -125,7 +125,7 @@ def test_finds_more_in_the_same_moves_where_memory_is_tight() -> None:
     """ResNet-50 in a fifth of the memory: annealing everything at once got to 38 to 40 % in minutes."""
     problem = formats.load_problem(CORPUS / "r50.json")
     budget = budget_at(problem, 0.2)
-    store_all_ns = simulate(problem, store_all(problem)).time_ns
+    store_all_ns = baseline(problem).time_ns
     overheads = {}
     for kind in (Search, Decomposed):
         search = kind(problem, budget, free_order=False, seed=0)

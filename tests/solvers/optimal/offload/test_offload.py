@@ -26,7 +26,7 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.belady import Belady
 from remat_solvers.recompute.brute_force.solver import best_moving_plan
 from remat_solvers.result import Limits, Order
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import LEAST_GAP, new_highs
 from remat_solvers.validate import validate
@@ -38,7 +38,7 @@ def linked(seed: int, most: int) -> tuple[Problem, int, random.Random]:
     """A random problem with a link, and a budget between its floor and store-all, mostly near the floor."""
     rng = random.Random(seed)
     problem = training_graph(rng.randint(1, most), seed, link=True)
-    floor, unmodified = max(1, peak_bound_bytes(problem)), simulate(problem, store_all(problem)).peak_bytes
+    floor, unmodified = max(1, peak_bound_bytes(problem)), baseline(problem).peak_bytes
     return problem, floor + int(rng.random() ** 3 * max(0, unmodified - floor)), rng
 
 
@@ -166,7 +166,7 @@ def test_the_search_knows_what_the_replay_says(seed: int) -> None:
 def gpt(rate: int) -> tuple[Problem, int, int]:
     """The corpus's GPT with a link, 40 % of its memory, and its time without a budget."""
     problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(rate, rate))
-    unmodified = simulate(problem, store_all(problem))
+    unmodified = baseline(problem)
     return problem, int(0.4 * unmodified.peak_bytes), unmodified.time_ns
 
 

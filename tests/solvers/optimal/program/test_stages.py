@@ -19,7 +19,7 @@ from remat_solvers.plan import Compute
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence, smallest_peak_bytes
 from remat_solvers.result import Order
-from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.schedule import baseline, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import Ended, margin, solve_lp, solve_mip
 from remat_solvers.validate import validate
@@ -84,7 +84,7 @@ def test_bounds_stay_below_brute_force_and_the_loop_meets_it(seed: int, order: O
     rng = random.Random(seed)
     problem = tiny(seed)
     least = smallest_peak_bytes(problem, order=order.value)
-    budget = rng.randint(least, simulate(problem, store_all(problem)).peak_bytes)
+    budget = rng.randint(least, baseline(problem).peak_bytes)
     best = best_sequence(problem, budget, order=order.value)
     assert best is not None
     optimum_ns = sum(problem.ops[op].time_ns for op in best)
@@ -115,7 +115,7 @@ def test_more_anchors_and_smaller_budgets_never_lower_the_bound(seed: int) -> No
     rng = random.Random(seed)
     few = anchors(graph, rng, 2)
     more = sorted({*few, *anchors(graph, rng, 3)})
-    peak = simulate(problem, store_all(problem)).peak_bytes
+    peak = baseline(problem).peak_bytes
 
     def optimum(at: list[int], budget: float) -> float:
         return program_optimum(Program(Stages(graph, at), int(budget)))
@@ -134,7 +134,7 @@ def test_intervals_leave_the_optimum_and_raise_the_relaxation(seed: int) -> None
     problem = training_graph(6, seed)
     graph = Graph(problem, Order.GIVEN)
     at = anchors(graph, random.Random(seed), 5)
-    budget = int(0.85 * simulate(problem, store_all(problem)).peak_bytes)
+    budget = int(0.85 * baseline(problem).peak_bytes)
     plain, cut = Program(Stages(graph, at), budget), all_intervals(Program(Stages(graph, at), budget))
     assert program_optimum(plain) == pytest.approx(program_optimum(cut))
     assert solve_lp(plain).bound <= solve_lp(cut).bound + 1e-6
@@ -156,8 +156,8 @@ def test_intervals_cut_half_recomputes_off() -> None:
 
 def at_share(name: str, share: float) -> tuple[Problem, int]:
     problem = load_problem(CORPUS / f"{name}.json")
-    floor = problem.constant_bytes + problem.reserve_bytes
-    return problem, floor + int(share * (simulate(problem, store_all(problem)).peak_bytes - floor))
+    floor = problem.static_bytes
+    return problem, floor + int(share * (baseline(problem).peak_bytes - floor))
 
 
 def run_loop(problem: Problem, budget: int, order: Order = Order.GIVEN, within_ns: int | None = None) -> LazyStages:
