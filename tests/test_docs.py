@@ -15,8 +15,8 @@ from remat_solvers.formats import load_problem, save_problem
 from remat_solvers.result import Status
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
+from tests.paths import CORPUS, ROOT
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -35,7 +35,7 @@ def test_the_solver_of_the_contributing_guide_works() -> None:
     (block,) = python_blocks("CONTRIBUTING.md")
     names: dict[str, Any] = {"__name__": __name__}
     exec(imports + block, names)
-    problem = load_problem(ROOT / "tests/corpus/chain50.json")
+    problem = load_problem(CORPUS / "chain50.json")
     peak = baseline(problem).peak_bytes
     assert solve(problem, peak - 1, solver=names["GivenOrder"]()).status is Status.NOT_FOUND
 
@@ -59,7 +59,7 @@ def test_the_example_of_the_readme_works() -> None:
 
 def test_the_example_of_the_optimal_page_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = python_blocks("docs/optimal.md")
-    problem = load_problem(ROOT / "tests/corpus/gpt.json")
+    problem = load_problem(CORPUS / "gpt.json")
     save_problem(tmp_path / "problem.json", problem)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

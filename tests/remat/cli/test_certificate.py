@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from remat.cli.app import app
 from remat_solvers.formats import load_certificate, load_plan, load_problem, save_certificate
 from remat_solvers.optimal.certify import certify
 from remat_solvers.result import Order
+from tests.paths import CORPUS
+from tests.remat.cli.invoke import BAD_INPUT, FAILED, NO_PLAN, run, run_json
 
-CHAIN = Path(__file__).parents[2] / "corpus" / "chain50.json"
-OK, BAD_INPUT, NO_PLAN, LIMIT, FAILED = range(5)
-
-
-def run(*args: object, code: int = OK) -> Result:
-    done = CliRunner().invoke(app, [str(a) for a in args])
-    assert done.exit_code == code, f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
-    return done
-
-
-def run_json(*args: object, code: int = OK) -> Any:
-    return json.loads(run(*args, "--json", code=code).stdout)
+CHAIN = CORPUS / "chain50.json"
 
 
 @pytest.fixture

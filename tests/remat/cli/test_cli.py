@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from remat.cli.app import app
 from remat_solvers.formats import load_plan, load_problem, save_problem
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.registry import solver_names
@@ -22,21 +19,10 @@ from remat_solvers.result import Progress
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+from tests.paths import CORPUS, ROOT, child_environment
+from tests.remat.cli.invoke import BAD_INPUT, FAILED, LIMIT, NO_PLAN, OK, run, run_json
 
-ROOT = Path(__file__).parents[3]
-CHAIN = ROOT / "tests/corpus/chain50.json"
-OK, BAD_INPUT, NO_PLAN, LIMIT, FAILED = range(5)
-
-
-def run(*args: object, code: int = OK) -> Result:
-    done = CliRunner().invoke(app, [str(a) for a in args])
-    assert done.exit_code == code, f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
-    assert "Traceback" not in done.output
-    return done
-
-
-def run_json(*args: object, code: int = OK) -> Any:
-    return json.loads(run(*args, "--json", code=code).stdout)
+CHAIN = CORPUS / "chain50.json"
 
 
 def error(*args: object, code: int = BAD_INPUT) -> str:
@@ -137,11 +123,10 @@ def test_solvers_lists_the_registry_and_what_needs_a_model() -> None:
 
 
 def test_python_m_remat_and_the_program_are_the_same() -> None:
-    done = subprocess.run([sys.executable, "-m", "remat", "solvers", "--json"], capture_output=True, cwd=ROOT, env=ENV)
+    done = subprocess.run(
+        [sys.executable, "-m", "remat", "solvers", "--json"], capture_output=True, cwd=ROOT, env=child_environment()
+    )
     assert json.loads(done.stdout) == run_json("solvers")
-
-
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "solvers")])}
 
 
 @pytest.mark.parametrize("args", [["--help"], ["solve", "--help"], ["solvers", "--json"], ["no-such-command"]])
@@ -151,7 +136,9 @@ def test_nothing_heavy_is_imported_for_help(args: list[str]) -> None:
         "    print([m for m in ('torch', 'networkx', 'numpy', 'rich', 'ortools', 'highspy', 'pulp', 'transformers',"
         " 'remat_solvers.simulate', 'remat_solvers.formats') if m in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, cwd=ROOT, env=ENV)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *args], capture_output=True, text=True, cwd=ROOT, env=child_environment()
+    )
     assert done.stderr.splitlines()[-1] == "[]"
     assert done.returncode == (BAD_INPUT if args == ["no-such-command"] else OK)
 
@@ -175,7 +162,7 @@ def test_a_method_that_finds_none(tmp_path: Path) -> None:
 
 def test_a_limit_before_any_plan(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    asked = ("solve", ROOT / "tests/corpus/r50.json", "--budget", "60%", "--time-limit", "1e-9", "-o", path)
+    asked = ("solve", CORPUS / "r50.json", "--budget", "60%", "--time-limit", "1e-9", "-o", path)
     told = run_json(*asked, code=LIMIT)
     assert (told["status"], told["stopped"]) == ("not_found", "time")
     assert list(tmp_path.iterdir()) == []
@@ -271,7 +258,7 @@ def test_files_that_are_not_there_or_swapped(plan: Path, tmp_path: Path) -> None
 
 def test_a_plan_for_another_graph_says_what_differs(plan: Path, tmp_path: Path) -> None:
     for command in ("validate", "simulate"):
-        message = error(command, ROOT / "tests/corpus/unet.json", plan)
+        message = error(command, CORPUS / "unet.json", plan)
         assert "the plan computes" in message
         assert "different ops, the graph has" in message
 
@@ -326,7 +313,7 @@ def test_ctrl_c_before_any_plan_is_3(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "remat", "solve", "slow.py:make", "--budget", "60%", "-o", "plan.json"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=tmp_path, env=child_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "running").exists() and time.monotonic() < deadline:

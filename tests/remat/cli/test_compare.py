@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from remat.cli.app import app
 from remat_solvers.formats import load_problem, save_problem
 from remat_solvers.generate import chain
 from remat_solvers.registry import solver_names
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
+from tests.remat.cli.invoke import BAD_INPUT, run, run_json
 
-OK, BAD_INPUT = 0, 1
 FAST = ("--solver", "chen", "--solver", "checkmate", "--solver", "store-all")
 
 
@@ -27,19 +24,8 @@ def problem(tmp_path: Path) -> Path:
     return path
 
 
-def run(*args: object, code: int = OK) -> Result:
-    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", *map(str, args)])
-    assert done.exit_code == code, f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
-    assert "Traceback" not in done.output
-    return done
-
-
-def run_json(*args: object) -> Any:
-    return json.loads(run(*args, "--json").stdout)
-
-
 def test_json_has_a_row_for_every_method_asked(problem: Path) -> None:
-    told = run_json(problem, "--budget", "60%", *FAST)
+    told = run_json("compare", problem, "--budget", "60%", *FAST)
     unmodified = simulate(load_problem(problem), store_all(load_problem(problem)))
     assert told["budget_bytes"] == unmodified.peak_bytes * 60 // 100
     assert told["store_all_time_ns"] == unmodified.time_ns
@@ -54,7 +40,7 @@ def test_json_has_a_row_for_every_method_asked(problem: Path) -> None:
 
 
 def test_the_table_for_people(problem: Path) -> None:
-    done = run(problem, "--budget", "60%", *FAST)
+    done = run("compare", problem, "--budget", "60%", *FAST, columns=160)
     for word in (
         "chen",
         "checkmate",
@@ -70,13 +56,13 @@ def test_the_table_for_people(problem: Path) -> None:
 
 
 def test_every_registered_method_is_asked_and_none_recomputes_where_store_all_fits(problem: Path) -> None:
-    told = run_json(problem, "--budget", "100%", "--time-limit", "20")
+    told = run_json("compare", problem, "--budget", "100%", "--time-limit", "20")
     assert {row["solver"] for row in told["rows"]} >= set(solver_names())
     assert {(row["status"], row["overhead"]) for row in told["rows"]} == {("optimal", 0)}
 
 
 def test_the_exit_code_is_0_without_any_plan(problem: Path) -> None:
-    told = run_json(problem, "--budget", "1", *FAST)
+    told = run_json("compare", problem, "--budget", "1", *FAST)
     assert {row["status"] for row in told["rows"]} == {"infeasible"}
 
 
@@ -91,7 +77,7 @@ def test_the_exit_code_is_0_without_any_plan(problem: Path) -> None:
     ],
 )
 def test_bad_input_is_said_before_anything_runs(problem: Path, args: tuple[str, ...], word: str) -> None:
-    done = run(problem, *args, code=BAD_INPUT)
+    done = run("compare", problem, *args, code=BAD_INPUT)
     assert done.stdout == ""
     assert word in done.stderr
 
@@ -115,7 +101,7 @@ def model(tmp_path: Path) -> str:
 
 
 def test_a_model(model: str) -> None:
-    compared = run_json(model, "--budget", "80%", "--costs", "roofline", "--time-limit", "5", *FAST)
+    compared = run_json("compare", model, "--budget", "80%", "--costs", "roofline", "--time-limit", "5", *FAST)
     rows = {row["solver"]: row["status"] for row in compared["rows"]}
     assert rows == {"chen": "feasible", "checkmate": rows["checkmate"], "store-all": "not_found"}
 
@@ -123,15 +109,15 @@ def test_a_model(model: str) -> None:
 def test_torch_budget_is_a_row_of_a_model(model: str) -> None:
     """Asked by its name or with all others; where it finds nothing, with the smallest peak it reached."""
     asked = (model, "--costs", "roofline", "--solver", "torch-budget")
-    alone = run_json(*asked, "--budget", "50%")
+    alone = run_json("compare", *asked, "--budget", "50%")
     (row,) = alone["rows"]
     assert (row["solver"], row["status"]) == ("torch-budget", "not_found")
     assert alone["budget_bytes"] < row["smallest_peak_bytes"] < alone["store_all_peak_bytes"]
-    least = run_json(*asked, "--solver", "chen", "--budget", str(row["smallest_peak_bytes"]))
+    least = run_json("compare", *asked, "--solver", "chen", "--budget", str(row["smallest_peak_bytes"]))
     rows = {row["solver"]: row for row in least["rows"]}
     assert rows["torch-budget"]["peak_bytes"] == row["smallest_peak_bytes"]
     assert rows["chen"]["status"] == "feasible"
-    every = run_json(model, "--costs", "roofline", "--budget", "100%")
+    every = run_json("compare", model, "--costs", "roofline", "--budget", "100%")
     assert {row["solver"] for row in every["rows"]} == {*solver_names(), "torch-budget"}
     assert {row["status"] for row in every["rows"]} == {"optimal"}
 
@@ -142,7 +128,17 @@ def test_a_crash_of_what_runs_here_is_a_row(model: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("remat.model_solvers.torch_budget.min_cut_rematerialization_partition", crash)
     told = run(
-        model, "--budget", "80%", "--costs", "roofline", "--solver", "chen", "--solver", "torch-budget", "--json"
+        "compare",
+        model,
+        "--budget",
+        "80%",
+        "--costs",
+        "roofline",
+        "--solver",
+        "chen",
+        "--solver",
+        "torch-budget",
+        "--json",
     )
     rows = {row["solver"]: row for row in json.loads(told.stdout)["rows"]}
     assert rows["chen"]["status"] == "feasible"

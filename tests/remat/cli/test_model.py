@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from remat.cli.app import app
 from remat_solvers.formats import load_plan, load_problem
-
-ROOT = Path(__file__).parents[3]
-OK, BAD_INPUT, NO_PLAN, LIMIT, FAILED = range(5)
+from tests.paths import child_environment
+from tests.remat.cli.invoke import BAD_INPUT, FAILED, run, run_json
 
 TRAIN = """
 import torch
@@ -56,17 +51,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "train.py").write_text(TRAIN)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(*args: object, code: int = OK) -> Result:
-    done = CliRunner().invoke(app, [str(a) for a in args])
-    assert done.exit_code == code, f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
-    assert "Traceback" not in done.output
-    return done
-
-
-def run_json(*args: object, code: int = OK) -> Any:
-    return json.loads(run(*args, "--json", code=code).stdout)
 
 
 def test_export_solve_validate_verify(folder: Path) -> None:
@@ -143,9 +127,8 @@ def test_costs_that_are_not_there(folder: Path, costs: str) -> None:
 
 def test_torch_does_not_log_what_is_told_in_one_line(folder: Path) -> None:
     """In a process of its own, where importing torch sets its loggers up."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "solvers")])
     command = [sys.executable, "-m", "remat", "export", "train.py:make_wrong_shape", "-o", "out.json"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     assert done.returncode == BAD_INPUT
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")

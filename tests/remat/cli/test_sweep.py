@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from remat.cli.app import app
 from remat_solvers.formats import decode, load_plan, load_problem, load_sweep, save_problem
@@ -17,8 +16,8 @@ from remat_solvers.problem import Link
 from remat_solvers.result import Progress
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
+from tests.remat.cli.invoke import BAD_INPUT, LIMIT, NO_PLAN, OK, run, run_json
 
-OK, BAD_INPUT, NO_PLAN, LIMIT = 0, 1, 2, 3
 STEP_NS = 150
 EXTRA = {12: 39, 20: 31}  # extra forwards of 50 uniform layers at so many slots: a table of known answers
 GRUSLYS = ("--solver", "gruslys")
@@ -31,20 +30,9 @@ def problem(tmp_path: Path) -> Path:
     return path
 
 
-def run(*args: object, code: int = OK) -> Result:
-    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["sweep", *map(str, args)])
-    assert done.exit_code == code, f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
-    assert "Traceback" not in done.output
-    return done
-
-
-def run_json(*args: object, code: int = OK) -> Any:
-    return json.loads(run(*args, "--json", code=code).stdout)
-
-
 def test_the_document_is_what_is_written(problem: Path, tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
-    done = run(problem, "--budgets", "12,20", *GRUSLYS, "-o", path, "--json")
+    done = run("sweep", problem, "--budgets", "12,20", *GRUSLYS, "-o", path, "--json")
     assert json.loads(done.stdout) == json.loads(path.read_bytes())
     told = json.loads(done.stdout)
     assert (told["format"], told["version"]) == ("remat.sweep", 1)
@@ -61,7 +49,7 @@ def test_the_document_is_what_is_written(problem: Path, tmp_path: Path) -> None:
 
 def test_a_folder_has_a_plan_file_for_every_point(problem: Path, tmp_path: Path) -> None:
     folder = tmp_path / "plans"
-    run(problem, "--points", "5", *GRUSLYS, "-o", folder)
+    run("sweep", problem, "--points", "5", *GRUSLYS, "-o", folder)
     curve = load_sweep(folder / "sweep.json")
     assert len(curve.points) == 5
     assert {p.name for p in folder.iterdir()} == {
@@ -74,17 +62,17 @@ def test_a_folder_has_a_plan_file_for_every_point(problem: Path, tmp_path: Path)
         assert made.plan == point.plan
         assert simulate(loaded, made.plan).time_ns == made.time_ns == point.time_ns
     assert sorted(p.name for p in tmp_path.iterdir()) == ["chain.json", "plans"]
-    message = run(problem, "--budgets", "12", *GRUSLYS, "-o", folder, code=BAD_INPUT).stderr
+    message = run("sweep", problem, "--budgets", "12", *GRUSLYS, "-o", folder, code=BAD_INPUT).stderr
     assert "holds files" in message
     empty = tmp_path / "empty"
     empty.mkdir()
-    run(problem, "--budgets", "12", *GRUSLYS, "-o", empty)
+    run("sweep", problem, "--budgets", "12", *GRUSLYS, "-o", empty)
     assert sorted(p.name for p in empty.iterdir()) == ["plan-12.json", "sweep.json"]
     assert empty.stat().st_mode == folder.stat().st_mode
 
 
 def test_the_table_for_people(problem: Path) -> None:
-    done = run(problem, "--budgets", "20,12,1", *GRUSLYS)
+    done = run("sweep", problem, "--budgets", "20,12,1", *GRUSLYS)
     lines = done.stdout.splitlines()
     assert lines[0].strip() == "chain50: gruslys; store-all needs 51 B"
     assert lines[1].split() == ["budget", "peak", "time", "overhead", "bound", "gap", "seconds", "status"]
@@ -96,12 +84,12 @@ def test_the_table_for_people(problem: Path) -> None:
 
 
 def test_budgets_are_shares_of_store_all(problem: Path) -> None:
-    told = run_json(problem, "--budgets", "90%, 60% ,10", *GRUSLYS)
+    told = run_json("sweep", problem, "--budgets", "90%, 60% ,10", *GRUSLYS)
     assert [point["budget_bytes"] for point in told["points"]] == [10, 51 * 60 // 100, 51 * 90 // 100]
 
 
 def test_the_link_is_told(problem: Path) -> None:
-    told = run_json(problem, "--budgets", "12", "--solver", "swap-only", "--link", "1GB/s")
+    told = run_json("sweep", problem, "--budgets", "12", "--solver", "swap-only", "--link", "1GB/s")
     assert told["link"]["to_host_bytes_per_s"] == 10**9
     curve = decode(json.dumps(told).encode())
     assert isinstance(curve, Sweep)
@@ -110,10 +98,10 @@ def test_the_link_is_told(problem: Path) -> None:
 
 def test_without_any_plan(problem: Path, tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
-    told = run_json(problem, "--budgets", "1,2", "-o", path, code=NO_PLAN)
+    told = run_json("sweep", problem, "--budgets", "1,2", "-o", path, code=NO_PLAN)
     assert [point["status"] for point in told["points"]] == ["infeasible"] * 2
     slow = ("--solver", "checkmate", "--time-limit", "1e-9")
-    told = run_json(problem, "--budgets", "8", *slow, "-o", path, code=LIMIT)
+    told = run_json("sweep", problem, "--budgets", "8", *slow, "-o", path, code=LIMIT)
     assert (told["stopped"], told["points"][0]["actions"]) == ("time", None)
     assert not path.exists()
 
@@ -125,7 +113,7 @@ def test_ctrl_c_keeps_the_points_so_far(problem: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("remat.cli.app.progress_printer", lambda: interrupt)
     path = tmp_path / "curve.json"
-    told = run_json(problem, "--budgets", "100%,60%,50%", "-o", path)
+    told = run_json("sweep", problem, "--budgets", "100%,60%,50%", "-o", path)
     assert told["stopped"] == "interrupt"
     points = load_sweep(path).points
     assert points[-1].time_ns == STEP_NS
@@ -147,7 +135,7 @@ def test_ctrl_c_keeps_the_points_so_far(problem: Path, tmp_path: Path, monkeypat
     ],
 )
 def test_bad_input_is_said_before_anything_runs(problem: Path, args: tuple[str, ...], word: str) -> None:
-    done = run(problem, *args, code=BAD_INPUT)
+    done = run("sweep", problem, *args, code=BAD_INPUT)
     assert done.stdout == ""
     assert word in done.stderr
 
@@ -161,7 +149,9 @@ def test_a_model(tmp_path: Path) -> None:
         "    return torch.nn.Sequential(*blocks), (torch.ones(512, 8),)\n"
     )
     folder = tmp_path / "plans"
-    told = run_json(f"{source}:make", "--costs", "roofline", "--points", "4", "--time-limit", "8", "-o", folder)
+    told = run_json(
+        "sweep", f"{source}:make", "--costs", "roofline", "--points", "4", "--time-limit", "8", "-o", folder
+    )
     times = [point["time_ns"] for point in told["points"]]
     assert times == sorted(times, reverse=True)
     assert times[-1] == told["store_all_time_ns"]

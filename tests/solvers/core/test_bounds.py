@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.bounds import peak_bound, peak_bound_bytes, time_bound_ns
 from remat_solvers.generate import adversarial, chain, random_plan, training_graph
 from remat_solvers.problem import Op, Problem, Value
@@ -17,8 +15,7 @@ from remat_solvers.result import Status
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
-
-CORPUS = Path(__file__).parents[2] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def smallest_peak(problem: Problem) -> int | None:
@@ -111,7 +108,7 @@ def test_random_plans_stay_above_the_bounds(n: int, seed: int, link: bool) -> No
 )
 def test_the_floors_of_the_corpus(name: str, fraction: float, op: int | None) -> None:
     """Largest working set over store-all peak as recorded with the corpus; in gpt it is the log-softmax backward."""
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     floor = peak_bound(problem)
     assert floor.bytes / baseline(problem).peak_bytes == pytest.approx(fraction, abs=0.0006)
     if op is not None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.generate import adversarial, chain, random_chain, random_layered, random_plan, training_graph
 from remat_solvers.validate import validate
-
-CORPUS = Path(__file__).parents[2] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def test_the_chain_is_that_of_the_corpus() -> None:
-    assert chain(50) == formats.load_problem(CORPUS / "chain50.json")
+    assert chain(50) == corpus_problem("chain50")
 
 
 @pytest.mark.parametrize(("n", "edges"), [(100, 236), (250, 944), (500, 2461), (1000, 5857)])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.errors import BudgetError, InputError
 from remat_solvers.generate import adversarial, chain, random_layered, training_graph
@@ -25,8 +23,8 @@ from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import FITS, solve
 from remat_solvers.validate import validate
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 SOLVERS = (
     ("store-all", {}),
     ("chen", {}),
@@ -120,7 +118,7 @@ def test_chen_on_the_corpus(name: str, shares: tuple[float, ...]) -> None:
     """At least as good as the earlier study's search over evenly spaced articulation cuts; far less is proven."""
     studied = {"unet": {0.9: 28.6, 0.8: 28.6}, "r50": {0.9: 27.8, 0.6: 27.8, 0.4: 27.8}, "gpt": {0.8: 19.1, 0.4: 19.1}}
     proven = {"unet": {0.8: 2.877}, "r50": {0.9: 1.14, 0.4: 12.99}, "gpt": {0.4: 15.67}, "lstm": {0.4: 17.7}}
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     unmodified = baseline(problem)
     for share in shares:
         result = solve(problem, int(share * unmodified.peak_bytes), solver="chen")
@@ -141,7 +139,7 @@ def test_a_budget_that_store_all_meets_is_answered_with_it() -> None:
 
 
 def test_a_budget_below_the_floor_is_infeasible_and_says_where() -> None:
-    problem = formats.load_problem(CORPUS / "gpt.json")
+    problem = corpus_problem("gpt")
     result = solve(problem, int(0.2 * 3_251_930_112))
     assert result.status is Status.INFEASIBLE
     assert "256.00 MiB output of op125 (_log_softmax)" in result.reason
@@ -208,7 +206,7 @@ def test_ctrl_c_keeps_the_best_plan_so_far(name: str) -> None:
 
 
 def test_a_time_limit_is_kept_and_said() -> None:
-    problem = formats.load_problem(CORPUS / "lstm.json")
+    problem = corpus_problem("lstm")
     result = solve(problem, 60_000_000, solver="chen", limits=Limits(seconds=0.05))
     assert result.stopped is Stopped.TIME
     assert result.status is Status.NOT_FOUND
@@ -237,7 +235,7 @@ def test_a_plan_without_recomputation_is_proven_optimal_by_auto() -> None:
 
 @pytest.mark.parametrize(("name", "share"), [("gpt", 0.6), ("unet", 0.4), ("chain50", 0.3), ("r50", 0.4)])
 def test_auto_is_no_slower_than_any_method_it_starts_from(name: str, share: float) -> None:
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     budget_bytes = int(share * baseline(problem).peak_bytes)
     results = [solve(problem, budget_bytes, solver=method) for method in METHODS]
     for result in results:

@@ -28,8 +28,8 @@ from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.sweeping import sweep
 from remat_solvers.validate import validate
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 CHAIN = chain(50)
 STEP_NS = 150
 # The best of 50 uniform layers (store-all keeps 51 bytes): extra forwards at so many slots, by Gruslys' optimum, as in
@@ -76,7 +76,7 @@ def test_the_laws_hold_for_a_heuristic(n: int, seed: int, points: int) -> None:
 
 @pytest.mark.parametrize("name", ["chain50", "unet"])
 def test_the_laws_hold_for_auto_on_the_corpus(name: str) -> None:
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     curve = sweep(problem, points=6, limits=Limits(2.0))
     check(problem, curve)
     assert curve.points[-1].overhead == 0

@@ -18,8 +18,9 @@ from remat_solvers.generate import adversarial, chain, random_plan, training_gra
 from remat_solvers.problem import Costs, Link, Problem
 from remat_solvers.result import Status
 from remat_solvers.solving import solve
+from tests.paths import CORPUS
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 NAMES = ("chain50", "gpt", "lstm", "r50", "rl250", "unet")
 
 
@@ -268,7 +269,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 
 def test_a_result_becomes_a_plan_file_and_plain_data(tmp_path: Path) -> None:
-    problem = formats.load_problem(CORPUS / "chain50.json")
+    problem = corpus_problem("chain50")
     result = solve(problem, 40, solver="chen")
     formats.save_plan(tmp_path / "plan.json", result)
     file = formats.load_plan(tmp_path / "plan.json")

@@ -10,12 +10,10 @@ import textwrap
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
 from remat_solvers.bounds import peak_bound_bytes
-from remat_solvers.formats import load_problem
 from remat_solvers.generate import random_layered, training_graph
 from remat_solvers.optimal.auto import Auto
 from remat_solvers.optimal.incumbents import Standing
@@ -28,18 +26,15 @@ from remat_solvers.result import Limits, Order, Progress, Status, Stopped
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+from tests.paths import CORPUS, child_environment
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 UNTIL_THE_END = Limits(None)
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way from what no plan is below to what the unmodified step needs
 SLACK_S = 2.0  # a machine under load is slow
 
 
 @cache
-def corpus(name: str) -> Problem:
-    return load_problem(CORPUS / f"{name}.json")
-
-
 def budgets(problem: Problem) -> list[int]:
     floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
     return [floor + int(share * (unmodified - floor)) for share in SHARES]
@@ -100,7 +95,7 @@ def test_checkmate_is_never_faster_in_the_given_order() -> None:
 @pytest.mark.parametrize("name", ["chain50", "unet", "gpt"])
 def test_on_the_way_to_a_plan_no_worse_than_any_it_starts_from(name: str) -> None:
     """At the peak of one of them. What is reported falls and rises, and is what is answered in the end."""
-    problem = corpus(name)
+    problem = corpus_problem(name)
     floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
     known = solve(problem, (floor + unmodified) // 2, solver="belady", limits=Limits(1))
     assert known.peak_bytes is not None
@@ -141,7 +136,7 @@ def test_what_is_told_of_a_plan_that_reorders_is_a_bound_for_every_order() -> No
 
 @pytest.mark.parametrize("name", ["gpt", "r50", "lstm"])
 def test_a_short_limit_is_kept(name: str) -> None:
-    problem = corpus(name)
+    problem = corpus_problem(name)
     solve(problem, budgets(problem)[2], limits=Limits(0.01))  # imports, and what is known of a problem once
     result = solve(problem, budgets(problem)[2], limits=Limits(0.2))
     assert result.stopped is Stopped.TIME
@@ -175,12 +170,11 @@ INTERRUPTED = """
 
 def test_ctrl_c_hands_back_the_best_plan() -> None:
     """Once there is one, on a graph which takes longer to close. Its own processes end with it."""
-    problem = corpus("r50")
+    problem = corpus_problem("r50")
     budget_bytes = budgets(problem)[1]
     script = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(CORPUS / "r50.json"), str(budget_bytes)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
-        script, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        script, stdout=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "a plan\n"
@@ -194,7 +188,7 @@ def test_ctrl_c_hands_back_the_best_plan() -> None:
 
 def test_ctrl_c_in_a_method_that_hands_back_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plan is kept, and nothing else is begun."""
-    problem = corpus("r50")
+    problem = corpus_problem("r50")
     budget_bytes = budgets(problem)[1]
     known = create("belady").solve(problem, budget_bytes, limits=UNTIL_THE_END, on_progress=None, seed=0)
     assert known.plan is not None
@@ -211,5 +205,5 @@ def test_ctrl_c_before_anything_is_told_as_such(monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("remat_solvers.optimal.auto.Search", interrupted)
-    result = solve(corpus("unet"), budgets(corpus("unet"))[2])
+    result = solve(corpus_problem("unet"), budgets(corpus_problem("unet"))[2])
     assert (result.status, result.stopped) == (Status.NOT_FOUND, Stopped.INTERRUPT)

@@ -18,7 +18,6 @@ from remat_solvers.formats import (
     decode,
     encode_certificate,
     load_certificate,
-    load_problem,
     save_certificate,
     save_problem,
 )
@@ -29,8 +28,8 @@ from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.brute_force.states import Search
 from remat_solvers.result import Certificate, Leaf, Order
 from remat_solvers.schedule import baseline
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 ORDERS = (Order.GIVEN, Order.FREE)
 
 
@@ -291,7 +290,7 @@ def test_more_moments_prove_no_less_where_the_old_stages_are_kept_as_intervals(n
 
 def at_40_percent(name: str) -> tuple[Problem, int, int]:
     """A problem, a budget of constants, reserve and 40 % of the rest of store-all's peak, and store-all's time."""
-    problem = load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     unmodified = baseline(problem)
     base = problem.static_bytes
     return problem, base + int(0.4 * (unmodified.peak_bytes - base)), unmodified.time_ns

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-from remat_solvers.formats import load_problem
 from remat_solvers.generate import random_chain
 from remat_solvers.optimal.min_peak import smallest
 from remat_solvers.result import Limits, Stopped
 from remat_solvers.solving import solve
+from tests.paths import CORPUS, child_environment
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 BY_WORK = Limits(seconds=None, work=3)
 ASKED = """
     import sys
@@ -46,7 +44,7 @@ ASKED = """
 
 def asked(what: str, hash_seed: int, seed: int = 3) -> str:
     path = CORPUS / ("chain50.json" if what == "link" else "unet.json")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": str(hash_seed)}
+    environment = child_environment(PYTHONHASHSEED=str(hash_seed))
     script = [sys.executable, "-c", textwrap.dedent(ASKED), what, str(path), str(seed)]
     return subprocess.run(script, stdout=subprocess.PIPE, text=True, env=environment, timeout=120, check=True).stdout
 
@@ -57,7 +55,7 @@ def test_the_same_in_every_process(what: str) -> None:
 
 
 def test_less_work_ends_earlier() -> None:
-    problem = load_problem(CORPUS / "unet.json")
+    problem = corpus_problem("unet")
     budget_bytes = problem.constant_bytes + int(0.3 * solve(problem, 2**62).store_all_peak_bytes)
     little, more = (solve(problem, budget_bytes, limits=Limits(None, work)) for work in (1, 6))
     assert little.stopped is more.stopped is Stopped.TIME

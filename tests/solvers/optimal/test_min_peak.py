@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +12,6 @@ from remat_solvers.bounds import peak_bound, peak_bound_bytes
 from remat_solvers.budget import read_budget
 from remat_solvers.certificates.check import check_certificate
 from remat_solvers.errors import BudgetError
-from remat_solvers.formats import load_problem
 from remat_solvers.generate import adversarial, chain, random_chain, training_graph
 from remat_solvers.optimal.auto import Auto
 from remat_solvers.optimal.certify import certify_floor
@@ -29,8 +27,8 @@ from remat_solvers.solving import solve
 from remat_solvers.sweeping import sweep
 from remat_solvers.units import format_bytes
 from remat_solvers.validate import validate
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 QUICK = Limits(seconds=0.15)
 
 
@@ -83,7 +81,7 @@ def test_a_chain_needs_three_values_and_n_choose_2_forward_steps(n: int) -> None
 
 
 def test_gpt_reaches_its_floor() -> None:
-    problem = load_problem(CORPUS / "gpt.json")
+    problem = corpus_problem("gpt")
     told: list[Progress] = []
     found = checked(problem, smallest(problem, limits=Limits(seconds=10), on_progress=told.append))
     assert found.peak_bytes == found.peak_bound_bytes
@@ -117,7 +115,7 @@ def test_limits_and_links() -> None:
 
 def test_one_moment_certifies_the_floor_where_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """On thousands of ops all moments that a certificate is looked for at take seconds."""
-    problem = load_problem(CORPUS / "r50.json")
+    problem = corpus_problem("r50")
     looked: list[tuple[int, ...]] = []
 
     def counted(problem: Problem, *, order: Order, at: tuple[int, ...]) -> Certificate | None:
@@ -200,7 +198,7 @@ def test_words_for_the_end_and_for_many_values() -> None:
 
 @pytest.mark.parametrize("name", ["gpt", "unet", "r50", "lstm", "rl250", "chain50"])
 def test_words_add_up_on_the_corpus(name: str) -> None:
-    problem = load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     told, floor = forcing(problem), peak_bound(problem)
     assert told.bytes == floor.bytes
     assert told.bytes == sum(item.bytes for item in told.held) + told.workspace_bytes + told.base_bytes

@@ -5,13 +5,12 @@ In a process of its own, in which the extension cannot be imported.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
-UNET = Path(__file__).parents[2] / "corpus/unet.json"
+from tests.paths import CORPUS, child_environment
+
 WITHOUT = """
     import sys
 
@@ -48,7 +47,6 @@ WITHOUT = """
 
 
 def test_without_the_extension() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    script = [sys.executable, "-c", textwrap.dedent(WITHOUT), str(UNET)]
-    ran = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    script = [sys.executable, "-c", textwrap.dedent(WITHOUT), str(CORPUS / "unet.json")]
+    ran = subprocess.run(script, capture_output=True, text=True, env=child_environment(), timeout=120, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "all of it\n", "")

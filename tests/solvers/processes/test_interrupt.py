@@ -14,10 +14,7 @@ import pytest
 
 from remat_solvers.formats import load_plan
 from remat_solvers.processes.interrupt import import_whole, interruptible
-
-ROOT = Path(__file__).parents[3]
-CORPUS = ROOT / "tests/corpus"
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "solvers")])}
+from tests.paths import CORPUS, child_environment
 
 
 def test_ctrl_c_stops_the_work_and_keeps_what_it_returns() -> None:
@@ -94,7 +91,9 @@ def test_ctrl_c_ends_a_search_with_its_plan(
     plan = tmp_path / "plan.json"
     command = [sys.executable, "-m", "remat", "solve", str(CORPUS / f"{problem}.json"), "--budget", budget]
     command += ["--solver", solver, "--time-limit", str(seconds), "-o", str(plan)]
-    with subprocess.Popen(command, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=child_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)

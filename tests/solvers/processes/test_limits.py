@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from remat_solvers.formats import load_problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.checkmate import solver as checkmate
 from remat_solvers.recompute.rockmate import solver as rockmate
 from remat_solvers.result import Limits, Stopped
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
-
-UNET = Path(__file__).parents[2] / "corpus/unet.json"
+from tests.solvers.makers import corpus_problem
 
 
 @pytest.mark.parametrize(
@@ -27,7 +23,7 @@ def test_a_share_that_struck_is_told_and_not_taken_for_the_limit(
     monkeypatch.setattr(rockmate, "BLOCK_SHARE", 0.002)
     monkeypatch.setattr(checkmate, "EXACT_SHARE", 0.002)
     monkeypatch.setattr(checkmate, "ROUND_SHARE", 0.002)
-    problem = load_problem(UNET)
+    problem = corpus_problem("unet")
     budget_bytes = baseline(problem).peak_bytes * 4 // 10
     result = solve(problem, budget_bytes, solver=solver, limits=Limits(100))
     assert told in result.reason

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from remat_solvers import formats
 from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, training_graph
@@ -25,8 +23,8 @@ from remat_solvers.toolkit.graphs.contraction import contract
 from remat_solvers.toolkit.programs.pulp_backend import Ended, run
 from remat_solvers.toolkit.sequences.pruning import drop_useless, keep_where_it_fits
 from remat_solvers.validate import validate
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 OPTIMA = [(4, 4, 9), (4, 5, 8), (5, 4, 13), (5, 5, 11), (5, 6, 10), (6, 4, 18), (6, 5, 14), (6, 6, 13), (6, 7, 12)]
 
 
@@ -187,7 +185,7 @@ def test_time_falls_with_the_budget() -> None:
 
 def corpus(name: str, share: float, solver: Checkmate, seconds: float) -> tuple[Result, float]:
     """The result, and its time over store-all in percent."""
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     unmodified = baseline(problem)
     result = solve(problem, int(share * unmodified.peak_bytes), solver=solver, limits=Limits(seconds))
     return result, -1.0 if result.time_ns is None else 100 * (result.time_ns / unmodified.time_ns - 1)
@@ -208,7 +206,7 @@ def test_the_time_limit_is_said() -> None:
 
 def test_why_there_is_no_plan_is_said() -> None:
     """Ops that are merged run together: within the coarse form there is none for the smallest budget of all."""
-    problem = formats.load_problem(CORPUS / "r50.json")
+    problem = corpus_problem("r50")
     budget_bytes = peak_bound_bytes(problem) + 1
     result = solve(problem, budget_bytes, solver=Checkmate(coarse_ops=8), limits=Limits(5))
     assert result.status is Status.NOT_FOUND

@@ -5,13 +5,11 @@ from __future__ import annotations
 import heapq
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
@@ -29,8 +27,7 @@ from remat_solvers.solving import solve
 from remat_solvers.swap.modnn import lower_bound_bytes
 from remat_solvers.toolkit.transfers.scheduler import Traffic
 from remat_solvers.validate import validate
-
-CORPUS = Path(__file__).parents[2] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def poet_chain(layers: int) -> Problem:
@@ -226,7 +223,7 @@ def test_steps_never_lose(seed: int) -> None:
 
 def test_a_gpt_at_40_percent() -> None:
     """15.7 % by recomputing alone (proven optimal elsewhere) and 166 % by moving alone; both together at most 12 %."""
-    problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(25 * 10**9, 25 * 10**9))
+    problem = replace(corpus_problem("gpt"), link=Link(25 * 10**9, 25 * 10**9))
     unmodified = baseline(problem)
     result = solve(problem, int(0.4 * unmodified.peak_bytes), solver=Checkmate(), limits=Limits(20))
     assert result.plan is not None
@@ -237,7 +234,7 @@ def test_a_gpt_at_40_percent() -> None:
 
 def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large problem in little time: the small steps go on from what needs no program."""
-    problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(25 * 10**9, 25 * 10**9))
+    problem = replace(corpus_problem("gpt"), link=Link(25 * 10**9, 25 * 10**9))
     budget_bytes = int(0.4 * baseline(problem).peak_bytes)
     monkeypatch.setattr("remat_solvers.recompute.checkmate.offload_search.choose", lambda *_, **__: None)
     times = []

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import heapq
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain
 from remat_solvers.recompute.gruslys import (
@@ -29,8 +27,8 @@ from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.chains.chain import chain_view
 from remat_solvers.toolkit.chains.schedule import forward_steps_of
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 STRATEGIES = st.sampled_from(["hidden", "internal", "mixed"])
 
 # Values found by exhaustive search over machine states for small t, and by the recurrence beyond.
@@ -207,7 +205,7 @@ def test_options_are_checked(options: dict[str, object]) -> None:
 def test_on_an_lstm_the_extra_forward_work_is_that_of_the_program(strategy: Strategy, slots: int) -> None:
     """The program counts whole steps; a step run only to have its internal state may leave out its last ops, and the
     steps of zeros, head and loss are lighter than the others."""
-    problem = formats.load_problem(CORPUS / "lstm.json")
+    problem = corpus_problem("lstm")
     length = len(chain_view(problem, cuts="renewed", most=1024).stages)
     outcome = Gruslys(strategy, slots).solve(problem, 2**40, limits=Limits(None), on_progress=None, seed=0)
     assert outcome.plan is not None

@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
@@ -33,8 +31,7 @@ from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 from remat_solvers.validate import validate
-
-CORPUS = Path(__file__).parents[2] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def diamond() -> Problem:
@@ -233,7 +230,7 @@ def test_arrays_over_sets_are_the_sets_one_by_one(n: int, seed: int) -> None:
 
 def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
     """Its file for ResNet50 has 176 nodes, and 241 lower sets."""
-    graph = forward_graph(formats.load_problem(CORPUS / "r50.json"))
+    graph = forward_graph(corpus_problem("r50"))
     assert len(graph.ops) == 176
     sets = all_lower_sets(graph, 1000)
     assert sets is not None
@@ -245,7 +242,7 @@ def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
 @pytest.mark.parametrize("name", ["chain50", "gpt", "r50", "unet"])
 def test_laws_on_the_corpus(name: str) -> None:
     """Nothing below the least B; with more B the least overhead does not grow, down to none."""
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     graph = forward_graph(problem)
     program = Program(graph, ancestor_sets(graph), keep_last=True)
     least = program.least_limit()
@@ -276,7 +273,7 @@ def test_every_sequence_of_lower_sets_is_a_valid_plan(n: int, seed: int, keep_la
 
 
 def test_keeping_every_node_is_the_unmodified_step() -> None:
-    problem = formats.load_problem(CORPUS / "gpt.json")
+    problem = corpus_problem("gpt")
     graph = forward_graph(problem)
     sequence = canonical_sequence(problem, graph, [graph.everything], keep_last=True)
     assert sequence == list(range(len(problem.ops)))
@@ -287,7 +284,7 @@ def test_keeping_every_node_is_the_unmodified_step() -> None:
 
 def test_a_tight_budget_is_met_by_dropping_more() -> None:
     """Within 40 % of a ResNet-50's peak, memory-centric schedules fit, time-centric ones do not."""
-    problem = formats.load_problem(CORPUS / "r50.json")
+    problem = corpus_problem("r50")
     results = [
         solve(problem, int(0.4 * 2_763_978_752), solver=Kusumoto(exact=False, strategy=strategy))
         for strategy in (*STRATEGIES, "auto")
@@ -297,7 +294,7 @@ def test_a_tight_budget_is_met_by_dropping_more() -> None:
 
 
 def test_more_lower_sets_than_allowed_is_not_applicable_when_all_are_asked_for() -> None:
-    problem = formats.load_problem(CORPUS / "r50.json")
+    problem = corpus_problem("r50")
     result = solve(problem, int(0.7 * 2_763_978_752), solver=Kusumoto(exact=True, most_sets=200))
     assert result.status is Status.NOT_APPLICABLE
     assert "200 lower sets" in result.reason
@@ -307,7 +304,7 @@ def test_more_lower_sets_than_allowed_is_not_applicable_when_all_are_asked_for()
 
 
 def test_without_a_plan_the_smallest_peak_is_that_of_the_best_schedule() -> None:
-    problem = formats.load_problem(CORPUS / "unet.json")
+    problem = corpus_problem("unet")
     outcome = Kusumoto().solve(problem, 900_000_000, limits=Limits(None), on_progress=None, seed=0)
     assert outcome.status is Status.NOT_FOUND
     assert outcome.smallest_peak_bytes is not None

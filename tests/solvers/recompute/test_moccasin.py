@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-from remat_solvers import formats
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
@@ -18,8 +16,7 @@ from remat_solvers.recompute.moccasin import Moccasin
 from remat_solvers.result import Limits, Progress, Status, Stopped
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
-
-CORPUS = Path(__file__).parents[2] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def unit_chain(layers: int) -> Problem:
@@ -68,7 +65,7 @@ def test_enough_runs_give_the_optimum_and_fewer_are_never_faster() -> None:
 
 
 def test_it_is_anytime_and_keeps_its_limit() -> None:
-    problem = formats.load_problem(CORPUS / "unet.json")
+    problem = corpus_problem("unet")
     unmodified = baseline(problem)
     seen: list[Progress] = []
     budget_bytes = int(0.9 * unmodified.peak_bytes)

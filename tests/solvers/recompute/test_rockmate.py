@@ -7,14 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain as flattened
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
@@ -33,8 +31,8 @@ from remat_solvers.toolkit.chains.costs import chain_costs
 from remat_solvers.toolkit.chains.schedule import Ways, needed_ops, plain_ways, sequence_of, way_of
 from remat_solvers.toolkit.trials import Attempts
 from remat_solvers.validate import validate
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 FINE = {"cuts": "renewed", "granularities": 1}
 
 # Overhead in per cent below which no plan in the given order is, by another study's bounds.
@@ -212,7 +210,7 @@ def test_blocks_that_are_alike_are_solved_once() -> None:
 
 def test_twelve_layers_of_gpt_are_two_blocks() -> None:
     """Attention and the rest of a layer; beside them the start, the end and the loss."""
-    blocks = solved_blocks(formats.load_problem(CORPUS / "gpt.json"))
+    blocks = solved_blocks(corpus_problem("gpt"))
     assert blocks.stages == 29
     assert len(blocks.searches) == 7
 
@@ -228,7 +226,7 @@ def test_a_block_in_another_time_is_another_block() -> None:
 @pytest.mark.parametrize("name", ["gpt", "unet"])
 def test_on_the_corpus(name: str) -> None:
     """Between what is proven and rotor, whose options it has among others."""
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     unmodified = baseline(problem)
     faster = 0
     for share, least in PROVEN[name].items():
@@ -261,7 +259,7 @@ def test_large_blocks_are_contracted_and_that_is_said() -> None:
 
 
 def test_a_time_limit_ends_the_programs_and_keeps_the_plan() -> None:
-    problem = formats.load_problem(CORPUS / "r50.json")
+    problem = corpus_problem("r50")
     budget_bytes = baseline(problem).peak_bytes * 6 // 10
     result = solve(problem, budget_bytes, solver="rockmate", limits=Limits(seconds=3))
     assert result.stopped is Stopped.TIME

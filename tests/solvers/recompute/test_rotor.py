@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import heapq
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
@@ -24,8 +22,8 @@ from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
 from remat_solvers.toolkit.chains.schedule import least_memory, sequence_of
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 NEVER = 10**6
 
 
@@ -210,7 +208,7 @@ def test_never_slower_than_chen_on_unit_chains_and_faster_with_more_memory() -> 
 @pytest.mark.parametrize("name", ["unet", "r50", "gpt"])
 def test_the_account_is_near_the_replay(name: str) -> None:
     """Of the memory that the table gives a schedule of 40 stages in 500 slots, the replay takes nine tenths or more."""
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     view = chain_view(problem, cuts="renewed", most=40)
     most_bytes = baseline(problem).peak_bytes
     slots = in_slots(chain_costs(view), most_bytes, 500, advanced(view))

@@ -6,13 +6,11 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 from math import inf
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, random_chain, training_graph
 from remat_solvers.plan import Offload, Plan
@@ -27,8 +25,8 @@ from remat_solvers.swap.pofo.solver import moved_values, steps_of
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
 from remat_solvers.toolkit.chains.schedule import sequence_of
 from remat_solvers.toolkit.transfers.scheduler import Traffic
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 SEEDS = st.integers(0, 10**6)
 SECOND = 10**9
 NO_LINK, ANY_LINK = Link(1, 1), Link(2**62, 2**62)
@@ -221,7 +219,7 @@ def test_moving_and_recomputing_beats_either_alone() -> None:
 
 def test_states_that_live_on_move_with_the_last_that_has_them() -> None:
     """A skip connection over stages, on a measured model: valid plans, faster than without the link."""
-    problem = replace(formats.load_problem(CORPUS / "unet.json"), link=Link(25 * 10**9, 25 * 10**9))
+    problem = replace(corpus_problem("unet"), link=Link(25 * 10**9, 25 * 10**9))
     budget_bytes = baseline(problem).peak_bytes // 2
     moved = solve(problem, budget_bytes, solver=create("pofo", stages=20, cells=20, cuts="minima"))
     alone = solve(problem, budget_bytes, solver=create("rotor", stages=20, cuts="minima"))

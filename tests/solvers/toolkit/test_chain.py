@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import plan_from_sequence
@@ -24,8 +22,8 @@ from remat_solvers.toolkit.chains.schedule import (
     sequence_of,
 )
 from remat_solvers.validate import validate
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[2] / "corpus"
 CUTS = st.sampled_from(["minima", "renewed"])
 
 
@@ -99,14 +97,14 @@ def everything(view: Chain) -> list[Step]:
 
 @pytest.mark.parametrize("name", ["chain50", "gpt", "lstm", "r50", "unet"])
 def test_saving_every_stage_is_the_unmodified_step(name: str) -> None:
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     view = chain_view(problem, most=1000)
     assert sequence_of(view, everything(view)) == [*problem.forward_ops, *problem.backward_ops]
 
 
 def test_the_time_steps_of_an_unrolled_lstm() -> None:
     """100 steps of 12 ops; between two of them cross h and c, 262,144 bytes each. The rest: zeros, head and loss."""
-    problem = formats.load_problem(CORPUS / "lstm.json")
+    problem = corpus_problem("lstm")
     view = chain_view(problem, cuts="renewed", most=1024)
     assert len(view.stages) == 104
     steps = view.stages[2:101]

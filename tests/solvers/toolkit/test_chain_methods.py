@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from remat_solvers import formats
 from remat_solvers.registry import create
 from remat_solvers.result import Status
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
-
-CORPUS = Path(__file__).parents[2] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 # Overhead in per cent: proven lower bounds, and the study's Chen, rotor (two options per block) and Kusumoto.
 PROVEN = {("unet", 0.8): 2.877, ("r50", 0.9): 1.14, ("r50", 0.4): 12.99, ("gpt", 0.4): 15.67, ("lstm", 0.4): 17.7}
@@ -22,7 +18,7 @@ STUDIED = {("rotor", "r50", 0.4): 31.3, ("rotor", "gpt", 0.4): 28.4, ("kusumoto"
 @pytest.mark.parametrize("name", ["chain50", "gpt", "r50", "unet"])
 @pytest.mark.parametrize("method", ["gruslys", "revolve", "kusumoto", "rotor"])
 def test_on_the_corpus(method: str, name: str) -> None:
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     unmodified = baseline(problem)
     for budget in (0.9, 0.8, 0.4, 0.3):
         result = solve(problem, int(budget * unmodified.peak_bytes), solver=method)
@@ -42,7 +38,7 @@ def test_on_the_corpus(method: str, name: str) -> None:
     ("method", "options"), [("gruslys", {"strategy": "mixed"}), ("revolve", {}), ("rotor", {"cuts": "renewed"})]
 )
 def test_on_an_unrolled_lstm(method: str, options: dict[str, object]) -> None:
-    problem = formats.load_problem(CORPUS / "lstm.json")
+    problem = corpus_problem("lstm")
     unmodified = baseline(problem)
     for budget, most in ((0.9, 30), (0.5, 30), (0.4, 40)):
         result = solve(problem, int(budget * unmodified.peak_bytes), solver=create(method, **options))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
 from remat_solvers.plan import Compute
@@ -26,8 +24,7 @@ from remat_solvers.swap.capuchin.policy import Candidate, Choice, candidates_of
 from remat_solvers.swap.superneurons.solver import SuperNeurons, checkpoint_ops, memory_centric, segments_between
 from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
 from remat_solvers.validate import validate
-
-CORPUS = Path(__file__).parents[2] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def layers(*targets: str, module: str = "") -> Problem:
@@ -52,7 +49,7 @@ def extra(problem: Problem, sequence: list[int]) -> int:
 @pytest.mark.parametrize(("name", "peak", "overhead"), [("unet", 0.558, 11.62), ("r50", 0.594, 24.64)])
 def test_selective_on_real_graphs(name: str, peak: float, overhead: float) -> None:
     """Figures of an earlier, independent study of the same graphs: .558 at 11.6 %, .594 at 24.6 %."""
-    problem = formats.load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     unmodified = baseline(problem)
     line = simulate(problem, plan_from_sequence(problem, Selective().sequence(problem, 1)))
     assert line.peak_bytes / unmodified.peak_bytes == pytest.approx(peak, abs=5e-4)

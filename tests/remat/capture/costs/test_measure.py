@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sqlite3
 import subprocess
@@ -23,6 +22,7 @@ from remat.capture.costs import measure
 from remat.capture.costs.measure import signature_of
 from remat_solvers.formats import load_problem
 from remat_solvers.problem import Op, Problem
+from tests.paths import child_environment
 from tests.remat.models.building import WIDTH, Lambda, mlp, rows
 
 
@@ -174,11 +174,8 @@ for i in range(60):
 
 
 def test_two_processes_at_once() -> None:
-    path = os.pathsep.join(sys.path)
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(i)], env=os.environ | {"PYTHONPATH": path})
-        for i in range(2)
-    ]
+    command = [sys.executable, "-c", WRITER]
+    writers = [subprocess.Popen([*command, str(i)], env=child_environment()) for i in range(2)]
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     keys = [f"{i}-{k}" for i in range(2) for k in range(60)]
     assert len(cost_cache.read(keys)) == 120

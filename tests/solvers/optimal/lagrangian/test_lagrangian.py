@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from remat_solvers.bounds import peak_bound_bytes
-from remat_solvers.formats import load_problem
 from remat_solvers.generate import adversarial, training_graph
 from remat_solvers.optimal.lagrangian.dual_ascent import Ascent
 from remat_solvers.optimal.lagrangian.elimination import TooLargeError, eliminate
@@ -29,8 +27,7 @@ from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.result import Limits, Order
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
-
-CORPUS = Path(__file__).parents[3] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def layered(layers: int, width: int, seed: int) -> Problem:
@@ -98,7 +95,7 @@ def correspond(problem: Problem, run: Run) -> bool:
 @pytest.mark.parametrize(("name", "blocks", "ops"), [("gpt", 9, 29), ("lstm", 90, 34), ("r50", 3, 23)])
 def test_the_layers_of_real_graphs(name: str, blocks: int, ops: int) -> None:
     """12 transformer layers, 100 LSTM steps, the bottlenecks of ResNet-50: all but a few at the ends are alike."""
-    problem = load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     run = find_repeats(problem)[0]
     assert len(run.blocks) >= blocks
     assert len(run.blocks[0]) == ops
@@ -118,7 +115,7 @@ def test_planted_layers_are_found(seed: int) -> None:
 
 
 def test_no_layers_in_a_random_graph() -> None:
-    problem = load_problem(CORPUS / "rl250.json")
+    problem = corpus_problem("rl250")
     assert find_repeats(problem) == ()
 
 
@@ -151,7 +148,7 @@ def test_equal_layers_are_computed_once(seed: int) -> None:
 
 def test_layers_have_to_be_known() -> None:
     """Corresponding variables have to go in the same turn, or their tables differ."""
-    problem = load_problem(CORPUS / "lstm.json")
+    problem = corpus_problem("lstm")
     stages = Stages(Graph(problem, Order.GIVEN), (1244,))
     told, untold = (Priced(stages, runs).program for runs in (find_repeats(problem), ()))
     assert len(told.turns) == len(untold.turns)
@@ -231,7 +228,7 @@ STUDY = [("gpt", 0.8, 1.54, 0.1), ("gpt", 0.4, 15.67, 0.1), ("r50", 0.8, 2.22, 0
 
 @pytest.mark.parametrize(("name", "share", "best", "gap"), STUDY)
 def test_what_the_study_found(name: str, share: float, best: float, gap: float) -> None:
-    problem = load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     budget, base = budget_at(problem, share), sum(op.time_ns for op in problem.ops)
     found = steps(problem, budget)
     fastest = min(s.time_ns for s in found if s.time_ns is not None and (s.peak_bytes or 0) <= budget)
@@ -243,13 +240,13 @@ def test_what_the_study_found(name: str, share: float, best: float, gap: float) 
 
 def test_what_no_plan_can_do_is_infeasible() -> None:
     """Below the largest working set, 24.8 % of the peak."""
-    problem = load_problem(CORPUS / "gpt.json")
+    problem = corpus_problem("gpt")
     assert steps(problem, budget_at(problem, 0.2))[-1].infeasible
 
 
 def test_lenient_bounds_where_memory_is_tight() -> None:
     """The study proved 17.7 % and found 20.8 % for 100 LSTM steps at 40 %; without an answer of the exact program."""
-    problem = load_problem(CORPUS / "lstm.json")
+    problem = corpus_problem("lstm")
     graph, budget = Graph(problem, Order.GIVEN), budget_at(problem, 0.4)
     base = sum(op.time_ns for op in problem.ops)
     bounds = []
@@ -287,7 +284,7 @@ def test_strange_problems(seed: int) -> None:
 
 
 def test_entangled_graphs_are_given_up() -> None:
-    problem = load_problem(CORPUS / "rl250.json")
+    problem = corpus_problem("rl250")
     graph = Graph(problem, Order.GIVEN)
     with pytest.raises(TooLargeError):
         Priced(Stages(graph, (60, 125, 180)), ())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from itertools import takewhile
-from pathlib import Path
 
 import pytest
 
-from remat_solvers import formats, generate
+from remat_solvers import generate
 from remat_solvers.optimal.auto import Auto
 from remat_solvers.optimal.local_search.annealing import Found, Search
 from remat_solvers.optimal.local_search.windows import Decomposed
@@ -17,8 +16,7 @@ from remat_solvers.result import Limits
 from remat_solvers.schedule import baseline, keeps_order, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
-
-CORPUS = Path(__file__).parents[3] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def budget_at(problem: Problem, share: float) -> int:
@@ -123,7 +121,7 @@ def test_reaches_the_optimum_of_tiny_problems() -> None:
 
 def test_finds_more_in_the_same_moves_where_memory_is_tight() -> None:
     """ResNet-50 in a fifth of the memory: annealing everything at once got to 38 to 40 % in minutes."""
-    problem = formats.load_problem(CORPUS / "r50.json")
+    problem = corpus_problem("r50")
     budget = budget_at(problem, 0.2)
     store_all_ns = baseline(problem).time_ns
     overheads = {}

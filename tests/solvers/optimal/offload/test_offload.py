@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import highspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers import formats
 from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.generate import training_graph
 from remat_solvers.optimal.offload import driver as moving
@@ -30,8 +28,7 @@ from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import LEAST_GAP, new_highs
 from remat_solvers.validate import validate
-
-CORPUS = Path(__file__).parents[3] / "corpus"
+from tests.solvers.makers import corpus_problem
 
 
 def linked(seed: int, most: int) -> tuple[Problem, int, random.Random]:
@@ -165,7 +162,7 @@ def test_the_search_knows_what_the_replay_says(seed: int) -> None:
 
 def gpt(rate: int) -> tuple[Problem, int, int]:
     """The corpus's GPT with a link, 40 % of its memory, and its time without a budget."""
-    problem = replace(formats.load_problem(CORPUS / "gpt.json"), link=Link(rate, rate))
+    problem = replace(corpus_problem("gpt"), link=Link(rate, rate))
     unmodified = baseline(problem)
     return problem, int(0.4 * unmodified.peak_bytes), unmodified.time_ns
 

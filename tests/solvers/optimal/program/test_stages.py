@@ -2,13 +2,11 @@
 
 import random
 from itertools import combinations, count, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from remat_solvers.errors import InputError
-from remat_solvers.formats import load_problem
 from remat_solvers.generate import adversarial, chain, random_layered, random_plan, training_graph
 from remat_solvers.optimal.program.decoding import bytes_at_first_runs, expand, point_of
 from remat_solvers.optimal.program.fractional_memory import pressure
@@ -23,8 +21,8 @@ from remat_solvers.schedule import baseline, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import Ended, margin, solve_lp, solve_mip
 from remat_solvers.validate import validate
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[3] / "corpus"
 EXACT = 1e-9
 
 
@@ -155,7 +153,7 @@ def test_intervals_cut_half_recomputes_off() -> None:
 
 
 def at_share(name: str, share: float) -> tuple[Problem, int]:
-    problem = load_problem(CORPUS / f"{name}.json")
+    problem = corpus_problem(name)
     floor = problem.static_bytes
     return problem, floor + int(share * (baseline(problem).peak_bytes - floor))
 
@@ -201,7 +199,7 @@ def test_the_studys_figures_over_all_orders(name: str, share: float, percent: fl
 
 def test_a_chain_is_solved_exactly() -> None:
     """31 extra forwards with 20 slots, by the closed form of Griewank and Walther, as the study has it."""
-    loop = run_loop(load_problem(CORPUS / "chain50.json"), 20, within_ns=0)
+    loop = run_loop(corpus_problem("chain50"), 20, within_ns=0)
     assert loop.known_ns == loop.bound_ns == 150 + 31
     assert loop.known is not None
     assert len(loop.known) == 100 + 31

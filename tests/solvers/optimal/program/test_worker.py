@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from remat_solvers.formats import load_problem
 from remat_solvers.generate import chain
 from remat_solvers.optimal.program.refinement import Step
 from remat_solvers.optimal.program.worker import Bounder, Question
@@ -16,8 +15,9 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
+from tests.paths import child_environment
+from tests.solvers.makers import corpus_problem
 
-CORPUS = Path(__file__).parents[3] / "corpus"
 PATIENCE_S = 60.0  # on a busy machine
 
 
@@ -36,7 +36,7 @@ def wait_for(bounder: Bounder, enough: Callable[[Step], bool]) -> list[Step]:
 
 
 def gpt_at_80() -> tuple[Problem, int]:
-    problem = load_problem(CORPUS / "gpt.json")
+    problem = corpus_problem("gpt")
     floor = problem.static_bytes
     return problem, floor + int(0.8 * (baseline(problem).peak_bytes - floor))
 
@@ -80,7 +80,7 @@ def test_no_plan_is_said() -> None:
 
 
 def test_close_kills_whatever_it_does() -> None:
-    problem = load_problem(CORPUS / "lstm.json")
+    problem = corpus_problem("lstm")
     bounder = Bounder(Question(problem, problem.constant_bytes + 10**8))
     process = bounder._process
     assert process is not None
@@ -102,8 +102,9 @@ bounder = Bounder(Question(chain(6), 3))
 print(bounder._process.pid, flush=True)
 os._exit(0)
 """
-    env = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=child_environment(), capture_output=True, text=True, check=True
+    )
     pid = int(done.stdout)
     deadline = time.perf_counter() + PATIENCE_S
     while Path(f"/proc/{pid}").exists() and b"bounding" in Path(f"/proc/{pid}/cmdline").read_bytes():
