@@ -18,7 +18,6 @@ from remat.execute.offload.link_speed import measure_link
 from remat.execute.offload.tiers import HostTier, Tier
 from remat.execute.optimizer_memory import reserve_of
 from remat.model_solvers.registry import bind
-from remat_solvers.budget import read_budget
 from remat_solvers.errors import ApplyError, InfeasibleError, InputError
 from remat_solvers.formats import PlanFile, load, load_plan
 from remat_solvers.formats.plan_match import check_match
@@ -27,7 +26,7 @@ from remat_solvers.problem import MAX_INT, Link, Problem
 from remat_solvers.registry import Solver
 from remat_solvers.result import Limits, OnProgress, Result
 from remat_solvers.schedule import baseline
-from remat_solvers.units import format_bytes, parse_link
+from remat_solvers.units import format_bytes, parse_link, read_budget
 from remat_solvers.validate import validate
 
 __all__ = ["apply", "export", "load", "solve"]

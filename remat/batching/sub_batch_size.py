@@ -21,9 +21,9 @@ from remat.api import solve
 from remat.batching.sub_batches import SubBatches, check_batch_norm, split
 from remat.capture.exported import export
 from remat.execute.module import RematModule
-from remat_solvers.budget import parse_budget
 from remat_solvers.errors import InfeasibleError, InputError
 from remat_solvers.schedule import baseline
+from remat_solvers.units import parse_budget
 
 __all__ = ["solve_in_parts"]
 

@@ -77,9 +77,9 @@ def solve(
     """Find the fastest plan within a budget; min: within the smallest that is found."""
     import remat_solvers
     from remat.cli.text import result_lines
-    from remat_solvers.budget import MIN
     from remat_solvers.formats import result_to_dict, save_certificate, save_plan
     from remat_solvers.registry import create
+    from remat_solvers.units import MIN
 
     check_writable(output)
     check_writable(certificate)

@@ -64,7 +64,7 @@ class Question:
     def budget_bytes(self, budget: str) -> int:
         """A budget as it was written, in bytes."""
         from remat.cli.text import describe_problem
-        from remat_solvers.budget import parse_budget
+        from remat_solvers.units import parse_budget
 
         return parse_budget(budget, describe_problem(self.problem)["store_all_peak_bytes"])
 
@@ -88,10 +88,9 @@ def pose(
 ) -> Question:
     """Check all that does not depend on the problem, before minutes of work; then read or export the problem."""
     from remat.model_solvers.registry import check_name
-    from remat_solvers.budget import parse_budget
     from remat_solvers.errors import InputError
     from remat_solvers.result import Limits
-    from remat_solvers.units import parse_link
+    from remat_solvers.units import parse_budget, parse_link
 
     if not time_limit > 0:
         raise InputError(f"--time-limit must be more than 0 seconds, not {time_limit:g}")

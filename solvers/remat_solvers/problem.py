@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from remat_solvers.errors import ProblemError
 
@@ -28,6 +28,9 @@ KINDS: tuple[Kind, ...] = ("constant", "activation", "gradient")
 PHASES: tuple[Phase, ...] = ("forward", "backward")
 EFFECTS: tuple[Effect, ...] = ("random", "buffer", "collective", "data")
 MAX_INT = 2**63 - 1  # replays run on 64-bit arrays
+
+WIRING = ("inputs", "outputs")  # fields of Op that are edges of the networkx graph
+GRAPH_FIELDS = ("name", "results", "link", "reserve_bytes", "costs")  # attributes of the graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +151,43 @@ class Problem:
         return hashlib.sha256(json.dumps(structure, separators=(",", ":")).encode()).hexdigest()
 
     def to_networkx(self) -> nx.DiGraph:
-        """An annotated bipartite DiGraph: nodes `("op", i)` and `("value", i)` carry all fields. See graphs.py."""
-        from remat_solvers.graphs import to_networkx
+        """An annotated bipartite DiGraph, for people and for graph algorithms; `from_networkx` gives the problem back.
 
-        return to_networkx(self)
+        Nodes `("op", i)` and `("value", i)` carry every field of the Op or Value beside its wiring. An edge from a
+        value to an op says that the op reads the value, an edge from an op to a value that it creates it. `position`
+        on an edge is the place among the op's inputs or outputs (the first, where a value is read twice: `positions`
+        has all). The graph's attributes are name, results, link, reserve_bytes and costs.
+        """
+        import networkx as nx
+
+        graph = nx.DiGraph(**{name: getattr(self, name) for name in GRAPH_FIELDS})
+        for index, value in enumerate(self.values):
+            graph.add_node(("value", index), **_attributes(value))
+        for index, op in enumerate(self.ops):
+            graph.add_node(("op", index), **_attributes(op))
+            for read in dict.fromkeys(op.inputs):
+                positions = tuple(k for k, v in enumerate(op.inputs) if v == read)
+                graph.add_edge(("value", read), ("op", index), position=positions[0], positions=positions)
+            for position, created in enumerate(op.outputs):
+                graph.add_edge(("op", index), ("value", created), position=position, positions=(position,))
+        return graph
 
     @staticmethod
     def from_networkx(graph: nx.DiGraph) -> Problem:
-        """The problem whose `to_networkx()` gave `graph`."""
-        from remat_solvers.graphs import from_networkx
+        """The problem whose `to_networkx()` gave `graph`, or an edited one: wiring is read from the edges.
 
-        return from_networkx(graph)
+        Raises ProblemError where the graph is no problem.
+        """
+        ops = [node for kind, node in graph if kind == "op"]
+        values = [node for kind, node in graph if kind == "value"]
+        for kind, indices in (("op", ops), ("value", values)):
+            if sorted(indices) != list(range(len(indices))):
+                raise ProblemError(f"{kind} nodes", "must be numbered from 0 without a gap")
+        return Problem(
+            ops=tuple(_graph_op(graph, i) for i in range(len(ops))),
+            values=tuple(Value(**graph.nodes["value", i]) for i in range(len(values))),
+            **{name: graph.graph[name] for name in GRAPH_FIELDS},
+        )
 
 
 def _check(problem: Problem) -> None:
@@ -244,3 +273,22 @@ def _check_indices(place: str, indices: tuple[int, ...], size: int) -> None:
     for k, index in enumerate(indices):
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < size:
             raise ProblemError(f"{place}[{k}]", f"must be an index from 0 to {size - 1}, not {index!r}")
+
+
+def _graph_op(graph: nx.DiGraph, index: int) -> Op:
+    node = ("op", index)
+    inputs = _wiring(index, [(value, data) for (_, value), _, data in graph.in_edges(node, data=True)])
+    outputs = _wiring(index, [(value, data) for _, (_, value), data in graph.out_edges(node, data=True)])
+    return Op(**graph.nodes[node], inputs=inputs, outputs=outputs)
+
+
+def _wiring(index: int, edges: list[tuple[int, dict[str, Any]]]) -> tuple[int, ...]:
+    """Values in the order of the positions on their edges."""
+    placed = sorted((position, value) for value, data in edges for position in data["positions"])
+    if [position for position, _ in placed] != list(range(len(placed))):
+        raise ProblemError(f"op node {index}", "the positions on its edges must count from 0 without a gap")
+    return tuple(value for _, value in placed)
+
+
+def _attributes(item: Op | Value) -> dict[str, Any]:
+    return {f.name: getattr(item, f.name) for f in fields(item) if f.name not in WIRING}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Literal
 
 from remat_solvers.bounds import peak_bound, time_bound_ns
-from remat_solvers.budget import MIN
 from remat_solvers.errors import BudgetError
 from remat_solvers.optimal.forcing import forcing
 from remat_solvers.problem import MAX_INT, Problem
@@ -21,7 +20,7 @@ from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Sta
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import Timeline, simulate
 from remat_solvers.toolkit.options import option_names
-from remat_solvers.units import format_bytes
+from remat_solvers.units import MIN, format_bytes
 from remat_solvers.validate import validate
 
 __all__ = ["FITS", "solve"]

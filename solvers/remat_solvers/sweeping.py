@@ -24,7 +24,6 @@ from itertools import pairwise
 from typing import Any, cast
 
 from remat_solvers.bounds import peak_bound
-from remat_solvers.budget import parse_budget
 from remat_solvers.errors import InputError
 from remat_solvers.optimal.min_peak import smallest
 from remat_solvers.pareto import Point, Sweep
@@ -35,6 +34,7 @@ from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, OnProgress, Order, Progress, Result, Status, Stopped
 from remat_solvers.schedule import baseline, keeps_order
 from remat_solvers.solving import solve
+from remat_solvers.units import parse_budget
 
 __all__ = ["DEFAULT_POINTS", "DEFAULT_SECONDS", "sweep"]
 

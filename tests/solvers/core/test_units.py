@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remat_solvers.budget import parse_budget
 from remat_solvers.errors import BudgetError, InputError
 from remat_solvers.problem import Link
-from remat_solvers.units import format_bytes, format_ns, parse_link, parse_size
+from remat_solvers.units import format_bytes, format_ns, parse_budget, parse_link, parse_size
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.bounds import peak_bound, peak_bound_bytes
-from remat_solvers.budget import read_budget
 from remat_solvers.certificates.check import check_certificate
 from remat_solvers.errors import BudgetError
 from remat_solvers.generate import adversarial, chain, random_chain, training_graph
@@ -25,7 +24,7 @@ from remat_solvers.schedule import baseline, keeps_order, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.sweeping import sweep
-from remat_solvers.units import format_bytes
+from remat_solvers.units import format_bytes, read_budget
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem
 
