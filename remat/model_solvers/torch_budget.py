@@ -26,7 +26,7 @@ from remat.capture.trace import Capture
 from remat.model_solvers.deadline import DeadlineError, deadline
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["TorchBudget"]
 
@@ -50,21 +50,21 @@ class TorchBudget:
         The limit interrupts the partitioner, but not the trace before it, which takes as long as it took to export: it
         runs through autograd's engine, where an interrupt is reported as an error of the model.
         """
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             captured = self.exported.capture_again()
             try:
-                with deadline(attempts.watch.remaining, (networkx, torch.fx, torch._functorch)):
-                    self._try_all(captured, attempts)
+                with deadline(trials.watch.remaining, (networkx, torch.fx, torch._functorch)):
+                    self._try_all(captured, trials)
             except DeadlineError:
-                attempts.stopped = Stopped.TIME
-        return attempts.outcome()
+                trials.stopped = Stopped.TIME
+        return trials.outcome()
 
-    def _try_all(self, captured: Capture, attempts: Attempts) -> None:
+    def _try_all(self, captured: Capture, trials: Trials) -> None:
         for setting, sequence in self.sequences(captured):
-            if not attempts.slower(sequence):
-                attempts.fits(sequence, f"budget {setting}")
-            if attempts.expired:
+            if not trials.cannot_improve(sequence):
+                trials.fits(sequence, f"budget {setting}")
+            if trials.expired:
                 return
 
     def sequences(self, captured: Capture) -> Iterator[tuple[float, list[int]]]:

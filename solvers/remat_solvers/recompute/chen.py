@@ -54,7 +54,7 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, 
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_sequence, recursive
 
 __all__ = ["Chen", "Trial", "articulation_positions", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
@@ -93,7 +93,7 @@ class Chen:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the published forms within the budget. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
         watch = Stopwatch(limits)
         best: tuple[int, int, Plan] | None = None  # time, peak, plan

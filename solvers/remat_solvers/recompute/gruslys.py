@@ -43,8 +43,8 @@ from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
 from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, least_memory, sequence_of
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Gruslys", "Strategy", "forward_steps", "reference_steps", "schedule", "steps_table"]
 
@@ -192,10 +192,10 @@ class Gruslys:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the asked strategies within the budget. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             seen: list[Chain] = []
             for chain in (
                 chain_view(problem, cuts="renewed", most=self.steps),
@@ -205,22 +205,22 @@ class Gruslys:
                     continue
                 seen.append(chain)
                 for strategy in STRATEGIES[::-1] if self.strategy == "auto" else (self.strategy,):
-                    if not attempts.expired:
-                        self._search(chain, strategy, attempts)
-        return attempts.outcome()
+                    if not trials.expired:
+                        self._search(chain, strategy, trials)
+        return trials.outcome()
 
-    def _search(self, chain: Chain, strategy: Strategy, attempts: Attempts) -> None:
+    def _search(self, chain: Chain, strategy: Strategy, trials: Trials) -> None:
         length = len(chain.stages)
         size = _internal_size(chain) if strategy == "mixed" else 1
         most = _useful_slots(length, strategy, size) if self.slots is None else self.slots
-        most = min(most, _useful_slots(length, strategy, size), _slots_within(chain, attempts.budget_bytes))
+        most = min(most, _useful_slots(length, strategy, size), _slots_within(chain, trials.budget_bytes))
         table = steps_table(length, most, strategy, size)
         costs = table[-1]
         numbers = [m for m in range(1, most + 1) if m == 1 or costs[m] < costs[m - 1]]
         numbers = [m for m in numbers if costs[m] <= MOST_RUNS * length]
         if self.slots is not None:
             numbers = [most]
-        attempts.search(
+        trials.search(
             numbers, lambda m: sequence_of(chain, schedule(table, m, strategy, size)), f"{strategy} state, slots"
         )
 

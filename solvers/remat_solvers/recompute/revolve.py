@@ -33,8 +33,8 @@ from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
 from remat_solvers.toolkit.chains.schedule import Advance, Step, least_memory, sequence_of
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Revolve", "advance", "forward_steps", "repetitions", "schedule"]
 
@@ -114,22 +114,22 @@ class Revolve:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest schedule within the budget. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             chains = [
                 chain_view(problem, cuts="renewed", most=self.steps),
                 chain_view(problem, cuts="minima", most=min(self.steps, MOST_MINIMA)),
             ]
             for chain in chains[:1] if chains[0] == chains[1] else chains:
-                if not attempts.expired:
-                    self._search(chain, attempts)
-        return attempts.outcome()
+                if not trials.expired:
+                    self._search(chain, trials)
+        return trials.outcome()
 
-    def _search(self, chain: Chain, attempts: Attempts) -> None:
+    def _search(self, chain: Chain, trials: Trials) -> None:
         length = len(chain.stages)
         numbers = [m for m in range(1, length + 1) if forward_steps(length, m) <= MOST_RUNS * length]
         if self.snapshots is not None:
             numbers = [min(length, self.snapshots)]
-        attempts.search(numbers, lambda m: sequence_of(chain, schedule(length, m)), "snapshots:")
+        trials.search(numbers, lambda m: sequence_of(chain, schedule(length, m)), "snapshots:")

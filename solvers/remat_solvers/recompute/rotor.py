@@ -53,8 +53,8 @@ from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, C
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
 from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = [
     "Advanced",
@@ -255,21 +255,21 @@ def advanced(chain: Chain, ways: Ways | None = None) -> Advanced:
     return Advanced(below, chain_costs(chain, ways, alone=True))
 
 
-def search(chain: Chain, slots: int, attempts: Attempts, ways: Ways | None = None) -> None:
+def search(chain: Chain, slots: int, trials: Trials, ways: Ways | None = None) -> None:
     """Of the schedules in the last cells of both tables, one per cost, try the fastest whose replayed peak fits."""
     problem = chain.problem
-    left = max(1, attempts.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
+    left = max(1, trials.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
     most_bytes = int(left * BEYOND_BUDGET)
     case = advanced(chain, ways)
     for sizes in (
         in_slots(chain_costs(chain, ways), most_bytes, slots, case),
         in_slots(case.costs, most_bytes, slots),
     ):
-        if not attempts.expired:
-            _search_table(chain, sizes, attempts, ways)
+        if not trials.expired:
+            _search_table(chain, sizes, trials, ways)
 
 
-def _search_table(chain: Chain, sizes: Slots, attempts: Attempts, ways: Ways | None) -> None:
+def _search_table(chain: Chain, sizes: Slots, trials: Trials, ways: Ways | None) -> None:
     cost = table(sizes)
     whole = cost[0, -1]
     memories = [m for m in range(len(whole)) if np.isfinite(whole[m]) and (m == 0 or whole[m] < whole[m - 1])]
@@ -279,21 +279,21 @@ def _search_table(chain: Chain, sizes: Slots, attempts: Attempts, ways: Ways | N
     def sequence(memory: int) -> list[int]:
         return sequence_of(chain, schedule(sizes, cost, memory), ways)
 
-    attempts.search(memories, sequence, "memory of")
+    trials.search(memories, sequence, "memory of")
     forward_ns = sum(chain.problem.ops[op].time_ns for op in chain.problem.forward_ops)
     missed = 0
     for memory in memories:
-        if attempts.best is None or missed == PATIENCE or attempts.expired:
+        if trials.best is None or missed == PATIENCE or trials.expired:
             break
-        if whole[memory] + forward_ns < attempts.best[0]:
-            missed = 0 if attempts.fits(sequence(memory), f"memory of {memory}") else missed + 1
+        if whole[memory] + forward_ns < trials.best.time_ns:
+            missed = 0 if trials.fits(sequence(memory), f"memory of {memory}") else missed + 1
 
 
-def keep_nothing(chain: Chain, attempts: Attempts, ways: Ways | None = None) -> str:
+def keep_nothing(chain: Chain, trials: Trials, ways: Ways | None = None) -> str:
     """Where no plan fits yet: run every stage from the start again. What to tell where that is a plan, else nothing."""
-    if attempts.best is not None or attempts.expired:
+    if trials.best is not None or trials.expired:
         return ""
-    found = attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages)), ways), "nothing kept")
+    found = trials.fits(sequence_of(chain, least_memory(0, len(chain.stages)), ways), "nothing kept")
     return "no schedule of the tables fits; nothing is kept, every stage runs again from the start" if found else ""
 
 
@@ -318,17 +318,17 @@ class Rotor:
 
         Where none is, the plan that keeps nothing, if that fits, and the reason says so.
         """
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        trials = Trials(problem, budget_bytes, limits, on_progress)
         reason = ""
-        with attempts:
+        with trials:
             chains: list[Chain] = []
             for cuts in (self.cuts,) if self.cuts else CUTS:
                 chain = chain_view(problem, cuts=cuts, most=self.stages)
-                if chain not in chains and not attempts.expired:
+                if chain not in chains and not trials.expired:
                     chains.append(chain)
-                    known = attempts.best
-                    search(chain, self.slots, attempts)
-                    reason = keep_nothing(chain, attempts) or (reason if attempts.best is known else "")
-        return replace(attempts.outcome(), reason=reason)
+                    known = trials.best
+                    search(chain, self.slots, trials)
+                    reason = keep_nothing(chain, trials) or (reason if trials.best is known else "")
+        return replace(trials.outcome(), reason=reason)

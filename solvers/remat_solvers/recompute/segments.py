@@ -27,9 +27,9 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.chen import articulation_positions
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Segments", "blocks", "wrapped"]
 
@@ -55,19 +55,19 @@ class Segments:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the forms asked for. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
         block_of = blocks(problem, self.level)
         if len(set(block_of.values())) < 2:
             reason = "segments: neither numbered modules nor articulation points divide the forward pass into blocks"
             return Outcome(status=Status.NOT_APPLICABLE, reason=reason)
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             for every in EVERY if self.every is None else (self.every,):
-                if attempts.expired:
+                if trials.expired:
                     break
-                attempts.fits(wrapped(problem, block_of, every), f"every {every}")
-        return attempts.outcome()
+                trials.fits(wrapped(problem, block_of, every), f"every {every}")
+        return trials.outcome()
 
 
 def wrapped(problem: Problem, block_of: Mapping[int, int], every: int) -> list[int]:

@@ -21,7 +21,7 @@ from remat_solvers.problem import Op, Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["KINDS", "Selective", "kind_of"]
 
@@ -59,13 +59,13 @@ class Selective:
         if not problem.backward_ops or not kept:
             what = f"no forward op is one of {', '.join(self.keep)}" if problem.backward_ops else "there is no backward"
             return Outcome(status=Status.NOT_APPLICABLE, reason=f"selective: {what}")
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             for every in EVERY if self.every is None else (self.every,):
-                if attempts.expired:
+                if trials.expired:
                     break
-                attempts.fits(self.sequence(problem, every), f"every {every}")
-        return attempts.outcome()
+                trials.fits(self.sequence(problem, every), f"every {every}")
+        return trials.outcome()
 
     def sequence(self, problem: Problem, every: int) -> list[int]:
         """The ops in execution order where every `every`-th matrix product is kept, and all of the other kinds."""

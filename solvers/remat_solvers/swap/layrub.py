@@ -33,10 +33,10 @@ from typing import ClassVar
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.intervals import Absence, Trip, plan_with_trips
 from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Layrub", "migrating_plan", "migrations"]
 
@@ -52,12 +52,12 @@ class Layrub:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The plan, where it fits. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
-            attempts.judge(migrating_plan(problem), "migrated")
-        return attempts.outcome()
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
+            trials.replay(migrating_plan(problem), "migrated")
+        return trials.outcome()
 
 
 def migrations(problem: Problem) -> list[tuple[int, int]]:

@@ -33,11 +33,11 @@ from typing import ClassVar
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap, fastest_choice, smallest_peak
 from remat_solvers.toolkit.transfers.intervals import Absence, Clock
 from remat_solvers.toolkit.transfers.layers import feature_maps
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Meng", "swapped", "trigger"]
 
@@ -58,19 +58,19 @@ class Meng:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest plan of any threshold. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
             return missing
         rewriting = Rewriting(problem)
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             swaps = swapped(problem, 0 if self.threshold_bytes is None else self.threshold_bytes)
             if self.threshold_bytes is None:
-                fastest_choice(rewriting, attempts, lambda number: swaps[:number], len(swaps), "threshold")
+                fastest_choice(rewriting, trials, lambda number: swaps[:number], len(swaps), "threshold")
             elif (plan := rewriting.plan(swaps, budget_bytes)) is not None:
-                attempts.judge(plan, "threshold")
-            if attempts.best is None:
-                smallest_peak(rewriting, attempts, swaps)
-        return attempts.outcome()
+                trials.replay(plan, "threshold")
+            if trials.best is None:
+                smallest_peak(rewriting, trials, swaps)
+        return trials.outcome()
 
 
 def swapped(problem: Problem, threshold_bytes: int) -> list[Swap]:

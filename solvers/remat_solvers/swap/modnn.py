@@ -26,10 +26,10 @@ from typing import ClassVar
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.schedule import tangents_first
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.demand_paging import Paging, least_bytes, movable_values
 from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["ModNN", "lower_bound_bytes"]
 
@@ -45,19 +45,19 @@ class ModNN:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The schedule within the budget, with and without copies ahead of need. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "link to the host"):
+        if missing := missing_requirement(problem, self.name, "link to the host"):
             return missing
         traffic = Traffic(problem, range(len(problem.ops)))
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             paged = Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "farthest").run()
             if isinstance(paged, Overflow):
                 return self._does_not_fit(problem, traffic, paged)
-            attempts.judge(paged.plan, "on demand")
+            trials.replay(paged.plan, "on demand")
             ahead = traffic.plan(paged.absences, budget_bytes, {a: a.last + 1 for a in paged.absences})
             if not isinstance(ahead, Overflow):
-                attempts.judge(ahead, "ahead of need")
-        return attempts.outcome()
+                trials.replay(ahead, "ahead of need")
+        return trials.outcome()
 
     def _does_not_fit(self, problem: Problem, traffic: Traffic, overflow: Overflow) -> Outcome:
         assert problem.link is not None

@@ -31,7 +31,7 @@ from remat_solvers.swap.meng import Meng
 from remat_solvers.swap.modnn import ModNN
 from remat_solvers.swap.tflms import TFLMS
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.intervals import Absence, absences
 from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
 
@@ -56,7 +56,7 @@ class SwapOnly:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest plan of the search. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "link to the host"):
+        if missing := missing_requirement(problem, self.name, "link to the host"):
             return missing
         search = _Search(problem, budget_bytes, Stopwatch(limits), on_progress, random.Random(seed))
         others: list[tuple[int, Plan]] = []

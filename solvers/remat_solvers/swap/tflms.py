@@ -34,11 +34,11 @@ from typing import ClassVar, Literal, TypeAlias
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
-from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap, fastest_choice, out_of_time, smallest_peak
+from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap, fastest_choice, smallest_peak
 from remat_solvers.toolkit.transfers.intervals import Absence, absences
 from remat_solvers.toolkit.transfers.layers import feature_maps
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["TFLMS", "Graph"]
 
@@ -69,27 +69,27 @@ class TFLMS:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest plan of all settings that are left open. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
             return missing
         rewriting, graph = Rewriting(problem), Graph(problem)
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             for lb in DISTANCES if self.lb is None else (self.lb,):
                 for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
-                    if not out_of_time(attempts):
-                        self._try(rewriting, graph, attempts, lb, strategy)
-        return attempts.outcome()
+                    if not trials.out_of_time():
+                        self._try(rewriting, graph, trials, lb, strategy)
+        return trials.outcome()
 
-    def _try(self, rewriting: Rewriting, graph: Graph, attempts: Attempts, lb: int, strategy: Strategy) -> None:
+    def _try(self, rewriting: Rewriting, graph: Graph, trials: Trials, lb: int, strategy: Strategy) -> None:
         cuts = graph.swaps(lb, self.ub, strategy, self.fuse_swapins)
         form = f"{strategy}, lb {lb}"
         if self.n_tensors is None:
-            fastest_choice(rewriting, attempts, lambda n: [s for own in cuts[:n] for s in own], len(cuts), form)
+            fastest_choice(rewriting, trials, lambda n: [s for own in cuts[:n] for s in own], len(cuts), form)
         swaps = [s for own in cuts[: self.n_tensors] for s in own]
-        if self.n_tensors is not None and (plan := rewriting.plan(swaps, attempts.budget_bytes)) is not None:
-            attempts.judge(plan, form)
-        if attempts.best is None:
-            smallest_peak(rewriting, attempts, swaps)
+        if self.n_tensors is not None and (plan := rewriting.plan(swaps, trials.budget_bytes)) is not None:
+            trials.replay(plan, form)
+        if trials.best is None:
+            smallest_peak(rewriting, trials, swaps)
 
 
 class Graph:

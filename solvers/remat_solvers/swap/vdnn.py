@@ -45,7 +45,7 @@ from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.intervals import Absence, Trip, plan_with_trips
 from remat_solvers.toolkit.transfers.kernel_choice import (
     Workspaces,
@@ -62,7 +62,7 @@ from remat_solvers.toolkit.transfers.layers import (
     layer_types,
     within_host,
 )
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["VDNN", "Step", "dynamic_step", "managed", "offloading_plan"]
 
@@ -86,30 +86,30 @@ class VDNN:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The plan of the policy, where it fits. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             if self.policy == "dynamic":
-                return _dynamic(problem, attempts)
-            attempts.judge(offloading_plan(problem, self.policy), self.policy)
-        return attempts.outcome()
+                return _dynamic(problem, trials)
+            trials.replay(offloading_plan(problem, self.policy), self.policy)
+        return trials.outcome()
 
 
-def _dynamic(problem: Problem, attempts: Attempts) -> Outcome:
+def _dynamic(problem: Problem, trials: Trials) -> Outcome:
     """The first step of the ladder that fits, if its last one does."""
     everything = offloading_plan(problem, "all")
-    trainable = Attempts(problem, attempts.budget_bytes, Limits(None), None)
-    if trainable.judge(everything, "all").peak_bytes > attempts.budget_bytes:
+    trainable = Trials(problem, trials.budget_bytes, Limits(None), None)
+    if trainable.replay(everything, "all").peak_bytes > trials.budget_bytes:
         return trainable.outcome()
     for form, plan in (
         ("no offload", store_all(problem)),
         ("conv", offloading_plan(problem, "conv")),
         ("all", everything),
     ):
-        if attempts.judge(plan, form).peak_bytes <= attempts.budget_bytes:
+        if trials.replay(plan, form).peak_bytes <= trials.budget_bytes:
             break
-    return attempts.outcome()
+    return trials.outcome()
 
 
 @dataclass(frozen=True, slots=True)

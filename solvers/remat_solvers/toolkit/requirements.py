@@ -1,4 +1,4 @@
-"""What a method cannot do without."""
+"""Says which parts of a problem a method cannot do without, and that it does not apply where one is missing."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Literal, TypeAlias
 from remat_solvers.problem import Problem
 from remat_solvers.result import Outcome, Status
 
-__all__ = ["lacking"]
+__all__ = ["Requirement", "missing_requirement"]
 
-Need: TypeAlias = Literal["link to the host", "backward pass"]
+Requirement: TypeAlias = Literal["link to the host", "backward pass"]
 
 
-def lacking(problem: Problem, method: str, *needs: Need) -> Outcome | None:
-    """That `method` does not apply, where the problem lacks one of its needs; None where it has them all."""
-    there = {"link to the host": problem.link is not None, "backward pass": bool(problem.backward_ops)}
-    for need in needs:
-        if not there[need]:
-            return Outcome(Status.NOT_APPLICABLE, reason=f"{method} needs a {need}; there is none")
+def missing_requirement(problem: Problem, method: str, *requirements: Requirement) -> Outcome | None:
+    """The outcome of `method` where the problem lacks one of its requirements; None where it has them all."""
+    has = {"link to the host": problem.link is not None, "backward pass": bool(problem.backward_ops)}
+    for requirement in requirements:
+        if not has[requirement]:
+            return Outcome(Status.NOT_APPLICABLE, reason=f"{method} needs a {requirement}; there is none")
     return None

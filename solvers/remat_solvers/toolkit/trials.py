@@ -1,40 +1,62 @@
-"""The plans that a method tries within one budget: the fastest that fits, and the smallest peak it has seen.
+"""Keeps the best plan of a search, and searches a method's parameter for the fastest plan that fits the budget.
 
-A published method has its own account of memory. What counts here is the replay: a method's parameter (slots, a
-budget in its own terms) is searched for the fastest plan whose replayed peak is within the budget.
+A published method has its own account of memory. Here only the replay decides: a plan fits when its replayed peak is
+within the budget. `BestPlan` is the base of every search that replays plans; `Trials` adds the search over the
+parameter of a method (its slots, or a budget in its own terms).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self, TypeVar
 
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence
+from remat_solvers.schedule import keeps_order, plan_from_sequence
 from remat_solvers.simulate import Timeline, simulate
 
-__all__ = ["Attempts"]
+__all__ = ["BestPlan", "Incumbent", "LeastTraffic", "Trials"]
 
-BEYOND = 3  # parameters tried beyond the first that does not fit, since peaks need not grow with them
+TRIED_BEYOND = 3  # parameters tried beyond the first that does not fit, since peaks need not grow with them
 T = TypeVar("T")
 
 
-class Attempts:
-    """Sequences tried so far. Use as a context: an interrupt ends the block and keeps what was found."""
+@dataclass(frozen=True)
+class Incumbent:
+    """A plan within the budget, with the costs that its replay gives."""
 
-    def __init__(self, problem: Problem, budget_bytes: int, limits: Limits, on_progress: OnProgress | None) -> None:
+    plan: Plan
+    time_ns: int
+    peak_bytes: int
+    host_bytes: int  # sum of its distinct offloaded values
+
+    @cached_property
+    def keeps_order(self) -> bool:
+        """Whether its first computations keep the problem's order."""
+        return keeps_order(self.plan)
+
+
+class BestPlan:
+    """The best plan within a budget that a search has replayed, and the smallest peak of all that it has replayed.
+
+    It reports each improvement to `on_progress`. Use it as a context: an interrupt ends the block, and what was found
+    stays. A subclass that prefers other plans, or that knows bounds, overrides `consider` or `progress`.
+    """
+
+    def __init__(self, problem: Problem, budget_bytes: int, watch: Stopwatch, on_progress: OnProgress | None) -> None:
         self.problem = problem
         self.budget_bytes = budget_bytes
-        self.watch = Stopwatch(limits)
+        self.watch = watch
         self.on_progress = on_progress
-        self.best: tuple[int, int, Plan] | None = None  # time, peak, plan
-        self.smallest: int | None = None
+        self.best: Incumbent | None = None
+        self.smallest_peak_bytes: int | None = None  # None: nothing was replayed yet
         self.stopped = Stopped.COMPLETE
 
-    def __enter__(self) -> Attempts:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
@@ -43,61 +65,106 @@ class Attempts:
             return True
         return False
 
-    @property
-    def expired(self) -> bool:
-        """Whether to stop: the limit is reached and at least one plan was replayed."""
-        if self.smallest is not None and self.watch.expired:
+    def out_of_time(self) -> bool:
+        """Whether the time limit is reached, with or without a plan; from then on `stopped` says so."""
+        if self.watch.expired:
             self.stopped = Stopped.TIME
             return True
         return False
 
-    def fits(self, sequence: Sequence[int], form: str) -> bool:
-        """Replay the plan of `sequence`; whether it is within the budget."""
-        return self.replay(sequence, form).peak_bytes <= self.budget_bytes
-
-    def replay(self, sequence: Sequence[int], form: str) -> Timeline:
-        """Replay the plan of `sequence`, and remember it where it is better than those before."""
-        return self.judge(plan_from_sequence(self.problem, sequence), form)
-
-    def judge(self, plan: Plan, form: str) -> Timeline:
-        """Replay `plan`, and remember it where it is better than those before."""
+    def replay(self, plan: Plan, message: str) -> Timeline:
+        """Replay `plan`, and keep it where it fits the budget and is better than the best before it."""
         timeline = simulate(self.problem, plan)
-        time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
-        self.reaches(peak_bytes)
-        if peak_bytes <= self.budget_bytes and (self.best is None or (time_ns, peak_bytes) < self.best[:2]):
-            self.best = time_ns, peak_bytes, plan
-            if self.on_progress is not None:
-                self.on_progress(Progress(self.watch.seconds, time_ns, peak_bytes, None, form))
+        self.observe_peak(timeline.peak_bytes)
+        if timeline.peak_bytes <= self.budget_bytes:
+            self.consider(Incumbent(plan, timeline.time_ns, timeline.peak_bytes, timeline.host_bytes), message)
         return timeline
 
-    def reaches(self, peak_bytes: int) -> None:
-        """A plan of this peak exists, also where it was not made."""
-        self.smallest = peak_bytes if self.smallest is None else min(self.smallest, peak_bytes)
+    def replay_sequence(self, sequence: Sequence[int], message: str) -> Timeline:
+        """The same for the plan that computes `sequence`."""
+        return self.replay(plan_from_sequence(self.problem, sequence), message)
 
-    def search(self, parameters: Sequence[T], sequence_of: Callable[[T], Sequence[int]], form: str) -> None:
+    def observe_peak(self, peak_bytes: int) -> None:
+        """Remember that a plan of this peak exists, be it one that was not built."""
+        smallest = self.smallest_peak_bytes
+        self.smallest_peak_bytes = peak_bytes if smallest is None else min(smallest, peak_bytes)
+
+    def consider(self, new: Incumbent, message: str) -> bool:
+        """Whether a plan within the budget becomes the best: it is faster, or equally fast with a smaller peak."""
+        best = self.best
+        if best is not None and (new.time_ns, new.peak_bytes) >= (best.time_ns, best.peak_bytes):
+            return False
+        self.best = new
+        self.report(message)
+        return True
+
+    def report(self, message: str) -> None:
+        """Tell the caller of the solver what is known by now; `message` is for people."""
+        if self.on_progress is not None:
+            self.on_progress(self.progress(message))
+
+    def progress(self, message: str) -> Progress:
+        """The report on the best plan so far."""
+        best = self.best
+        time_ns, peak_bytes = (None, None) if best is None else (best.time_ns, best.peak_bytes)
+        return Progress(self.watch.seconds, time_ns, peak_bytes, None, message)
+
+    def outcome(self, reason: str = "") -> Outcome:
+        """The best plan, or without one the smallest peak that was reached."""
+        status, plan = (Status.NOT_FOUND, None) if self.best is None else (Status.FEASIBLE, self.best.plan)
+        return Outcome(status, plan, reason, smallest_peak_bytes=self.smallest_peak_bytes, stopped=self.stopped)
+
+
+class LeastTraffic(BestPlan):
+    """For a local search over copies: of equally fast plans, it takes the one that moves fewer bytes to the host.
+
+    Of plans equal in both it takes the latest, so that the search can walk on among them.
+    """
+
+    def consider(self, new: Incumbent, message: str) -> bool:
+        """Whether a plan within the budget becomes the best; only a faster one is reported."""
+        best = self.best
+        if best is not None and (new.time_ns, new.host_bytes) > (best.time_ns, best.host_bytes):
+            return False
+        self.best = new
+        if best is None or new.time_ns < best.time_ns:
+            self.report(message)
+        return True
+
+
+class Trials(BestPlan):
+    """The plans that a method tries within one budget."""
+
+    def __init__(self, problem: Problem, budget_bytes: int, limits: Limits, on_progress: OnProgress | None) -> None:
+        super().__init__(problem, budget_bytes, Stopwatch(limits), on_progress)
+
+    @property
+    def expired(self) -> bool:
+        """Whether to stop: the time limit is reached, and at least one plan was replayed."""
+        return self.smallest_peak_bytes is not None and self.out_of_time()
+
+    def fits(self, sequence: Sequence[int], message: str) -> bool:
+        """Replay the plan that computes `sequence`; whether it is within the budget."""
+        return self.replay_sequence(sequence, message).peak_bytes <= self.budget_bytes
+
+    def cannot_improve(self, sequence: Sequence[int]) -> bool:
+        """Whether a plan within the budget is known that is at least as fast as one that computes `sequence`."""
+        return self.best is not None and sum(self.problem.ops[op].time_ns for op in sequence) >= self.best.time_ns
+
+    def search(self, parameters: Sequence[T], sequence_of: Callable[[T], Sequence[int]], message: str) -> None:
         """Try the largest of the ascending `parameters` that fits, and the smallest of all where none does.
 
-        Larger ones are faster and need more, as a rule: by bisection, and a few beyond. What is no faster than the best
-        plan so far is not replayed, nor is anything smaller.
+        Larger ones are faster and need more memory, as a rule: so the search is by bisection, with a few tries beyond.
+        What is no faster than the best plan so far is not replayed, nor is anything smaller.
         """
         low, high = -1, len(parameters)
         while high - low > 1 and not self.expired:
             middle = (low + high) // 2
             sequence = sequence_of(parameters[middle])
-            if self.slower(sequence) or self.fits(sequence, f"{form} {parameters[middle]}"):
+            if self.cannot_improve(sequence) or self.fits(sequence, f"{message} {parameters[middle]}"):
                 low = middle
             else:
                 high = middle
-        for parameter in parameters[high + 1 : high + 1 + BEYOND]:
-            if not self.expired and not self.slower(sequence := sequence_of(parameter)):
-                self.fits(sequence, f"{form} {parameter}")
-
-    def slower(self, sequence: Sequence[int]) -> bool:
-        """Whether a plan within the budget is known that is at least as fast."""
-        return self.best is not None and sum(self.problem.ops[op].time_ns for op in sequence) >= self.best[0]
-
-    def outcome(self) -> Outcome:
-        """The fastest plan that fits, or the smallest peak reached."""
-        if self.best is None:
-            return Outcome(Status.NOT_FOUND, smallest_peak_bytes=self.smallest, stopped=self.stopped)
-        return Outcome(Status.FEASIBLE, self.best[2], smallest_peak_bytes=self.smallest, stopped=self.stopped)
+        for parameter in parameters[high + 1 : high + 1 + TRIED_BEYOND]:
+            if not self.expired and not self.cannot_improve(sequence := sequence_of(parameter)):
+                self.fits(sequence, f"{message} {parameter}")

@@ -29,7 +29,7 @@ from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
 from remat_solvers.toolkit.chains.schedule import Ways, needed_ops, plain_ways, sequence_of, way_of
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem
 
@@ -193,7 +193,7 @@ def solved_blocks(problem: Problem, **options: object) -> Blocks:
     """The blocks of the finest chain, solved with all that storing everything needs."""
     budget_bytes = baseline(problem).peak_bytes
     method = Rockmate(**options)  # type: ignore[arg-type]
-    blocks = Blocks(method, Attempts(problem, budget_bytes, Limits(None), None))
+    blocks = Blocks(method, Trials(problem, budget_bytes, Limits(None), None))
     view = chain_view(problem, cuts="renewed")
     blocks.solve(view, 1)
     blocks.ways(view)

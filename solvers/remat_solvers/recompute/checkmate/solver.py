@@ -63,7 +63,7 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.graphs.contraction import contract
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.programs.pulp_backend import Backend, Ended
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.pruning import drop_useless, keep_where_it_fits
 
 __all__ = ["Checkmate"]
@@ -115,7 +115,7 @@ class Checkmate:
     ) -> Outcome:
         """The fastest of Checkmate's schedules within the budget. See `registry.Solver`."""
         swap = problem.link is not None if self.swap is None else self.swap
-        if swap and (missing := lacking(problem, "checkmate with swap", "link to the host")):
+        if swap and (missing := missing_requirement(problem, "checkmate with swap", "link to the host")):
             return missing
         search = _Search(self, problem, budget_bytes, Stopwatch(limits), on_progress)
         try:

@@ -63,8 +63,8 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.chains.chain import droppable
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Kusumoto", "canonical_sequence"]
 
@@ -146,7 +146,7 @@ class Kusumoto:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest canonical strategy within the budget. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
         graph = forward_graph(problem)
         families = self.families(graph)
@@ -155,12 +155,12 @@ class Kusumoto:
                 f"the forward graph has more than {self.most_sets} lower sets (most_sets); exact=False goes without"
             )
             return Outcome(Status.NOT_APPLICABLE, reason=reason)
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             for sets in families:
-                if not attempts.expired:
-                    self._search(Program(graph, sets, bins=self.bins, keep_last=self.keep_last), attempts)
-        return attempts.outcome()
+                if not trials.expired:
+                    self._search(Program(graph, sets, bins=self.bins, keep_last=self.keep_last), trials)
+        return trials.outcome()
 
     def families(self, graph: ForwardGraph) -> list[list[int]]:
         """The families of lower sets to use; none where all are asked for and there are too many."""
@@ -168,21 +168,21 @@ class Kusumoto:
         sets = None if self.exact is False else all_lower_sets(graph, self.most_sets)
         return families if sets is None or sets in families else [*families, sets]
 
-    def _search(self, program: Program, attempts: Attempts) -> None:
+    def _search(self, program: Program, trials: Trials) -> None:
         graph = program.graph
 
         def sequence_of(strategy: Strategy, limit: int) -> list[int]:
             chosen = program.sequence(program.table(limit), limit, strategy) or [graph.everything]
-            return canonical_sequence(attempts.problem, graph, chosen, keep_last=self.keep_last)
+            return canonical_sequence(trials.problem, graph, chosen, keep_last=self.keep_last)
 
         grid = _grid(program)
         strategies = STRATEGIES if self.strategy == "auto" else (self.strategy,)
         for strategy in strategies:
-            if (strategy == strategies[0] or attempts.best is None) and not attempts.expired:
-                attempts.search(grid, partial(sequence_of, strategy), f"{strategy}, B =")
+            if (strategy == strategies[0] or trials.best is None) and not trials.expired:
+                trials.search(grid, partial(sequence_of, strategy), f"{strategy}, B =")
         for strategy, limit in ((s, b) for s in strategies for b in grid[::SCAN]):
-            if attempts.best is None and not attempts.expired:
-                attempts.fits(sequence_of(strategy, limit), f"{strategy}, B = {limit}")
+            if trials.best is None and not trials.expired:
+                trials.fits(sequence_of(strategy, limit), f"{strategy}, B = {limit}")
 
 
 def _grid(program: Program) -> list[int]:

@@ -48,8 +48,8 @@ from remat_solvers.toolkit.chains.costs import chain_costs
 from remat_solvers.toolkit.chains.schedule import Way, plain_ways
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.programs.pulp_backend import Backend
-from remat_solvers.toolkit.requirements import lacking
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Rockmate"]
 
@@ -97,24 +97,24 @@ class Rockmate:
 
         Where none is, the plan that keeps nothing, if that fits, and the reason says so.
         """
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        blocks = Blocks(self, attempts)
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        blocks = Blocks(self, trials)
         told = ""
-        with attempts:
+        with trials:
             chains = self._chains(problem)
             for chain in chains:
-                if not attempts.expired:
-                    search(chain, self.slots, attempts)
+                if not trials.expired:
+                    search(chain, self.slots, trials)
             for left, chain in zip(range(len(chains), 0, -1), chains, strict=True):
-                if not attempts.expired:
+                if not trials.expired:
                     blocks.solve(chain, left)
-                    known = attempts.best
-                    search(chain, self.slots, attempts, blocks.ways(chain))
-                    told = told if attempts.best is known else ""
-                    told = keep_nothing(chain, attempts, blocks.frugal_ways(chain)) or told
-        return replace(attempts.outcome(), reason=", ".join([blocks.account(), *([told] if told else [])]))
+                    known = trials.best
+                    search(chain, self.slots, trials, blocks.ways(chain))
+                    told = told if trials.best is known else ""
+                    told = keep_nothing(chain, trials, blocks.frugal_ways(chain)) or told
+        return replace(trials.outcome(), reason=", ".join([blocks.account(), *([told] if told else [])]))
 
     def _chains(self, problem: Problem) -> list[Chain]:
         """Different chains, those of small blocks first."""
@@ -131,9 +131,9 @@ class Rockmate:
 class Blocks:
     """The blocks that were solved, for all chains of one problem."""
 
-    def __init__(self, method: Rockmate, attempts: Attempts) -> None:
+    def __init__(self, method: Rockmate, trials: Trials) -> None:
         self.method = method
-        self.attempts = attempts
+        self.trials = trials
         self.searches: dict[Block, BlockSearch] = {}
         self.chains = 0
         self.stages = 0  # of all chains
@@ -142,12 +142,12 @@ class Blocks:
 
     def solve(self, chain: Chain, chains_left: int) -> None:
         """Find the schedules of those blocks of `chain` that are new."""
-        watch = self.attempts.watch
+        watch = self.trials.watch
         end = None if watch.remaining is None else watch.seconds + BLOCK_SHARE * watch.remaining / chains_left
         held = chain.problem.static_bytes
         rooms: dict[Block, int] = {}
         for block, stage in zip(self._of(chain), chain.stages, strict=True):
-            room = self.attempts.budget_bytes - held - chain.bytes(stage.state)
+            room = self.trials.budget_bytes - held - chain.bytes(stage.state)
             rooms[block] = max(rooms.get(block, 0), room)
         unsolved = [block for block in rooms if block not in self.searches]
         for left, block in zip(range(len(unsolved), 0, -1), unsolved, strict=True):
@@ -196,7 +196,7 @@ class Blocks:
 
     def _solve(self, block: BlockSearch, room_bytes: int, until: float | None) -> None:
         for peak, saved in block.pairs(room_bytes, self.method.peaks, self.method.saves):
-            left = float("inf") if until is None else until - self.attempts.watch.seconds
+            left = float("inf") if until is None else until - self.trials.watch.seconds
             if left <= 0:
                 self.cut_short += 1
                 break

@@ -64,14 +64,14 @@ from math import inf
 from typing import ClassVar
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
+from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import baseline, tangents_first
 from remat_solvers.swap.capuchin.guided import Guided, Swaps
 from remat_solvers.swap.capuchin.policy import Candidate, Choice, Lanes, candidates_of
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, least_bytes, movable_values
 from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Capuchin"]
 
@@ -97,26 +97,26 @@ class Capuchin:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """More and more candidates until the plan fits. See `registry.Solver`."""
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
-            attempts.fits(range(len(problem.ops)), "0 recomputed")
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
+            trials.fits(range(len(problem.ops)), "0 recomputed")
             candidates = candidates_of(problem, budget_bytes)
-            trials: list[int | None] = [0]
+            swap_limits: list[int | None] = [0]
             if problem.link is not None and self.most_swaps != 0:
                 if problem.link.host_bytes is None:
                     order = tangents_first(problem, range(len(problem.ops)))
-                    attempts.reaches(least_bytes(problem, order, movable_values(problem, order)))
+                    trials.observe_peak(least_bytes(problem, order, movable_values(problem, order)))
                 paged = passive(problem, budget_bytes)
                 if isinstance(paged, Paged):
-                    attempts.judge(paged.plan, "passive")
-                trials = [self.most_swaps]
+                    trials.replay(paged.plan, "passive")
+                swap_limits = [self.most_swaps]
             collectives = (True, False) if self.collective is None else (self.collective,)
-            while trials and not attempts.expired and not attempts.slower(range(len(problem.ops))):
-                most_swaps = trials.pop()
-                swapped = [_evict_until_it_fits(attempts, candidates, c, most_swaps) for c in collectives]
+            while swap_limits and not trials.expired and not trials.cannot_improve(range(len(problem.ops))):
+                most_swaps = swap_limits.pop()
+                swapped = [_evict_until_it_fits(trials, candidates, c, most_swaps) for c in collectives]
                 if self.most_swaps is None and (most_swaps is None or most_swaps > 0):
-                    trials.append(max(swapped) // 2)
-        return attempts.outcome()
+                    swap_limits.append(max(swapped) // 2)
+        return trials.outcome()
 
 
 def passive(problem: Problem, budget_bytes: int) -> Paged | Overflow:
@@ -125,11 +125,9 @@ def passive(problem: Problem, budget_bytes: int) -> Paged | Overflow:
     return Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "list").run()
 
 
-def _evict_until_it_fits(
-    attempts: Attempts, candidates: list[Candidate], collective: bool, most_swaps: int | None
-) -> int:
+def _evict_until_it_fits(trials: Trials, candidates: list[Candidate], collective: bool, most_swaps: int | None) -> int:
     """More and more candidates until the plan fits; how many of them are swapped."""
-    problem, budget_bytes = attempts.problem, attempts.budget_bytes
+    problem, budget_bytes = trials.problem, trials.budget_bytes
     swap = problem.link is not None and most_swaps != 0
     fresh = [replace(c, sources=set(c.sources)) for c in candidates if swap or c.recomputable]
     choice = Choice(fresh, Lanes(problem) if swap else None, most_swaps)
@@ -137,28 +135,27 @@ def _evict_until_it_fits(
     asked = unmodified - budget_bytes
     saved = 0
     most_ns = MOST_TIMES * sum(op.time_ns for op in problem.ops)
-    while choice.open and not attempts.expired:
+    while choice.open and not trials.expired:
         while saved < asked and (target := choice.take()) is not None:
             saved += target.size_bytes
-        sequence = Guided(problem, choice.taken, collective, most_ns, attempts.watch).run()
+        sequence = Guided(problem, choice.taken, collective, most_ns, trials.watch).run()
         if sequence is None:
-            if attempts.watch.expired:
-                attempts.stopped = Stopped.TIME
+            trials.out_of_time()  # perhaps that is why
             break
-        if attempts.slower(sequence):
+        if trials.cannot_improve(sequence):
             break  # and more candidates make it slower still
         form = f"{len(choice.swapped)} swapped, {len(choice.taken)} recomputed"
         if choice.swapped:
-            excess = _guide(Swaps(problem, sequence, choice.swapped, budget_bytes), attempts, form)
+            excess = _guide(Swaps(problem, sequence, choice.swapped, budget_bytes), trials, form)
         else:
-            excess = attempts.replay(sequence, form).peak_bytes - budget_bytes
+            excess = trials.replay_sequence(sequence, form).peak_bytes - budget_bytes
         if excess <= 0:
             break
         asked = saved + excess
     return len(choice.swapped)
 
 
-def _guide(swaps: Swaps, attempts: Attempts, form: str) -> int:
+def _guide(swaps: Swaps, trials: Trials, form: str) -> int:
     """Guided iterations with feedback; the bytes that are too many, 0 where it fits."""
     if swaps.excess_bytes > 0:
         return swaps.excess_bytes
@@ -166,10 +163,10 @@ def _guide(swaps: Swaps, attempts: Attempts, form: str) -> int:
     for plan in islice(swaps.iterations(), ROUNDS):
         if isinstance(plan, Overflow):
             return plan.excess_bytes if best_ns is None else 0
-        time_ns = attempts.judge(plan, form).time_ns
+        time_ns = trials.replay(plan, form).time_ns
         if best_ns is None or time_ns < best_ns:
             best_ns, since = time_ns, 0
         since += 1
-        if since > PATIENCE or attempts.expired:
+        if since > PATIENCE or trials.expired:
             break
     return 0

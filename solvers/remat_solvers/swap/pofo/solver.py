@@ -41,10 +41,10 @@ from remat_solvers.swap.pofo.program import Choice, Program, solve_chain
 from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, least_memory, sequence_of
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.intervals import Absence, absences
 from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["POFO", "moved_values", "steps_of"]
 
@@ -73,55 +73,55 @@ class POFO:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest schedule whose replayed plan is within the budget. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "link to the host", "backward pass"):
+        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
-            self._without_moves(attempts)
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
+            self._without_moves(trials)
             chains: list[Chain] = []
             for cuts in (self.cuts,) if self.cuts else CUTS:
                 chain = chain_view(problem, cuts=cuts, most=self.stages)
-                if chain not in chains and not attempts.expired:
+                if chain not in chains and not trials.expired:
                     chains.append(chain)
-                    self._try(chain, attempts)
-        return attempts.outcome()
+                    self._try(chain, trials)
+        return trials.outcome()
 
-    def _without_moves(self, attempts: Attempts) -> None:
+    def _without_moves(self, trials: Trials) -> None:
         """Rotor's own plan."""
-        share = attempts.watch.share(ROTOR_SHARE)
+        share = trials.watch.share(ROTOR_SHARE)
         rotor = Rotor(stages=self.stages, cuts=self.cuts)
-        outcome = rotor.solve(attempts.problem, attempts.budget_bytes, limits=share, on_progress=None, seed=0)
+        outcome = rotor.solve(trials.problem, trials.budget_bytes, limits=share, on_progress=None, seed=0)
         if outcome.plan is not None:
-            attempts.judge(outcome.plan, "nothing moves")
+            trials.replay(outcome.plan, "nothing moves")
         if outcome.stopped is Stopped.INTERRUPT:
             raise KeyboardInterrupt
 
-    def _try(self, chain: Chain, attempts: Attempts) -> None:
+    def _try(self, chain: Chain, trials: Trials) -> None:
         problem = chain.problem
-        left = max(1, attempts.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
-        if attempts.best is None:  # what the chain can do with the least memory
-            attempts.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
+        left = max(1, trials.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
+        if trials.best is None:  # what the chain can do with the least memory
+            trials.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
         program = Program.of(chain, int(left * SHARES[-1]), self.slots)
         low, high = -1, len(SHARES)
-        while high - low > 1 and not attempts.expired:
+        while high - low > 1 and not trials.expired:
             middle = (low + high) // 2
-            if self._fits(program, int(left * SHARES[middle]), attempts):
+            if self._fits(program, int(left * SHARES[middle]), trials):
                 low = middle
             else:
                 high = middle
 
-    def _fits(self, program: Program, memory_bytes: int, attempts: Attempts) -> bool:
+    def _fits(self, program: Program, memory_bytes: int, trials: Trials) -> bool:
         """Whether the plan for this memory is within the budget; a memory without a schedule asks for a larger one."""
         chain, link = program.chain, program.chain.problem.link
         assert link is not None
-        found = solve_chain(program, link, memory_bytes, self.cells, attempts.watch)
+        found = solve_chain(program, link, memory_bytes, self.cells, trials.watch)
         if found is None:
             return True
         traffic = Traffic(chain.problem, sequence_of(chain, steps_of(program, found.choices)))
-        plan = traffic.plan(moved_values(chain, traffic.sequence, found.choices), attempts.budget_bytes)
+        plan = traffic.plan(moved_values(chain, traffic.sequence, found.choices), trials.budget_bytes)
         if isinstance(plan, Overflow):
             return False
-        return attempts.judge(plan, f"{memory_bytes} bytes for the chain").peak_bytes <= attempts.budget_bytes
+        return trials.replay(plan, f"{memory_bytes} bytes for the chain").peak_bytes <= trials.budget_bytes
 
 
 def steps_of(program: Program, choices: Sequence[Choice]) -> list[Step]:

@@ -68,11 +68,11 @@ from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.swap.superneurons.pool_allocator import pool_use
 from remat_solvers.swap.superneurons.tensor_pool import pooled
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import lacking
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
 from remat_solvers.toolkit.transfers.demand_paging import least_bytes
 from remat_solvers.toolkit.transfers.scheduler import Traffic
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["STRATEGIES", "SuperNeurons", "checkpoint_ops", "memory_centric", "segments_between"]
 
@@ -105,33 +105,33 @@ class SuperNeurons:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the strategies asked for. See `registry.Solver`."""
-        if missing := lacking(problem, self.name, "backward pass"):
+        if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
-        attempts = Attempts(problem, budget_bytes, limits, on_progress)
-        with attempts:
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
             for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
-                if attempts.expired:
+                if trials.expired:
                     break
                 sequence = self.sequence(problem, strategy)
-                attempts.fits(sequence, strategy)
+                trials.fits(sequence, strategy)
                 if problem.link is not None:
-                    self._move(sequence, attempts, strategy)
-        outcome = attempts.outcome()
+                    self._move(sequence, trials, strategy)
+        outcome = trials.outcome()
         return outcome if outcome.plan is None else replace(outcome, reason=_in_its_heap(problem, outcome.plan))
 
-    def _move(self, sequence: list[int], attempts: Attempts, form: str) -> None:
-        problem = attempts.problem
+    def _move(self, sequence: list[int], trials: Trials, form: str) -> None:
+        problem = trials.problem
         traffic = Traffic(problem, sequence)
         for offload in OFFLOADS if self.offload is None else (self.offload,):
             movable = self.movable(problem, offload)
             if problem.link is not None and problem.link.host_bytes is None:
-                attempts.reaches(least_bytes(problem, traffic.sequence, movable))
+                trials.observe_peak(least_bytes(problem, traffic.sequence, movable))
             for cache in (True, False) if self.cache is None else (self.cache,):
-                if attempts.expired or attempts.slower(sequence):
+                if trials.expired or trials.cannot_improve(sequence):
                     return
-                plan = pooled(traffic, movable, attempts.budget_bytes, cache=cache)
+                plan = pooled(traffic, movable, trials.budget_bytes, cache=cache)
                 if plan is not None:
-                    attempts.judge(plan, f"{form}, {offload} {'cached' if cache else 'moved'}")
+                    trials.replay(plan, f"{form}, {offload} {'cached' if cache else 'moved'}")
 
     def movable(self, problem: Problem, offload: Offload) -> set[int]:
         """The values that the pool may move: those that backward reads of what convolutions, or checkpoints, make."""

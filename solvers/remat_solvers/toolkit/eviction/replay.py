@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.schedule import baseline
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["PATIENCE", "THRASHING", "Deallocate", "Evictor", "Memory", "Replay", "Way", "try_ways"]
 
@@ -361,16 +361,16 @@ def try_ways(
     Where none fits, larger budgets are tried for a smaller peak that can be reached, the way that came closest first.
     """
     trials = _Trials(problem, budget_bytes, limits, on_progress)
-    with trials.attempts:
+    with trials.trials:
         trials.run(ways)
-    return trials.attempts.outcome()
+    return trials.trials.outcome()
 
 
 class _Trials:
     def __init__(self, problem: Problem, budget_bytes: int, limits: Limits, on_progress: OnProgress | None) -> None:
         self.problem = problem
         self.budget_bytes = budget_bytes
-        self.attempts = Attempts(problem, budget_bytes, limits, on_progress)
+        self.trials = Trials(problem, budget_bytes, limits, on_progress)
         self.unmodified_ns = sum(op.time_ns for op in problem.ops)
         self.times = THRASHING
         self.computed_ops = 0
@@ -380,7 +380,7 @@ class _Trials:
             ways[0],
             (NEVER, len(self.problem.ops)),
         )  # the way of the smallest peak, or else the one that got farthest
-        while self.attempts.best is None:
+        while self.trials.best is None:
             given_up = []
             for way in ways:
                 if self._expired():
@@ -393,14 +393,14 @@ class _Trials:
             if self.times == PATIENCE or not given_up or self.computed_ops > PATIENT_OPS:
                 break
             self.times, ways = PATIENCE, given_up
-        if self.attempts.best is None:
+        if self.trials.best is None:
             self._search((frugal, *(way for way in ways if way is not frugal)))
 
     def _search(self, ways: Sequence[Way]) -> None:
         """By bisection, as if success were monotone in the budget; the first of `ways` that gets through counts."""
         low, high = self.budget_bytes, baseline(self.problem).peak_bytes
         for _ in range(SEARCH_STEPS):
-            smallest = self.attempts.smallest
+            smallest = self.trials.smallest_peak_bytes
             high = high if smallest is None else min(high, smallest)
             middle = (low + high) // 2
             if middle <= low or self._expired():
@@ -409,28 +409,28 @@ class _Trials:
                 _, left = self._replay(way, middle)
                 if not left or self.computed_ops > PATIENT_OPS or self._expired():
                     break
-            if self.attempts.smallest is None or self.attempts.smallest > middle:
+            if self.trials.smallest_peak_bytes is None or self.trials.smallest_peak_bytes > middle:
                 low = middle
 
     def _expired(self) -> bool:
-        if self.attempts.watch.expired:
-            self.attempts.stopped = Stopped.TIME
+        if self.trials.watch.expired:
+            self.trials.stopped = Stopped.TIME
             return True
         return False
 
     def _replay(self, way: Way, budget_bytes: int) -> tuple[int, int]:
         """The peak, NEVER where the replay was given up, and how many ops of the problem's order were left then."""
-        best = self.attempts.best
+        best = self.trials.best
         replay = Replay(
             self.problem,
             budget_bytes,
             way.evictor,
             deallocate=way.deallocate,
-            most_ns=self.times * self.unmodified_ns if best is None else best[0],
-            expired=lambda: self.attempts.watch.expired,
+            most_ns=self.times * self.unmodified_ns if best is None else best.time_ns,
+            expired=lambda: self.trials.watch.expired,
         )
         through = replay.run()
         self.computed_ops += len(replay.sequence)
         if not through:
             return NEVER, len(self.problem.ops) - replay.memory.position
-        return self.attempts.replay(replay.sequence, way.form).peak_bytes, 0
+        return self.trials.replay_sequence(replay.sequence, way.form).peak_bytes, 0

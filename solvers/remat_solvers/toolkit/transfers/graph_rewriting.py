@@ -22,13 +22,12 @@ from dataclasses import dataclass
 
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.result import Stopped
 from remat_solvers.toolkit.transfers.device import Device
 from remat_solvers.toolkit.transfers.intervals import Absence
 from remat_solvers.toolkit.transfers.scheduler import Traffic
-from remat_solvers.toolkit.trials import Attempts
+from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["Rewriting", "Swap", "fastest_choice", "out_of_time", "smallest_peak"]
+__all__ = ["Rewriting", "Swap", "fastest_choice", "smallest_peak"]
 
 SPREAD = 24  # choices that are tried beside those of the bisection
 HALVINGS = 12  # of the range of budgets in which the smallest peak is looked for
@@ -130,15 +129,8 @@ class _Execution(Device):
         self.free(value)
 
 
-def out_of_time(attempts: Attempts) -> bool:
-    """Whether the limit is reached, with or without a plan."""
-    if attempts.watch.expired:
-        attempts.stopped = Stopped.TIME
-    return attempts.watch.expired
-
-
 def fastest_choice(
-    rewriting: Rewriting, attempts: Attempts, choice: Callable[[int], Sequence[Swap]], count: int, form: str
+    rewriting: Rewriting, trials: Trials, choice: Callable[[int], Sequence[Swap]], count: int, form: str
 ) -> None:
     """Of `choice(1)`, `choice(2)`, .. `choice(count)`, ever more swaps, try the first that fits and some beyond.
 
@@ -146,33 +138,33 @@ def fastest_choice(
     """
 
     def fits(number: int) -> bool:
-        plan = rewriting.plan(choice(number), attempts.budget_bytes)
+        plan = rewriting.plan(choice(number), trials.budget_bytes)
         if plan is not None:
-            attempts.judge(plan, f"{form}, {number} swapped")
+            trials.replay(plan, f"{form}, {number} swapped")
         return plan is not None
 
     low, high = 0, count + 1
-    while high - low > 1 and not out_of_time(attempts):
+    while high - low > 1 and not trials.out_of_time():
         middle = (low + high) // 2
         if fits(middle):
             high = middle
         else:
             low = middle
     for number in sorted({high + (count - high) * step // SPREAD for step in range(1, SPREAD + 1)} - {high}):
-        if not out_of_time(attempts):
+        if not trials.out_of_time():
             fits(number)
 
 
-def smallest_peak(rewriting: Rewriting, attempts: Attempts, swaps: Sequence[Swap]) -> None:
+def smallest_peak(rewriting: Rewriting, trials: Trials, swaps: Sequence[Swap]) -> None:
     """Where nothing fits: the least budget within which all the `swaps` do, by bisection from that of no swap."""
-    low, high = attempts.budget_bytes, int(rewriting.traffic.profile.max(initial=attempts.budget_bytes))
+    low, high = trials.budget_bytes, int(rewriting.traffic.profile.max(initial=trials.budget_bytes))
     middle = high
     for _ in range(1 + HALVINGS):
         plan = rewriting.plan(swaps, middle)
         if plan is None:
             low = middle
         else:
-            high = attempts.judge(plan, "").peak_bytes
-        if high - low <= 1 or out_of_time(attempts):
+            high = trials.replay(plan, "").peak_bytes
+        if high - low <= 1 or trials.out_of_time():
             return
         middle = (low + high) // 2
