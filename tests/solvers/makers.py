@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
+from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.formats import load_problem
-from remat_solvers.problem import Problem
+from remat_solvers.generate import adversarial, training_graph
+from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.schedule import baseline
 from tests.paths import CORPUS
 
 
@@ -13,3 +20,81 @@ from tests.paths import CORPUS
 def corpus_problem(name: str) -> Problem:
     """The corpus's problem of this name; problems are immutable, so all tests of a process share one."""
     return load_problem(CORPUS / f"{name}.json")
+
+
+def unit_chain(layers: int) -> Problem:
+    """The chain of the Checkmate paper's figures: b_i reads b_(i+1), f_i and f_(i-1); unit sizes, unit times."""
+    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(layers)]
+    for k, i in enumerate(range(layers - 1, -1, -1)):
+        gradient = (layers + k - 1,) if k else ()
+        below = (i - 1,) if i else ()
+        ops.append(Op(f"b{i}", "backward", (*gradient, i, *below), (layers + k,), 1))
+    values = tuple(Value(f"v{i}", 1, "activation" if i < layers else "gradient") for i in range(2 * layers))
+    return Problem(f"unit{layers}", tuple(ops), values, (2 * layers - 1,))
+
+
+def poet_chain(layers: int) -> Problem:
+    """The chain of the POET paper: f_1..f_L, the loss, b_L..b_1; b_i reads b_(i+1) and f_i.
+
+    Every op takes 10 ns, every value is 3 bytes, and a copy of it takes 3 ns: 0.3 of an op.
+    """
+    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 10) for i in range(layers)]
+    ops.append(Op("loss", "forward", (layers - 1,), (layers,), 10))
+    for k, i in enumerate(range(layers - 1, -1, -1)):
+        ops.append(Op(f"b{i}", "backward", (layers + k, i), (layers + 1 + k,), 10))
+    values = tuple(Value(f"v{i}", 3, "activation" if i <= layers else "gradient") for i in range(2 * layers + 1))
+    return Problem("with loss", tuple(ops), values, (2 * layers,), Link(10**9, 10**9))
+
+
+def with_link(problem: Problem, bytes_per_s: int = 10**9, latency_ns: int = 0) -> Problem:
+    """The problem over a link that is equally fast in both directions; by default a byte takes a nanosecond."""
+    return replace(problem, link=Link(bytes_per_s, bytes_per_s, latency_ns))
+
+
+def budget_above_floor(problem: Problem, share: float) -> int:
+    """The smallest provable peak, and this share of what store-all needs beyond it."""
+    floor = max(1, peak_bound_bytes(problem))
+    return floor + int(share * max(0, baseline(problem).peak_bytes - floor))
+
+
+def budget_above_static(problem: Problem, share: float) -> int:
+    """The static bytes, and this share of what store-all needs beyond them."""
+    return problem.static_bytes + int(share * (baseline(problem).peak_bytes - problem.static_bytes))
+
+
+def constrained_steps(seeds: Iterable[int]) -> Iterator[tuple[Problem, int]]:
+    """Random problems of at most 13 ops, for exhaustive search, each with a budget between its floor and store-all."""
+    for seed in seeds:
+        rng = random.Random(seed)
+        problem = training_graph(rng.randint(2, 6), seed) if seed % 4 else adversarial(seed)
+        budget_bytes = budget_above_floor(problem, rng.random())
+        if len(problem.ops) <= 13 and budget_bytes < baseline(problem).peak_bytes:
+            yield problem, budget_bytes
+
+
+def linked_step(seed: int, most_layers: int, skew: int = 1) -> tuple[Problem, int, random.Random]:
+    """A random training step with a link, a budget between its floor and store-all, and the generator that drew them.
+
+    The larger `skew`, the closer to the floor most budgets are.
+    """
+    rng = random.Random(seed)
+    problem = training_graph(rng.randint(1, most_layers), seed, link=True)
+    return problem, budget_above_floor(problem, rng.random() ** skew), rng
+
+
+def small_linked_steps(
+    seeds: Iterable[int], skew: int = 1, most_ops: int = 6, most_movable: int = 6
+) -> Iterator[tuple[Problem, int, random.Random]]:
+    """Those of `linked_step` that exhaustive searches take: few ops, and few values that a copy could move."""
+    for seed in seeds:
+        problem, budget_bytes, rng = linked_step(seed, 3, skew)
+        movable = sum(value.kind != "constant" and value.bytes > 0 for value in problem.values)
+        if len(problem.ops) <= most_ops and movable <= most_movable:
+            yield problem, budget_bytes, rng
+
+
+def constrained_linked_steps(number: int, most_ops: int = 6, most_movable: int = 6) -> Iterator[tuple[Problem, int]]:
+    """So many of `small_linked_steps` that store-all does not fit: something has to be recomputed or moved."""
+    steps = small_linked_steps(itertools.count(), most_ops=most_ops, most_movable=most_movable)
+    constrained = ((problem, budget) for problem, budget, _ in steps if budget < baseline(problem).peak_bytes)
+    return itertools.islice(constrained, number)

@@ -19,7 +19,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.generate import chain, random_chain, random_layered, training_graph
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Problem
@@ -38,6 +37,7 @@ from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.pulp_backend import run
 from remat_solvers.validate import validate
+from tests.solvers.makers import budget_above_floor
 
 SEEDS = st.integers(0, 10**6)
 SHARES = st.floats(0, 1, exclude_max=True)
@@ -66,12 +66,6 @@ def small(n: int, seed: int) -> Problem:
     return makers[seed % 3]()
 
 
-def budgets(problem: Problem, share: float) -> tuple[int, int]:
-    """What no plan is below, and a budget that is not enough for the unmodified step, where there is one."""
-    floor, unmodified = max(1, peak_bound_bytes(problem)), baseline(problem).peak_bytes
-    return floor, max(floor, floor + int(share * (unmodified - floor)))
-
-
 def relaxation(problem: Problem, budget_bytes: int) -> float:
     """The bound that the linear relaxation of Checkmate's program proves, all rows of it; inf: it has no point."""
     model = Model(problem, budget_bytes, moments=False)
@@ -86,7 +80,7 @@ def chains(count: int) -> Iterator[tuple[Problem, int]]:
     for seed in range(count):
         rng = random.Random(seed)
         problem = random_chain(rng.randint(2, 6), seed)
-        _, budget_bytes = budgets(problem, rng.random())
+        budget_bytes = budget_above_floor(problem, rng.random())
         if budget_bytes < baseline(problem).peak_bytes:
             yield problem, budget_bytes
 
@@ -128,7 +122,7 @@ def test_rotor_is_never_slower_than_segments_snapshots_or_states(n: int, seed: i
     of it; and it counts the state before a stage until the whole backward of the stage is through, the replay until
     its last reader is."""
     problem = timed_chain(n, seed)
-    _, budget_bytes = budgets(problem, share)
+    budget_bytes = budget_above_floor(problem, share)
     rotor = time_of(Rotor(slots=1000), problem, budget_bytes)
     for method in (Chen(on_demand=False, keep_last=False), Chen(), *CHAIN_METHODS):
         assert rotor <= time_of(method, problem, budget_bytes)
@@ -162,7 +156,7 @@ def test_time_and_bounds_fall_with_the_budget(n: int, seed: int) -> None:
     problem = small(n, seed)
     rows: list[tuple[float, ...]] = []
     for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
-        _, budget_bytes = budgets(problem, share)
+        budget_bytes = budget_above_floor(problem, share)
         checkmate = ask("checkmate", problem, budget_bytes)
         time_ns = inf if checkmate.plan is None else simulate(problem, checkmate.plan).time_ns
         bound_ns = inf if checkmate.plan is None or checkmate.bound_ns is None else checkmate.bound_ns
@@ -182,7 +176,7 @@ def test_time_and_bounds_fall_with_the_budget(n: int, seed: int) -> None:
 def test_moccasin_reaches_checkmate_with_the_runs_that_its_plan_takes(n: int, seed: int, share: float) -> None:
     """Its time falls with C, down to that of Checkmate's program when C covers one of the latter's optima."""
     problem = small(n, seed)
-    _, budget_bytes = budgets(problem, share)
+    budget_bytes = budget_above_floor(problem, share)
     plan = ask("checkmate", problem, budget_bytes).plan
     if plan is None:
         assert time_of(Moccasin(3), problem, budget_bytes) == inf
@@ -210,7 +204,7 @@ def test_with_all_the_memory_every_op_runs_once(method: str, n: int, seed: int) 
 @settings(max_examples=12, deadline=None)
 def test_below_the_largest_working_set_no_method_has_a_plan(method: str, n: int, seed: int) -> None:
     problem = small(n, seed)
-    floor, _ = budgets(problem, 0)
+    floor = budget_above_floor(problem, 0)
     if floor > 1:
         assert ask(method, problem, floor - 1).plan is None
 
@@ -221,7 +215,7 @@ def test_below_the_largest_working_set_no_method_has_a_plan(method: str, n: int,
 def test_bytes_in_use_elsewhere_move_the_budget(method: str, n: int, seed: int, share: float, more: int) -> None:
     """A reserve that is larger by as much as the budget changes nothing."""
     problem = small(n, seed)
-    _, budget_bytes = budgets(problem, share)
+    budget_bytes = budget_above_floor(problem, share)
     reserved = replace(problem, reserve_bytes=problem.reserve_bytes + more)
     assert ask(method, reserved, budget_bytes + more).plan == ask(method, problem, budget_bytes).plan
 
@@ -232,7 +226,7 @@ def test_bytes_in_use_elsewhere_move_the_budget(method: str, n: int, seed: int, 
 def test_units_do_not_matter(method: str, n: int, seed: int, share: float, k: int) -> None:
     """k times the bytes and the budget, the same time; k times the times, k times the time."""
     problem = small(n, seed)
-    _, budget_bytes = budgets(problem, share)
+    budget_bytes = budget_above_floor(problem, share)
     known = time_of(method, problem, budget_bytes)
     larger = replace(
         problem,

@@ -27,7 +27,7 @@ from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from tests.paths import CORPUS, child_environment
-from tests.solvers.makers import corpus_problem
+from tests.solvers.makers import budget_above_floor, corpus_problem
 
 UNTIL_THE_END = Limits(None)
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way from what no plan is below to what the unmodified step needs
@@ -36,8 +36,7 @@ SLACK_S = 2.0  # a machine under load is slow
 
 @cache
 def budgets(problem: Problem) -> list[int]:
-    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
-    return [floor + int(share * (unmodified - floor)) for share in SHARES]
+    return [budget_above_floor(problem, share) for share in SHARES]
 
 
 def some_problems() -> list[Problem]:

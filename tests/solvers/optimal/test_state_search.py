@@ -18,18 +18,17 @@ from remat_solvers.result import Limits, Order, Status
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+from tests.solvers.makers import budget_above_floor
 
 STATES = 100_000
 SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)  # of the way from what no plan is below to what the unmodified step needs
 ONLY_STATES = Auto(chains=False, repeats=False, methods=False, search=False, program=False)
 
 
-def budgets(problem: Problem) -> Iterator[int]:
-    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
-    for share in SHARES:
-        budget_bytes = floor + int(share * (unmodified - floor))
-        if budget_bytes < unmodified:
-            yield budget_bytes
+def budgets(problem: Problem) -> list[int]:
+    """Budgets from the floor up that the unmodified step exceeds."""
+    shares = [budget_above_floor(problem, share) for share in SHARES]
+    return [budget for budget in shares if budget < baseline(problem).peak_bytes]
 
 
 def questions(seeds: int) -> Iterator[tuple[Problem, int]]:

@@ -18,19 +18,9 @@ from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.validate import validate
+from tests.solvers.makers import unit_chain
 
 ORDERS: tuple[OrderOption, ...] = ("given", "free")
-
-
-def unit_chain(layers: int) -> Problem:
-    """The chain of the Checkmate paper's figures: b_i reads b_(i+1), f_i and f_(i-1); unit sizes, unit times."""
-    ops = [Op(f"f{i}", "forward", (i - 2,) if i > 1 else (), (i - 1,), 1) for i in range(1, layers + 1)]
-    for k, i in enumerate(range(layers, 0, -1)):
-        gradient = (layers + k - 1,) if k else ()
-        below = (i - 2,) if i > 1 else ()
-        ops.append(Op(f"b{i}", "backward", (*gradient, i - 1, *below), (layers + k,), 1))
-    values = tuple(Value(f"v{i}", 1, "activation" if i < layers else "gradient") for i in range(2 * layers))
-    return Problem("unit chain", tuple(ops), values, (2 * layers - 1,))
 
 
 # Ops of an optimal schedule per budget, by solving Checkmate's MILP to the end; None: infeasible.

@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
-from functools import cache
 
 import pytest
 
-from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
-from remat_solvers.generate import random_plan, training_graph
+from remat_solvers.bounds import time_bound_ns
+from remat_solvers.generate import random_plan
 from remat_solvers.plan import Compute, Plan
-from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.brute_force.solver import BruteForce, best_moving_plan, best_sequence
 from remat_solvers.result import Order, Status
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.validate import validate
-
-
-def poet_chain(layers: int) -> Problem:
-    """f_1..f_L, the loss, b_L..b_1; b_i reads b_(i+1) and f_i. Every op takes 10 ns, every value is 3 bytes and 3 ns
-    from the host or to it."""
-    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 10) for i in range(layers)]
-    ops.append(Op("loss", "forward", (layers - 1,), (layers,), 10))
-    for k, i in enumerate(range(layers - 1, -1, -1)):
-        ops.append(Op(f"b{i}", "backward", (layers + k, i), (layers + 1 + k,), 10))
-    values = tuple(Value(f"v{i}", 3, "activation" if i <= layers else "gradient") for i in range(2 * layers + 1))
-    return Problem("with loss", tuple(ops), values, (2 * layers,), Link(10**9, 10**9))
-
-
-@cache
-def tiny() -> list[tuple[Problem, int]]:
-    """Problems with links, each with a budget that the unmodified step exceeds."""
-    found = []
-    for seed in range(1500):
-        rng = random.Random(seed)
-        problem = training_graph(rng.randint(1, 3), seed, link=True)
-        floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
-        budget_bytes = floor + int(rng.random() * (unmodified - floor))
-        moving = sum(v.kind != "constant" and v.bytes > 0 for v in problem.values)
-        if len(problem.ops) <= 6 and moving <= 6 and 0 < budget_bytes < unmodified:
-            found.append((problem, budget_bytes))
-    assert len(found) > 15
-    return found
+from tests.solvers.makers import constrained_linked_steps, poet_chain
 
 
 def time_of(problem: Problem, budget_bytes: int, link: Link) -> float:
@@ -64,7 +36,7 @@ def keeps_order(plan: Plan) -> bool:
 
 def test_no_random_plan_beats_it_and_recomputation_alone_does_not() -> None:
     faster = 0
-    for problem, budget_bytes in tiny():
+    for problem, budget_bytes in constrained_linked_steps(53):
         plan = best_moving_plan(problem, budget_bytes)
         sequence = best_sequence(problem, budget_bytes)
         if plan is None:
@@ -90,7 +62,7 @@ def test_no_random_plan_beats_it_and_recomputation_alone_does_not() -> None:
 
 
 def test_a_slower_link_never_helps_down_to_one_that_is_of_no_use() -> None:
-    for problem, budget_bytes in tiny():
+    for problem, budget_bytes in constrained_linked_steps(53):
         link = problem.link
         assert link is not None
         times = []
@@ -111,7 +83,7 @@ def test_a_slower_link_never_helps_down_to_one_that_is_of_no_use() -> None:
 def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_results() -> None:
     """Times in ms, so that the copies' 1 ns each do not show."""
     compared = 0
-    for known, _ in tiny():
+    for known, _ in constrained_linked_steps(53):
         problem = replace(known, ops=tuple(replace(op, time_ns=op.time_ns * 10**6) for op in known.ops))
         size = [v.bytes for v in problem.values]
         kept = problem.static_bytes + sum(size[v] for v in problem.results)

@@ -9,7 +9,7 @@ import pytest
 
 from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
 from remat_solvers.errors import InputError
-from remat_solvers.generate import adversarial, chain, training_graph
+from remat_solvers.generate import chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import BruteForce, best_sequence
 from remat_solvers.recompute.checkmate import Checkmate
@@ -23,20 +23,9 @@ from remat_solvers.toolkit.graphs.contraction import contract
 from remat_solvers.toolkit.programs.pulp_backend import Ended, run
 from remat_solvers.toolkit.sequences.pruning import drop_useless, keep_where_it_fits
 from remat_solvers.validate import validate
-from tests.solvers.makers import corpus_problem
+from tests.solvers.makers import constrained_steps, corpus_problem, unit_chain
 
 OPTIMA = [(4, 4, 9), (4, 5, 8), (5, 4, 13), (5, 5, 11), (5, 6, 10), (6, 4, 18), (6, 5, 14), (6, 6, 13), (6, 7, 12)]
-
-
-def unit_chain(layers: int) -> Problem:
-    """f_1..f_L, b_L..b_1; b_i reads b_{i+1}, f_i and f_{i-1}; unit sizes and times."""
-    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(layers)]
-    for k in range(layers):
-        i = layers - 1 - k
-        reads = [*([layers + k - 1] if k else []), i, *([i - 1] if i else [])]
-        ops.append(Op(f"b{i}", "backward", tuple(reads), (layers + k,), 1))
-    values = tuple(Value(f"v{i}", 1, "activation" if i < layers else "gradient") for i in range(2 * layers))
-    return Problem(f"unit{layers}", tuple(ops), values, (2 * layers - 1,))
 
 
 @pytest.mark.parametrize("options", [{}, {"backend": "cbc"}, {"lazy": False}], ids=str)
@@ -120,16 +109,10 @@ def program(problem: Problem, budget_bytes: int) -> Model:
 
 
 @cache
-def tiny() -> list[tuple[Problem, int, int | None]]:
+def solved_exhaustively() -> list[tuple[Problem, int, int | None]]:
     """Problems with a budget between the floor and store-all, and the optimum in the given order."""
     found: list[tuple[Problem, int, int | None]] = []
-    for seed in range(160):
-        rng = random.Random(seed)
-        problem = training_graph(rng.randint(2, 6), seed) if seed % 4 else adversarial(seed)
-        floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
-        budget_bytes = floor + int(rng.random() * (unmodified - floor))
-        if len(problem.ops) > 13 or not 0 < budget_bytes < unmodified:
-            continue
+    for problem, budget_bytes in constrained_steps(range(160)):
         exact = solve(problem, budget_bytes, solver=BruteForce())
         if exact.plan is not None or "every plan" in exact.reason:
             found.append((problem, budget_bytes, exact.time_ns))
@@ -140,7 +123,7 @@ def tiny() -> list[tuple[Problem, int, int | None]]:
 def test_agrees_with_exhaustive_search(options: dict[str, object]) -> None:
     """Its schedules are some of all plans: never faster than the best, no bound above it, and optimal only if equal."""
     proven = 0
-    for problem, budget_bytes, best in tiny():
+    for problem, budget_bytes, best in solved_exhaustively():
         result = solve(problem, budget_bytes, solver=Checkmate(**options))  # type: ignore[arg-type]
         if result.plan is None:
             assert best is None or "none of Checkmate's schedules" in result.reason
@@ -157,7 +140,7 @@ def test_agrees_with_exhaustive_search(options: dict[str, object]) -> None:
 
 def test_the_relaxation_is_below_the_program_and_rounding_above_it() -> None:
     rounded_plans = 0
-    for problem, budget_bytes, _ in tiny():
+    for problem, budget_bytes, _ in solved_exhaustively():
         model = program(problem, budget_bytes)
         relaxed = run(model.program, "highs", seconds=None, relaxed=True)
         exact = solve(problem, budget_bytes, solver=Checkmate())

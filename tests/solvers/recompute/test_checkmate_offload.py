@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import heapq
-import random
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
+from remat_solvers.bounds import time_bound_ns
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
 from remat_solvers.plan import Fetch, Plan
-from remat_solvers.problem import Link, Op, Problem, Value
+from remat_solvers.problem import Link, Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.brute_force.solver import best_moving_plan
 from remat_solvers.recompute.checkmate import Checkmate
@@ -27,18 +26,7 @@ from remat_solvers.solving import solve
 from remat_solvers.swap.modnn import lower_bound_bytes
 from remat_solvers.toolkit.transfers.scheduler import Traffic
 from remat_solvers.validate import validate
-from tests.solvers.makers import corpus_problem
-
-
-def poet_chain(layers: int) -> Problem:
-    """POET's setting: f_1..f_L, the loss, b_L..b_1, T = 2L + 1; b_i reads b_(i+1) and f_i. An op takes 10 ns, a value
-    of 3 bytes takes 3 ns over the link: 0.3 of an op per page in or out."""
-    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 10) for i in range(layers)]
-    ops.append(Op("loss", "forward", (layers - 1,), (layers,), 10))
-    for k, i in enumerate(range(layers - 1, -1, -1)):
-        ops.append(Op(f"b{i}", "backward", (layers + k, i), (layers + 1 + k,), 10))
-    values = tuple(Value(f"v{i}", 3, "activation" if i <= layers else "gradient") for i in range(2 * layers + 1))
-    return Problem("with loss", tuple(ops), values, (2 * layers,), Link(10**9, 10**9))
+from tests.solvers.makers import constrained_linked_steps, corpus_problem, linked_step, poet_chain
 
 
 @pytest.mark.parametrize("backend", ["highs", "cbc"])
@@ -56,32 +44,10 @@ def test_optima_of_poet_with_additive_times(layers: int, joint: int, alone: int,
     assert solve(problem, 12, solver=Checkmate(swap=False)).time_ns == alone
 
 
-def linked(seed: int, most: int) -> tuple[Problem, int]:
-    """A random problem with a link, and a budget between its floor and store-all."""
-    rng = random.Random(seed)
-    problem = training_graph(rng.randint(1, most), seed, link=True)
-    floor, unmodified = max(1, peak_bound_bytes(problem)), baseline(problem).peak_bytes
-    return problem, max(1, floor + int(rng.random() * (unmodified - floor)))
-
-
-def tiny(count: int, most_ops: int, most_moving: int) -> list[tuple[Problem, int]]:
-    """So many random problems for which something has to run again or to move."""
-    found: list[tuple[Problem, int]] = []
-    for seed in range(10**6):
-        problem, budget_bytes = linked(seed, 3)
-        moving = sum(v.kind != "constant" and v.bytes > 0 for v in problem.values)
-        small = len(problem.ops) <= most_ops and moving <= most_moving
-        if small and budget_bytes < baseline(problem).peak_bytes:
-            found.append((problem, budget_bytes))
-        if len(found) == count:
-            break
-    return found
-
-
 def test_exact_on_small_problems() -> None:
     """The optimum of the exhaustive search, always, and said with the bound that proves it."""
     moved = 0
-    for problem, budget_bytes in tiny(100, 6, 6):
+    for problem, budget_bytes in constrained_linked_steps(100):
         best = best_moving_plan(problem, budget_bytes)
         result = solve(problem, budget_bytes, solver=Checkmate(swap_tries=100))
         if best is None:
@@ -98,7 +64,7 @@ def test_exact_on_small_problems() -> None:
 def test_no_sequence_of_actions_is_faster() -> None:
     """Nothing assumed about what good plans look like: one action at a time, on the clock of the replay."""
     chains = [(poet_chain(layers), 3 * room) for layers in (1, 2) for room in (2, 3, 4)]
-    for problem, budget_bytes in (*tiny(30, 4, 4), *chains):
+    for problem, budget_bytes in (*constrained_linked_steps(30, 4, 4), *chains):
         result = solve(problem, budget_bytes, solver=Checkmate(swap_tries=50))
         assert result.time_ns == least_time(problem, budget_bytes, 2**63 if result.time_ns is None else result.time_ns)
 
@@ -168,7 +134,7 @@ def least_time(problem: Problem, budget_bytes: int, most_ns: int) -> int | None:
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=20, deadline=None)
 def test_moving_never_loses_to_recomputing_alone(seed: int) -> None:
-    problem, budget_bytes = linked(seed, 12)
+    problem, budget_bytes, _ = linked_step(seed, 12)
     alone = solve(problem, budget_bytes, solver=Checkmate(swap=False))
     joint = solve(problem, budget_bytes, solver=Checkmate(swap_tries=50))
     if alone.time_ns is not None:
@@ -180,7 +146,7 @@ def test_moving_never_loses_to_recomputing_alone(seed: int) -> None:
 @settings(max_examples=40, deadline=None)
 def test_waits_are_never_more_than_the_copies(seed: int) -> None:
     """The program with overlap never counts more than the one that adds up the copies; gap and price aside."""
-    problem, budget_bytes = linked(seed, 6)
+    problem, budget_bytes, _ = linked_step(seed, 6)
     room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
     at = range(len(problem.ops))
     overlapped, additive = (
@@ -207,7 +173,7 @@ def test_moments_are_ops_of_much_memory_and_the_last(seed: int, count: int) -> N
 @settings(max_examples=40, deadline=None)
 def test_steps_never_lose(seed: int) -> None:
     """A start without anything away is mended or given up, and what follows is never slower and always valid."""
-    problem, budget_bytes = linked(seed, 10)
+    problem, budget_bytes, _ = linked_step(seed, 10)
     search = Joint(problem, budget_bytes, Stopwatch(Limits(None)), seed)
     plan = search.start(range(len(problem.ops)), ())
     if plan is None:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from itertools import pairwise
 
 import pytest
 
-from remat_solvers.bounds import peak_bound_bytes
-from remat_solvers.generate import adversarial, chain, training_graph
-from remat_solvers.problem import Op, Problem, Value
+from remat_solvers.generate import chain
 from remat_solvers.recompute.brute_force import BruteForce
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.moccasin import Moccasin
 from remat_solvers.result import Limits, Progress, Status, Stopped
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
-from tests.solvers.makers import corpus_problem
-
-
-def unit_chain(layers: int) -> Problem:
-    """f_1..f_L, b_L..b_1; b_i reads b_{i+1}, f_i and f_{i-1}; unit sizes and times."""
-    ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(layers)]
-    for i in range(layers - 1, -1, -1):
-        reads = [*([2 * layers - i - 2] if i < layers - 1 else []), i, *([i - 1] if i else [])]
-        ops.append(Op(f"b{i}", "backward", tuple(reads), (2 * layers - i - 1,), 1))
-    values = tuple(Value(f"v{i}", 1, "activation" if i < layers else "gradient") for i in range(2 * layers))
-    return Problem(f"unit{layers}", tuple(ops), values, (2 * layers - 1,))
+from tests.solvers.makers import constrained_steps, corpus_problem, unit_chain
 
 
 @pytest.mark.parametrize(
@@ -44,13 +31,7 @@ def test_known_optima_of_unit_chains(layers: int, budget: int, runs: int, optimu
 def test_enough_runs_give_the_optimum_and_fewer_are_never_faster() -> None:
     """The same schedules as Checkmate's where C covers them; no plan is faster than the exhaustive optimum."""
     compared = 0
-    for seed in range(120):
-        rng = random.Random(seed)
-        problem = training_graph(rng.randint(2, 6), seed) if seed % 4 else adversarial(seed)
-        floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
-        budget_bytes = floor + int(rng.random() * (unmodified - floor))
-        if len(problem.ops) > 13 or not 0 < budget_bytes < unmodified:
-            continue
+    for problem, budget_bytes in constrained_steps(range(120)):
         times = [solve(problem, budget_bytes, solver=Moccasin(runs)).time_ns for runs in (1, 2, 4)]
         if times[2] is None:
             assert times == [None, None, None]

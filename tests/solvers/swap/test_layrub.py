@@ -17,15 +17,12 @@ from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.layrub import migrating_plan, migrations
 from remat_solvers.swap.superneurons.pool_allocator import pool_use
-
-
-def linked(problem: Problem, rate: int = 10**9) -> Problem:
-    return replace(problem, link=Link(rate, rate))
+from tests.solvers.makers import with_link
 
 
 @given(n=st.integers(1, 16), seed=st.integers(0, 10**6))
 def test_shared_data_moves_after_its_last_forward_reader(n: int, seed: int) -> None:
-    problem = linked(training_graph(n, seed))
+    problem = with_link(training_graph(n, seed))
     computed: set[int] = set()
     for action in migrating_plan(problem):
         if isinstance(action, Compute):
@@ -49,7 +46,7 @@ def test_counts_of_a_fork() -> None:
 @pytest.mark.parametrize("n", [8, 20, 100])
 def test_the_peak_of_a_uniform_chain_is_the_same_at_any_depth(n: int) -> None:
     """Backward: the data of a layer and of the next, which comes in meanwhile, and two gradients, all of one size."""
-    problem = linked(chain(n, size_bytes=10, forward_ns=10, backward_ns=10))
+    problem = with_link(chain(n, size_bytes=10, forward_ns=10, backward_ns=10))
     assert baseline(problem).peak_bytes == 10 * (n + 1)
     assert simulate(problem, migrating_plan(problem)).peak_bytes == 40
 
@@ -67,7 +64,7 @@ def events(problem: Problem) -> str:
 
 def test_copies_run_beside_the_neighbours() -> None:
     """v0 is read by F2, leaves beside F3, and comes back beside B3, the backward before that of its layer."""
-    problem = linked(chain(5, size_bytes=10, forward_ns=10, backward_ns=10))
+    problem = with_link(chain(5, size_bytes=10, forward_ns=10, backward_ns=10))
     assert events(problem) == (
         "F1 F2 out0 F3 out1 free0 F4 out2 free1 F5 free2 in2 B5 free3 free4 in1 B4 free2 in0 B3 free1 B2 free0 B1"
     )
@@ -77,12 +74,12 @@ def test_copies_run_beside_the_neighbours() -> None:
 def test_compute_waits_for_what_a_neighbour_cannot_hide(copy_ns: int, wait_ns: int) -> None:
     problem = chain(5, size_bytes=10, forward_ns=10, backward_ns=10)
     values = tuple(replace(v, bytes=copy_ns) for v in problem.values)
-    problem = linked(replace(problem, values=values))
+    problem = with_link(replace(problem, values=values))
     assert simulate(problem, migrating_plan(problem)).wait_ns == wait_ns
 
 
 def test_the_plan_fits_or_it_does_not() -> None:
-    problem = linked(chain(20, size_bytes=10))
+    problem = with_link(chain(20, size_bytes=10))
     assert (
         solve(problem, 40, solver="layrub").plan == solve(problem, 100, solver="layrub").plan == migrating_plan(problem)
     )
@@ -107,7 +104,7 @@ def test_a_gradient_takes_the_space_of_data_whose_backward_use_is_over() -> None
             Op("gradient", "backward", (0, 1) if reads_itself else (1,), (2,), 1),
         )
         values = (Value("data", 1024, "activation"), Value("inner", 1024, "gradient"), Value("diff", 1024, "gradient"))
-        problem = linked(Problem("intra-layer", ops, values, (2,)))
+        problem = with_link(Problem("intra-layer", ops, values, (2,)))
         use = pool_use(problem, migrating_plan(problem))
         place = dict(zip(migrating_plan(problem), use.addresses, strict=True))
         assert (place[Compute(2)] == place[Compute(0)]) is not reads_itself

@@ -23,13 +23,10 @@ from remat_solvers.swap.meng import swapped
 from remat_solvers.swap.modnn import lower_bound_bytes
 from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap
 from remat_solvers.toolkit.transfers.layers import feature_maps
+from tests.solvers.makers import with_link
 
 SIZES, SEEDS = st.integers(1, 16), st.integers(0, 10**6)
 INFINITE = 2**63 - 1
-
-
-def linked(problem: Problem, rate: int) -> Problem:
-    return replace(problem, link=Link(rate, rate))
 
 
 def rewritten(problem: Problem, swaps: list[Swap]) -> nx.DiGraph:
@@ -53,7 +50,7 @@ def rewritten(problem: Problem, swaps: list[Swap]) -> nx.DiGraph:
 @given(n=SIZES, seed=SEEDS, rate=st.integers(1, 10**11))
 @settings(max_examples=300)
 def test_triggers_come_before_the_reader_and_close_no_cycle(n: int, seed: int, rate: int) -> None:
-    problem = linked(training_graph(n, seed), rate)
+    problem = with_link(training_graph(n, seed), rate)
     swaps = swapped(problem, 0)
     assert all(s.absence.last <= s.fetch - 1 < s.absence.back for s in swaps)
     assert nx.is_directed_acyclic_graph(rewritten(problem, swaps))
@@ -62,7 +59,7 @@ def test_triggers_come_before_the_reader_and_close_no_cycle(n: int, seed: int, r
 @given(n=SIZES, seed=SEEDS, rate=st.integers(1, 10**11))
 @settings(max_examples=300)
 def test_a_trigger_is_the_latest_op_from_which_the_copy_is_hidden(n: int, seed: int, rate: int) -> None:
-    problem = linked(training_graph(n, seed), rate)
+    problem = with_link(training_graph(n, seed), rate)
     finish = [sum(op.time_ns for op in problem.ops[: t + 1]) for t in range(len(problem.ops))]
     for swap in swapped(problem, 0):
         absence = swap.absence
@@ -74,7 +71,7 @@ def test_a_trigger_is_the_latest_op_from_which_the_copy_is_hidden(n: int, seed: 
 @given(n=SIZES, seed=SEEDS)
 @settings(max_examples=200)
 def test_on_an_infinite_link_the_trigger_is_the_op_before(n: int, seed: int) -> None:
-    for swap in swapped(linked(training_graph(n, seed), INFINITE), 0):
+    for swap in swapped(with_link(training_graph(n, seed), INFINITE), 0):
         assert swap.fetch - 1 == swap.absence.back - 1
 
 
@@ -82,7 +79,7 @@ def test_on_an_infinite_link_the_trigger_is_the_op_before(n: int, seed: int) -> 
 @settings(max_examples=200)
 def test_half_the_bandwidth_moves_no_trigger_later(n: int, seed: int, rate: int) -> None:
     problem = training_graph(n, seed)
-    fast, slow = swapped(linked(problem, rate), 0), swapped(linked(problem, rate // 2), 0)
+    fast, slow = swapped(with_link(problem, rate), 0), swapped(with_link(problem, rate // 2), 0)
     assert [s.absence for s in fast] == [s.absence for s in slow]
     assert all(b.fetch <= a.fetch for a, b in zip(fast, slow, strict=True))
 
@@ -90,13 +87,13 @@ def test_half_the_bandwidth_moves_no_trigger_later(n: int, seed: int, rate: int)
 @given(n=SIZES, seed=SEEDS)
 @settings(max_examples=200)
 def test_a_threshold_of_the_unmodified_peak_swaps_nothing(n: int, seed: int) -> None:
-    problem = linked(training_graph(n, seed), 10**9)
+    problem = with_link(training_graph(n, seed), 10**9)
     assert swapped(problem, baseline(problem).peak_bytes) == []
 
 
 @pytest.mark.parametrize("threshold_bytes", range(0, 100, 7))
 def test_on_a_uniform_chain_the_last_values_are_kept(threshold_bytes: int) -> None:
-    problem = linked(chain(10, size_bytes=10), 10**9)
+    problem = with_link(chain(10, size_bytes=10), 10**9)
     maps = [a.value for a in feature_maps(problem)]
     assert maps == list(range(8))  # v8 and v9 are read at once
     kept = threshold_bytes // 10
@@ -105,7 +102,7 @@ def test_on_a_uniform_chain_the_last_values_are_kept(threshold_bytes: int) -> No
 
 def test_the_first_value_that_is_too_large_ends_what_is_kept() -> None:
     """Earlier ones live longer, and are swapped even where they would fit."""
-    problem = linked(chain(6, size_bytes=10), 10**9)
+    problem = with_link(chain(6, size_bytes=10), 10**9)
     values = list(problem.values)
     values[2] = replace(values[2], bytes=50)
     problem = replace(problem, values=tuple(values))
@@ -132,7 +129,7 @@ def test_executions_by_hand() -> None:
 
     B4 holds v2, v3 and its gradient: in 30 bytes v1 starts to come when it is over, and B3 waits; then B2 for v0.
     """
-    problem = linked(chain(4, size_bytes=10, forward_ns=10, backward_ns=10), 10**9)
+    problem = with_link(chain(4, size_bytes=10, forward_ns=10, backward_ns=10), 10**9)
     assert [(s.absence.value, s.fetch - 1) for s in swapped(problem, 0)] == [(0, 4), (1, 3)]
     forward = "F1 out0 F2 out1 free0 F3 free1 F4 "
     assert events(problem, 40) == (forward + "in1 B4 in0 B3 free1 B2 free0 B1", 0)
@@ -143,7 +140,7 @@ def test_executions_by_hand() -> None:
 @pytest.mark.parametrize("n", [6, 12, 25])
 def test_on_a_fast_link_next_to_nothing_is_lost(n: int) -> None:
     """Copies of 1 ns beside ops of 1000: three values at a time are enough, whatever the depth."""
-    problem = linked(chain(n, size_bytes=10, forward_ns=1000, backward_ns=1000), INFINITE)
+    problem = with_link(chain(n, size_bytes=10, forward_ns=1000, backward_ns=1000), INFINITE)
     result = solve(problem, 50, solver="meng")
     assert result.time_ns is not None
     assert result.time_ns <= result.store_all_time_ns + 2 * n
@@ -156,7 +153,7 @@ def test_infinite_bandwidth_costs_nothing_on_a_chain_wherever_every_op_fits(meth
     for seed in range(25):
         problem = random_chain(2 + seed % 7, seed)
         slow = tuple(replace(op, time_ns=op.time_ns * 10**6) for op in problem.ops)
-        problem = linked(replace(problem, ops=slow), INFINITE)
+        problem = with_link(replace(problem, ops=slow), INFINITE)
         unmodified = baseline(problem)
         for budget_bytes in range(lower_bound_bytes(problem), unmodified.peak_bytes):
             result = solve(problem, budget_bytes, solver=method)
@@ -167,7 +164,7 @@ def test_infinite_bandwidth_costs_nothing_on_a_chain_wherever_every_op_fits(meth
 
 
 def test_a_given_threshold_is_not_searched() -> None:
-    problem = linked(chain(10, size_bytes=10), 10**9)
+    problem = with_link(chain(10, size_bytes=10), 10**9)
     given_threshold = solve(problem, 60, solver=create("meng", threshold_bytes=20))
     assert given_threshold.plan is not None
     assert {a.value for a in given_threshold.plan if isinstance(a, Offload)} == set(range(6))
@@ -176,7 +173,7 @@ def test_a_given_threshold_is_not_searched() -> None:
 
 def test_what_does_not_fit_says_what_would() -> None:
     """v1 is kept, so that B4 has v1, v2, v3 and its gradient beside it."""
-    problem = linked(chain(4, size_bytes=10), 10**9)
+    problem = with_link(chain(4, size_bytes=10), 10**9)
     result = solve(problem, 30, solver=create("meng", threshold_bytes=10))
     assert result.status is Status.NOT_FOUND
     assert result.smallest_peak_bytes == 40

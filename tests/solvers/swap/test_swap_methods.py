@@ -17,6 +17,7 @@ from remat_solvers.registry import create
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 from remat_solvers.swap.pofo import POFO
+from tests.solvers.makers import budget_above_floor
 
 
 def over_a_link(n: int, seed: int) -> tuple[Problem, int]:
@@ -24,8 +25,7 @@ def over_a_link(n: int, seed: int) -> tuple[Problem, int]:
     random = Random(seed)
     link = Link(10 ** random.randint(0, 12), 10 ** random.randint(0, 12), random.choice((0, 1, 1000)))
     problem = replace(training_graph(n, seed), link=link)
-    floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
-    return problem, max(1, floor + int(random.random() * (unmodified - floor)))
+    return problem, budget_above_floor(problem, random.random())
 
 
 @pytest.mark.parametrize("name", ["meng", "tflms", "modnn"])

@@ -18,13 +18,8 @@ from remat_solvers.result import Status
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.tflms import STRATEGIES, Graph, Strategy
+from tests.solvers.makers import with_link
 from tests.solvers.swap.test_meng import rewritten
-
-LINK = Link(10**9, 10**9)
-
-
-def linked(problem: Problem) -> Problem:
-    return replace(problem, link=LINK)
 
 
 def fork(first_bytes: int = 10) -> Problem:
@@ -53,7 +48,7 @@ def test_orders() -> None:
 @pytest.mark.parametrize("lb", [1, 2, 3, 5])
 def test_chain_rule_on_a_chain(lb: int) -> None:
     """F1..F9 and B9..B1: the output of F1 is read by B2. F(1+lb) makes what B(2+lb) reads, lb ops before B2."""
-    problem = linked(chain(9))
+    problem = with_link(chain(9))
     graph = Graph(problem)
     b2 = next(k for k, op in enumerate(problem.ops) if op.target == "B2")
     trigger = graph.trigger(0, b2, lb, 10_000, "chain_rule")
@@ -64,7 +59,7 @@ def test_chain_rule_on_a_chain(lb: int) -> None:
 
 def test_direct_order_on_a_chain() -> None:
     """Orders on a chain are places. Below order(B2) - lb, above order(B2) - ub and the order of F1."""
-    problem = linked(chain(9))
+    problem = with_link(chain(9))
     graph = Graph(problem)
     b2 = next(k for k, op in enumerate(problem.ops) if op.target == "B2")
     assert [graph.trigger(0, b2, lb, 10_000, "direct_order") for lb in (1, 2, 5)] == [b2 - 2, b2 - 3, b2 - 6]
@@ -74,7 +69,7 @@ def test_direct_order_on_a_chain() -> None:
 
 def test_near_the_start_of_backward_chain_rule_is_direct_order() -> None:
     """B8 stands one order above the first of backward: less than 2."""
-    problem = linked(chain(9))
+    problem = with_link(chain(9))
     graph = Graph(problem)
     b8 = next(k for k, op in enumerate(problem.ops) if op.target == "B8")
     assert graph.trigger(6, b8, 1, 10_000, "chain_rule") == b8 - 1 == graph.order[b8] - 1
@@ -93,7 +88,7 @@ def test_a_trigger_runs_before_the_reader() -> None:
 @given(n=st.integers(1, 16), seed=st.integers(0, 10**6), lb=st.integers(1, 6), strategy=st.sampled_from(STRATEGIES))
 @settings(max_examples=200)
 def test_triggers_close_no_cycle(n: int, seed: int, lb: int, strategy: Strategy) -> None:
-    problem = linked(training_graph(n, seed))
+    problem = with_link(training_graph(n, seed))
     swaps = [s for own in Graph(problem).swaps(lb, 10_000, strategy, True) for s in own]
     assert all(s.absence.last <= s.fetch - 1 < s.absence.back for s in swaps)
     assert nx.is_directed_acyclic_graph(rewritten(problem, swaps))
@@ -103,7 +98,7 @@ def test_the_first_values_in_breadth_first_order_are_swapped() -> None:
     """Backward reads v2, v3 and v4 at once."""
     cuts = Graph(fork()).swaps(1, 10_000, "chain_rule", True)
     assert [[s.absence.value for s in own] for own in cuts] == [[0], [1]]
-    problem = linked(chain(9, size_bytes=10))
+    problem = with_link(chain(9, size_bytes=10))
     plan = solve(problem, 89, solver=create("tflms", n_tensors=2, lb=1, strategy="chain_rule")).plan
     assert plan is not None
     assert {a.value for a in plan if isinstance(a, Offload)} == {0, 1}

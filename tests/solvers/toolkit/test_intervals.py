@@ -26,6 +26,7 @@ from remat_solvers.toolkit.transfers.intervals import (
     plan_with_trips,
 )
 from remat_solvers.validate import validate
+from tests.solvers.makers import with_link
 
 
 def sequences(problem: Problem, random: Random) -> list[int]:
@@ -34,15 +35,11 @@ def sequences(problem: Problem, random: Random) -> list[int]:
     return list(tangents_first(problem, random.choice([list(range(len(problem.ops))), *trials])))
 
 
-def linked(problem: Problem, rate: int, latency_ns: int = 0) -> Problem:
-    return replace(problem, link=Link(rate, rate, latency_ns))
-
-
 @given(n=st.integers(1, 16), seed=st.integers(0, 10**6))
 @settings(max_examples=300, deadline=None)
 def test_any_trips_in_absences_give_a_valid_plan(n: int, seed: int) -> None:
     random = Random(seed)
-    problem = linked(training_graph(n, seed), 10**9)
+    problem = with_link(training_graph(n, seed), 10**9)
     sequence = sequences(problem, random)
     trips = []
     for absence in absences(problem, sequence):
@@ -62,7 +59,7 @@ def test_any_trips_in_absences_give_a_valid_plan(n: int, seed: int) -> None:
 @settings(max_examples=300, deadline=None)
 def test_nobody_waits_at_the_places_found(n: int, seed: int, rate: int, latency: int) -> None:
     random = Random(seed)
-    problem = linked(training_graph(n, seed), rate, latency)
+    problem = with_link(training_graph(n, seed), rate, latency)
     sequence = sequences(problem, random)
     clock = Clock(problem, sequence)
     chosen = [a for a in absences(problem, sequence) if random.random() < 0.5]
@@ -91,7 +88,7 @@ def test_places_by_hand() -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    problem = linked(chain(4), 10**9)
+    problem = with_link(chain(4), 10**9)
     sequence = range(len(problem.ops))
     value = problem.ops[0].outputs[0]
     for trips in ([Trip(value, 3, 2, 5)], [Trip(value, 1, 3, 3)], [Trip(value, 1, 1, 4), Trip(value, 3, 5, 6)]):
@@ -100,7 +97,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 def test_a_later_trip_may_use_the_host_copy_of_an_earlier_one() -> None:
-    problem = linked(chain(3), 10**9)
+    problem = with_link(chain(3), 10**9)
     sequence = list(tangents_first(problem, range(len(problem.ops))))
     (absence, *_) = absences(problem, sequence)
     assert isinstance(absence, Absence)

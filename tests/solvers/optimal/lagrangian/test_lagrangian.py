@@ -27,7 +27,7 @@ from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.result import Limits, Order
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
-from tests.solvers.makers import corpus_problem
+from tests.solvers.makers import budget_above_static, corpus_problem
 
 
 def layered(layers: int, width: int, seed: int) -> Problem:
@@ -63,11 +63,6 @@ def layered(layers: int, width: int, seed: int) -> Problem:
 
 def steps(problem: Problem, budget_bytes: int, order: Order = Order.GIVEN) -> list[Step]:
     return list(layered_steps(problem, budget_bytes, watch=Stopwatch(Limits(20)), order=order))
-
-
-def budget_at(problem: Problem, share: float) -> int:
-    floor = problem.static_bytes
-    return floor + int(share * (baseline(problem).peak_bytes - floor))
 
 
 def correspond(problem: Problem, run: Run) -> bool:
@@ -166,7 +161,7 @@ def test_bound_optimum_plan(order: Order) -> None:
     """Bound <= optimum by exhaustive search <= plan; infeasible is said only where it is."""
     claimed = 0
     for problem, share in small():
-        budget = budget_at(problem, share)
+        budget = budget_above_static(problem, share)
         best = best_sequence(problem, budget, order=order.value)
         optimum = None if best is None else simulate(problem, plan_from_sequence(problem, best)).time_ns
         for step in steps(problem, budget, order):
@@ -207,7 +202,7 @@ def test_prices_against_enumeration(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_mixture_fits_and_can_be_expanded(seed: int) -> None:
     problem = layered(12, 3, seed)
-    budget = budget_at(problem, 0.6)
+    budget = budget_above_static(problem, 0.6)
     priced = Priced(Stages(Graph(problem, Order.GIVEN), (len(problem.forward_ops) - 1,)), find_repeats(problem))
     ascent = Ascent(priced, budget)
     while not ascent.done:
@@ -229,7 +224,7 @@ STUDY = [("gpt", 0.8, 1.54, 0.1), ("gpt", 0.4, 15.67, 0.1), ("r50", 0.8, 2.22, 0
 @pytest.mark.parametrize(("name", "share", "best", "gap"), STUDY)
 def test_what_the_study_found(name: str, share: float, best: float, gap: float) -> None:
     problem = corpus_problem(name)
-    budget, base = budget_at(problem, share), sum(op.time_ns for op in problem.ops)
+    budget, base = budget_above_static(problem, share), sum(op.time_ns for op in problem.ops)
     found = steps(problem, budget)
     fastest = min(s.time_ns for s in found if s.time_ns is not None and (s.peak_bytes or 0) <= budget)
     bound = max(s.bound_ns for s in found)
@@ -241,13 +236,13 @@ def test_what_the_study_found(name: str, share: float, best: float, gap: float) 
 def test_what_no_plan_can_do_is_infeasible() -> None:
     """Below the largest working set, 24.8 % of the peak."""
     problem = corpus_problem("gpt")
-    assert steps(problem, budget_at(problem, 0.2))[-1].infeasible
+    assert steps(problem, budget_above_static(problem, 0.2))[-1].infeasible
 
 
 def test_lenient_bounds_where_memory_is_tight() -> None:
     """The study proved 17.7 % and found 20.8 % for 100 LSTM steps at 40 %; without an answer of the exact program."""
     problem = corpus_problem("lstm")
-    graph, budget = Graph(problem, Order.GIVEN), budget_at(problem, 0.4)
+    graph, budget = Graph(problem, Order.GIVEN), budget_above_static(problem, 0.4)
     base = sum(op.time_ns for op in problem.ops)
     bounds = []
     for at, bound_ns, impossible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(60))):
@@ -288,4 +283,6 @@ def test_entangled_graphs_are_given_up() -> None:
     graph = Graph(problem, Order.GIVEN)
     with pytest.raises(TooLargeError):
         Priced(Stages(graph, (60, 125, 180)), ())
-    assert all(s.bound_ns >= sum(op.time_ns for op in problem.ops) for s in steps(problem, budget_at(problem, 0.8)))
+    assert all(
+        s.bound_ns >= sum(op.time_ns for op in problem.ops) for s in steps(problem, budget_above_static(problem, 0.8))
+    )

@@ -14,15 +14,10 @@ from remat_solvers.bounds import time_bound_ns
 from remat_solvers.optimal.local_search.annealing import Found, Search, SearchError
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence
-from remat_solvers.schedule import baseline, plan_from_sequence
+from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
-
-
-def budget_at(problem: Problem, share: float) -> int:
-    """A share of what store-all needs beside constants and reserve."""
-    base = problem.static_bytes
-    return base + int(share * (baseline(problem).peak_bytes - base))
+from tests.solvers.makers import budget_above_static
 
 
 def assert_exact(problem: Problem, found: Found | None) -> None:
@@ -46,7 +41,7 @@ def random_problems(seed: int) -> list[Problem]:
 @pytest.mark.parametrize("seed", range(30))
 def test_running_totals_equal_the_replay(seed: int, free_order: bool) -> None:
     for problem in random_problems(seed):
-        search = Search(problem, budget_at(problem, 0.6), free_order=free_order, seed=seed)
+        search = Search(problem, budget_above_static(problem, 0.6), free_order=free_order, seed=seed)
         assert_exact(problem, search.current)
         for moves in (1, 7, 60, 400, 1000):
             search.run(moves=moves)
@@ -54,7 +49,7 @@ def test_running_totals_equal_the_replay(seed: int, free_order: bool) -> None:
         assert_exact(problem, search.smallest)
         if search.best is not None:
             assert_exact(problem, search.best)
-            assert search.best.peak_bytes <= budget_at(problem, 0.6)
+            assert search.best.peak_bytes <= budget_above_static(problem, 0.6)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -62,7 +57,7 @@ def test_first_computations_keep_their_order_unless_they_may_move(seed: int) -> 
     problem = generate.random_layered(60, seed)
     orders = {}
     for free_order in (False, True):
-        search = Search(problem, budget_at(problem, 0.8), free_order=free_order, seed=seed)
+        search = Search(problem, budget_above_static(problem, 0.8), free_order=free_order, seed=seed)
         search.run(moves=2000)
         assert search.current is not None
         orders[free_order] = list(dict.fromkeys(search.current.sequence))
@@ -76,7 +71,7 @@ def test_reaches_the_optimum_of_tiny_problems(order: str) -> None:
     for seed in range(40):
         problem = generate.random_chain(3 + seed % 4, seed)
         for share in (0.7, 0.8, 0.9):
-            budget = budget_at(problem, share)
+            budget = budget_above_static(problem, share)
             best = best_sequence(problem, budget, order=order)
             search = Search(problem, budget, free_order=order == "free", seed=seed)
             search.run(moves=6000)
@@ -107,7 +102,7 @@ def test_the_same_seed_and_moves_give_the_same_sequence_however_they_are_split()
     problem = generate.training_graph(40, 3)
     found = []
     for split in ([5000], [1, 63, 64, 1000, 3872], [2500, 2500]):
-        search = Search(problem, budget_at(problem, 0.6), free_order=True, seed=5)
+        search = Search(problem, budget_above_static(problem, 0.6), free_order=True, seed=5)
         assert sum(search.run(moves=moves) for moves in split) == 5000
         found.append((search.current, search.best, search.smallest))
     assert found[0] == found[1] == found[2]

@@ -16,12 +16,7 @@ from remat_solvers.result import Limits
 from remat_solvers.schedule import baseline, keeps_order, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
-from tests.solvers.makers import corpus_problem
-
-
-def budget_at(problem: Problem, share: float) -> int:
-    base = problem.static_bytes
-    return base + int(share * (baseline(problem).peak_bytes - base))
+from tests.solvers.makers import budget_above_static, corpus_problem
 
 
 def assert_exact(problem: Problem, found: Found) -> None:
@@ -45,7 +40,7 @@ def test_plans_are_exact_within_the_budget_and_never_slower_than_the_first(seed:
         generate.adversarial(seed),
         generate.random_layered(5 + 5 * seed, seed),
     ):
-        budget = budget_at(problem, 0.8)
+        budget = budget_above_static(problem, 0.8)
         search = Decomposed(problem, budget, free_order=free_order, seed=seed)
         before: int | None = None
         for moves in (1000, 1, 70, 5000):
@@ -82,7 +77,7 @@ def test_the_same_moves_give_the_same_sequences_however_they_are_split() -> None
     problem = generate.training_graph(40, 3)
     found = []
     for split in ([20_000], [1, 63, 64, 10_000, 9872], [10_000, 10_000]):
-        search = Decomposed(problem, budget_at(problem, 0.6), free_order=True, seed=5)
+        search = Decomposed(problem, budget_above_static(problem, 0.6), free_order=True, seed=5)
         assert sum(search.run(moves=moves) for moves in split) == 20_000
         found.append((search.current, search.best, search.smallest))
     assert found[0] == found[1] == found[2]
@@ -104,7 +99,7 @@ def test_reaches_the_optimum_of_tiny_problems() -> None:
     for seed in range(40):
         problem = generate.random_chain(3 + seed % 4, seed)
         for share in (0.7, 0.8, 0.9):
-            budget = budget_at(problem, share)
+            budget = budget_above_static(problem, share)
             best = best_sequence(problem, budget, order="given")
             search = Decomposed(problem, budget, free_order=False, seed=seed)
             search.run(moves=6000)
@@ -122,7 +117,7 @@ def test_reaches_the_optimum_of_tiny_problems() -> None:
 def test_finds_more_in_the_same_moves_where_memory_is_tight() -> None:
     """ResNet-50 in a fifth of the memory: annealing everything at once got to 38 to 40 % in minutes."""
     problem = corpus_problem("r50")
-    budget = budget_at(problem, 0.2)
+    budget = budget_above_static(problem, 0.2)
     store_all_ns = baseline(problem).time_ns
     overheads = {}
     for kind in (Search, Decomposed):

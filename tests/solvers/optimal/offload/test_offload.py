@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 import highspy
@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
-from remat_solvers.generate import training_graph
+from remat_solvers.bounds import time_bound_ns
 from remat_solvers.optimal.offload import driver as moving
 from remat_solvers.optimal.offload import program as moving_program
 from remat_solvers.optimal.offload.annealing import MovingSearch, Trip, choice_of
@@ -28,23 +27,7 @@ from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import LEAST_GAP, new_highs
 from remat_solvers.validate import validate
-from tests.solvers.makers import corpus_problem
-
-
-def linked(seed: int, most: int) -> tuple[Problem, int, random.Random]:
-    """A random problem with a link, and a budget between its floor and store-all, mostly near the floor."""
-    rng = random.Random(seed)
-    problem = training_graph(rng.randint(1, most), seed, link=True)
-    floor, unmodified = max(1, peak_bound_bytes(problem)), baseline(problem).peak_bytes
-    return problem, floor + int(rng.random() ** 3 * max(0, unmodified - floor)), rng
-
-
-def tiny() -> Iterator[tuple[Problem, int, random.Random]]:
-    for seed in range(1300):
-        problem, budget_bytes, rng = linked(seed, 3)
-        moving = sum(v.kind != "constant" and v.bytes > 0 for v in problem.values)
-        if len(problem.ops) <= 6 and moving <= 6:
-            yield problem, budget_bytes, rng
+from tests.solvers.makers import corpus_problem, linked_step, small_linked_steps
 
 
 def some_moments(problem: Problem, order: Order, rng: random.Random) -> list[int]:
@@ -94,7 +77,7 @@ def test_the_bound_is_below_every_plan_of_tiny_problems(order: Order, monkeypatc
     """For any moments never above the exact optimum, often equal to it, and above the sum of the times."""
     monkeypatch.setattr(moving_program, "SMALLEST_PART", 10**9)  # every value counts
     slower = raised = equal = 0
-    for problem, budget_bytes, rng in tiny():
+    for problem, budget_bytes, rng in small_linked_steps(range(1300), skew=3):
         best = best_moving_plan(problem, budget_bytes, order=order.value, tangents_first=False)
         bound_ns = optimum_ns(MovingProgram(problem, budget_bytes, some_moments(problem, order, rng), order))
         if best is None:
@@ -114,7 +97,7 @@ def test_the_bound_is_below_every_plan_of_tiny_problems(order: Order, monkeypatc
 def test_tiny_problems_from_start_to_end() -> None:
     """Plans are valid and mostly the fastest there are, bounds are not above these, and rise."""
     slower = same = closed = 0
-    for problem, budget_bytes, _ in tiny():
+    for problem, budget_bytes, _ in small_linked_steps(range(1300), skew=3):
         best = best_moving_plan(problem, budget_bytes)
         bound_ns, plans, bounds = solved(problem, budget_bytes, Limits(None))
         times = [simulate(problem, plan).time_ns for plan in plans]
@@ -140,7 +123,7 @@ def test_tiny_problems_from_start_to_end() -> None:
 @settings(max_examples=150, deadline=None)
 def test_the_search_knows_what_the_replay_says(seed: int) -> None:
     """Time, peak and bytes moved, of random choices and after moves; the plans are valid, choices read off the same."""
-    problem, budget_bytes, rng = linked(seed, 14)
+    problem, budget_bytes, rng = linked_step(seed, 14, skew=3)
     search = MovingSearch(problem, budget_bytes, seed)
     count, values = len(problem.ops), len(problem.values)
     trips = [
