@@ -138,13 +138,11 @@ def compare(
         source, [budget], solver or (), link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
     )
     of_models = () if question.exported is None else (entry.name for entry in MODEL_ENTRIES)
-    asked = [question.solver(name) for name in solver or (*solver_names(), *of_models)]
     with quiet():
         comparison = ask(
             question.problem,
             question.budget_bytes(budget),
-            solvers=[name for name in asked if isinstance(name, str)],
-            here=[bound for bound in asked if not isinstance(bound, str)],
+            solvers=[question.solver(name) for name in solver or (*solver_names(), *of_models)],
             limits=question.limits,
             seed=seed,
             on_row=lambda row: log(row_line(row)),

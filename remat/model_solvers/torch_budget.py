@@ -38,6 +38,7 @@ class TorchBudget:
 
     name: ClassVar[str] = "torch-budget"
     version: ClassVar[str] = str(torch.__version__)
+    in_process: ClassVar[bool] = True  # a traced model cannot be sent to another process
 
     def __init__(self, exported: Exported) -> None:
         self.exported = exported

@@ -11,15 +11,15 @@ from types import ModuleType
 
 import pytest
 
-from remat_solvers import isolation
-from remat_solvers.comparing import Comparison, Row, compare, keeps_order
+from remat_solvers import comparing
+from remat_solvers.comparing import Comparison, Row, compare, solve_in_subprocess
 from remat_solvers.generate import chain
 from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.registry import solver_names
 from remat_solvers.result import Limits, Outcome, Status, Stopped
-from remat_solvers.schedule import baseline
+from remat_solvers.schedule import baseline, keeps_order
 
 PROBLEM = chain(12)
 BUDGET = 8
@@ -37,6 +37,9 @@ class Raises(Fake):
     name = "raises"
     def solve(self, *args, **options):
         raise RuntimeError("no such luck")
+
+class RaisesInProcess(Raises):
+    in_process = True
 
 class Dies(Fake):
     name = "dies"
@@ -92,7 +95,7 @@ def test_crashes_are_rows_with_their_error(fakes: ModuleType) -> None:
 def test_a_hanging_method_is_killed_with_all_it_started(
     fakes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolation, "START_S", 4.0)
+    monkeypatch.setattr(comparing, "START_S", 4.0)
     rows = by_name(compare(PROBLEM, BUDGET, solvers=[fakes.Hangs(), "chen"], limits=Limits(1)))
     assert "killed" in (rows["hangs"].error or "")
     assert 1 < rows["hangs"].seconds < 15
@@ -113,7 +116,7 @@ def _running(pid: int) -> bool:
 
 
 def test_a_bound_above_a_plan_is_shown_and_not_used(fakes: ModuleType) -> None:
-    comparison = compare(PROBLEM, BUDGET, solvers=["chen"], here=[fakes.Lies()])
+    comparison = compare(PROBLEM, BUDGET, solvers=["chen", fakes.Lies()])
     rows = by_name(comparison)
     assert "its bound of 1000000 ns is above" in (rows["lies"].error or "")
     assert comparison.given_bound_ns < 10**6
@@ -124,19 +127,20 @@ def test_a_proof_that_nothing_fits_is_an_error_beside_a_plan() -> None:
     class Denies:
         name = "denies"
         version = "0"
+        in_process = True
 
         def solve(self, *args: object, **options: object) -> Outcome:
             return Outcome(Status.INFEASIBLE)
 
-    rows = by_name(compare(PROBLEM, BUDGET, solvers=[], here=[Denies(), Chen()]))
-    told = f"it says that no plan fits, and chen's does, with a peak of {rows['chen'].peak_bytes} bytes"
+    rows = by_name(compare(PROBLEM, BUDGET, solvers=[Denies(), Chen()]))
+    told = f"it says that no plan fits, but chen's does, with a peak of {rows['chen'].peak_bytes} bytes"
     assert (rows["denies"].status, rows["denies"].error) == (Status.INFEASIBLE, told)
-    alone = compare(PROBLEM, BUDGET, solvers=[], here=[Denies()]).rows[0]
+    alone = compare(PROBLEM, BUDGET, solvers=[Denies()]).rows[0]
     assert (alone.status, alone.error) == (Status.INFEASIBLE, None)
 
 
 def test_gaps_are_to_the_best_bound_of_all(fakes: ModuleType) -> None:
-    comparison = compare(PROBLEM, BUDGET, solvers=[], here=[Chen(), Checkmate(), fakes.Raises()])
+    comparison = compare(PROBLEM, BUDGET, solvers=[Chen(), Checkmate(), fakes.RaisesInProcess()])
     rows = by_name(comparison)
     best = rows["checkmate"]
     assert (best.status, best.gap, best.time_ns) == (Status.OPTIMAL, 0, comparison.given_bound_ns)
@@ -162,11 +166,12 @@ def test_ctrl_c_still_makes_the_table() -> None:
     class Interrupted:
         name = "interrupted"
         version = "0"
+        in_process = True
 
         def solve(self, *args: object, **options: object) -> None:
             raise KeyboardInterrupt
 
-    comparison = compare(PROBLEM, BUDGET, solvers=[], here=[Chen(), Interrupted(), Checkmate()])  # type: ignore[list-item]
+    comparison = compare(PROBLEM, BUDGET, solvers=[Chen(), Interrupted(), Checkmate()])  # type: ignore[list-item]
     rows = by_name(comparison)
     assert rows["chen"].status == Status.FEASIBLE
     assert (rows["interrupted"].status, rows["interrupted"].error) == ("failed", "interrupted by the user")
@@ -178,11 +183,12 @@ def test_ctrl_c_that_a_method_answers_ends_the_others_too() -> None:
     class HandsBack:
         name = "hands-back"
         version = "0"
+        in_process = True
 
         def solve(self, *args: object, **options: object) -> Outcome:
             return Outcome(Status.NOT_FOUND, stopped=Stopped.INTERRUPT)
 
-    rows = by_name(compare(PROBLEM, BUDGET, solvers=[], here=[HandsBack(), Checkmate()]))
+    rows = by_name(compare(PROBLEM, BUDGET, solvers=[HandsBack(), Checkmate()]))
     assert rows["hands-back"].status == Status.NOT_FOUND
     assert rows["hands-back"].reason == "The user interrupted before it had a plan of any size"
     assert rows["checkmate"].status == "not_asked"
@@ -198,6 +204,6 @@ def test_a_child_needs_nothing_of_the_caller(tmp_path: Path, monkeypatch: pytest
     """Neither a shadowing file in the folder it starts in, nor the caller's main program."""
     (tmp_path / "pickle.py").write_text("raise RuntimeError")
     monkeypatch.chdir(tmp_path)
-    result = isolation.solve_apart(PROBLEM, BUDGET, solver="chen", limits=Limits(20))
+    result = solve_in_subprocess(PROBLEM, BUDGET, solver="chen", limits=Limits(20))
     assert result.plan is not None
     assert os.listdir(tmp_path) == ["pickle.py"]
