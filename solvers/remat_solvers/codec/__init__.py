@@ -1,43 +1,4 @@
 """The former name of `remat_solvers.formats`, which stays importable."""
 
-from remat_solvers.formats import (
-    PlanFile,
-    certificate_to_dict,
-    decode,
-    encode_certificate,
-    encode_plan,
-    encode_problem,
-    encode_sweep,
-    load,
-    load_certificate,
-    load_plan,
-    load_problem,
-    load_sweep,
-    result_to_dict,
-    save_certificate,
-    save_plan,
-    save_problem,
-    save_sweep,
-    sweep_to_dict,
-)
-
-__all__ = [
-    "PlanFile",
-    "certificate_to_dict",
-    "decode",
-    "encode_certificate",
-    "encode_plan",
-    "encode_problem",
-    "encode_sweep",
-    "load",
-    "load_certificate",
-    "load_plan",
-    "load_problem",
-    "load_sweep",
-    "result_to_dict",
-    "save_certificate",
-    "save_plan",
-    "save_problem",
-    "save_sweep",
-    "sweep_to_dict",
-]
+from remat_solvers.formats import *  # noqa: F403
+from remat_solvers.formats import __all__ as __all__

@@ -1,6 +1,6 @@
 """JSON that is deterministic byte for byte, written whole or not at all, and read with every type checked.
 
-What a file holds is said in codec.py. Whatever is wrong with it is a FormatError that names the place.
+The other files of this folder say which keys a document has. A FormatError names the place of whatever is wrong.
 """
 
 from __future__ import annotations
@@ -17,16 +17,41 @@ import msgspec
 from remat_solvers.errors import FormatError
 from remat_solvers.problem import MAX_INT
 
-__all__ = ["check_keys", "convert", "dump", "list_of", "parse", "plain", "record", "shorten", "size", "write"]
+__all__ = [
+    "VERSION",
+    "check_keys",
+    "convert",
+    "dump",
+    "duration",
+    "fingerprint",
+    "header",
+    "list_of",
+    "parse",
+    "plain",
+    "record",
+    "shorten",
+    "size",
+    "write",
+]
+
+VERSION = 1  # of every format
+FINGERPRINT_DIGITS = 64
 
 T = TypeVar("T")
 
 
+def header(name: str) -> dict[str, Any]:
+    """The first two keys of every document: its format and its version."""
+    return {"format": name, "version": VERSION}
+
+
 def plain(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass as a dict, in their order; nested ones stay as they are."""
     return {f.name: getattr(item, f.name) for f in fields(item)}
 
 
 def dump(document: Mapping[str, Any]) -> bytes:
+    """The document as one line of ASCII."""
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
@@ -52,6 +77,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def parse(content: bytes) -> Any:
+    """The JSON in `content`. Raises FormatError for a key that appears twice, NaN, infinities and huge integers."""
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -88,6 +114,7 @@ def record(place: str, item: Any, kind: type[T]) -> T:
 
 
 def check_keys(place: str, item: dict[str, Any], keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Raise FormatError where `item` lacks one of `keys` that is not optional, or has another."""
     for key in item:
         if key not in keys:
             raise FormatError(place, f"has an unknown key {shorten(key)}")
@@ -97,6 +124,7 @@ def check_keys(place: str, item: dict[str, Any], keys: tuple[str, ...], optional
 
 
 def convert(place: str, item: Any, kind: type[T]) -> T:
+    """`item` as `kind`, without any coercion; FormatError where its type is another."""
     try:
         return msgspec.convert(item, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -107,12 +135,14 @@ def convert(place: str, item: Any, kind: type[T]) -> T:
 
 
 def list_of(place: str, item: Any) -> list[Any]:
+    """`item`, which must be a list."""
     if not isinstance(item, list):
         raise FormatError(place, f"must be a list, not {shorten(item)}")
     return item
 
 
 def size(place: str, number: Any) -> int:
+    """`number`, which must be an integer of at least 0 that fits 63 bits."""
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_INT:
         raise FormatError(place, f"must be an integer from 0 to 2**63 - 1, not {shorten(number)}")
     return number
@@ -123,6 +153,14 @@ def duration(place: str, number: Any) -> int:
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise FormatError(place, f"must be an integer from 0 on, not {shorten(number)}")
     return number
+
+
+def fingerprint(item: Any) -> str:
+    """`item`, which must be the fingerprint of a problem."""
+    digits: str = convert("problem", item, str)
+    if len(digits) != FINGERPRINT_DIGITS or set(digits) - set("0123456789abcdef"):
+        raise FormatError("problem", f"must be a fingerprint of {FINGERPRINT_DIGITS} hexadecimal digits")
+    return digits
 
 
 def shorten(item: Any) -> str:
