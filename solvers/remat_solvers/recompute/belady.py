@@ -27,12 +27,12 @@ from itertools import accumulate
 from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.eviction.neighbourhoods import Graph, Neighbourhoods
 from remat_solvers.toolkit.eviction.replay import NEVER, Deallocate, Evictor, Memory, Way, try_ways
 from remat_solvers.toolkit.options import check_options
@@ -94,12 +94,12 @@ class _Farthest:
         if weight in ("cost", "saving"):
             self.around = Neighbourhoods(Graph(memory.problem), descendants=False)
 
-    def choose(self, candidates: NDArray[np.intp]) -> int:
+    def choose(self, candidates: Indices) -> int:
         position = self.memory.position
         uses = np.array(list(map(self.memory.next_use.__getitem__, candidates.tolist())), dtype=np.int64)
         never = uses == NEVER
         uses[never] = 0
-        score: NDArray[np.float64] = self.starts[uses] - self.starts[position]
+        score: Floats = self.starts[uses] - self.starts[position]
         score[never] = FAR
         if self.weight != "none":
             score *= self.bytes[candidates]

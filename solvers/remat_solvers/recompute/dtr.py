@@ -35,10 +35,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.eviction.neighbourhoods import Components, Graph, Neighbourhoods
 from remat_solvers.toolkit.eviction.replay import Deallocate, Evictor, Memory, Way, try_ways
 from remat_solvers.toolkit.options import check_options
@@ -85,14 +85,14 @@ class _Scored(ABC):
         self.bytes = np.array(memory.size, dtype=np.float64)
         self.accessed = np.zeros(len(memory.size))
 
-    def choose(self, candidates: NDArray[np.intp]) -> int:
+    def choose(self, candidates: Indices) -> int:
         return int(candidates[np.argmin(self.score(candidates))])
 
     @abstractmethod
-    def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def score(self, candidates: Indices) -> Floats:
         """One number per candidate; the smallest goes."""
 
-    def staleness(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def staleness(self, candidates: Indices) -> Floats:
         return np.maximum(1.0, self.memory.now_ns - self.accessed[candidates])
 
     def evicted(self, value: int) -> None:  # noqa: B027  (most scores need not know)
@@ -107,12 +107,12 @@ class _Scored(ABC):
 
 
 class _LRU(_Scored):
-    def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def score(self, candidates: Indices) -> Floats:
         return self.accessed[candidates]
 
 
 class _Size(_Scored):
-    def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def score(self, candidates: Indices) -> Floats:
         return -self.bytes[candidates]
 
 
@@ -121,7 +121,7 @@ class _HLocal(_Scored):
         super().__init__(memory)
         self.cost = np.array(Graph(memory.problem).c0, dtype=np.float64)
 
-    def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def score(self, candidates: Indices) -> Floats:
         return self.cost[candidates] / (self.bytes[candidates] * self.staleness(candidates))
 
 
@@ -147,7 +147,7 @@ class _H(_Neighbourly):
         super().__init__(memory)
         self.around: Neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=True)
 
-    def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def score(self, candidates: Indices) -> Floats:
         return self.around.refresh(candidates) / (self.bytes[candidates] * self.staleness(candidates))
 
 
@@ -156,7 +156,7 @@ class _MSPS(_Neighbourly):
         super().__init__(memory)
         self.around: Neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=False)
 
-    def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def score(self, candidates: Indices) -> Floats:
         return self.around.refresh(candidates) / self.bytes[candidates]
 
 
@@ -165,7 +165,7 @@ class _HEq(_Neighbourly):
         super().__init__(memory)
         self.around: Components = Components(Graph(memory.problem))
 
-    def score(self, candidates: NDArray[np.intp]) -> NDArray[np.float64]:
+    def score(self, candidates: Indices) -> Floats:
         return self.around.cost_ns[candidates] / (self.bytes[candidates] * self.staleness(candidates))
 
 

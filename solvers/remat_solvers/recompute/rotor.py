@@ -45,10 +45,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.toolkit.arrays import Floats, Ints
 from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
 from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, Ways, least_memory, sequence_of
@@ -74,7 +74,7 @@ CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
 BEYOND_BUDGET = 1.5  # memories in the table go up to this many times what the budget leaves
 PATIENCE = 6  # memories beyond the fastest that fits, in a row, whose replays do not
 
-Table = NDArray[np.float64]  # [i, j, m]: cost of segment i..j with m slots beside its input
+Table = Floats  # [i, j, m]: cost of segment i..j with m slots beside its input
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +86,16 @@ class Slots:
     """
 
     slots: int  # the largest memory
-    advance: NDArray[np.float64]  # [i, k]: time of running i..k-1 to the state of k, where k is the first stage of ..j
-    last_advance: NDArray[np.float64]  # [i, k]: the same where the segment ends with the last stage
-    leaf_time: NDArray[np.float64]  # [w, i, j]: F_all of i with its backward next, and that backward
-    save_time: NDArray[np.float64]  # [w, i, j]: F_all of i in segment i..j, and its backward
-    state: NDArray[np.int64]  # [i, k]: slots of x_k beside x_i
-    saved: NDArray[np.int64]  # [w, r]: slots of x̄_(i+1) and x_(i+1) beside x_i
-    leaf_need: NDArray[np.int64]  # [w, r]: least m of F_all and backward of i
-    save_need: NDArray[np.int64]  # [w, r, j]: least m of F_all of i in segment i..j
-    sweep_need: NDArray[np.int64]  # [j, i, k]: least m of running i..k-1 in segment i..j
-    entry: NDArray[np.int64]  # [i, k]: the row of stage k where it is run to from i; where i = k - 1 is saved it is k
+    advance: Floats  # [i, k]: time of running i..k-1 to the state of k, where k is the first stage of ..j
+    last_advance: Floats  # [i, k]: the same where the segment ends with the last stage
+    leaf_time: Floats  # [w, i, j]: F_all of i with its backward next, and that backward
+    save_time: Floats  # [w, i, j]: F_all of i in segment i..j, and its backward
+    state: Ints  # [i, k]: slots of x_k beside x_i
+    saved: Ints  # [w, r]: slots of x̄_(i+1) and x_(i+1) beside x_i
+    leaf_need: Ints  # [w, r]: least m of F_all and backward of i
+    save_need: Ints  # [w, r, j]: least m of F_all of i in segment i..j
+    sweep_need: Ints  # [j, i, k]: least m of running i..k-1 in segment i..j
+    entry: Ints  # [i, k]: the row of stage k where it is run to from i; where i = k - 1 is saved it is k
 
 
 def table(chain: Slots) -> Table:
@@ -210,7 +210,7 @@ def in_slots(costs: ChainCosts, memory_bytes: int, slots: int, case: Advanced | 
     unit = max(1, -(-memory_bytes // slots))
     count = costs.saved.shape[1]
 
-    def up(size: NDArray[np.int64]) -> NDArray[np.int64]:
+    def up(size: Ints) -> Ints:
         return -(-size // unit)
 
     running = np.concatenate([[0.0], np.cumsum(costs.advance_ns, dtype=np.float64)])

@@ -15,15 +15,14 @@ from __future__ import annotations
 from math import ceil, inf
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.lagrangian.program import Point, Priced
 from remat_solvers.processes.stopwatch import Stopwatch
+from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.programs.highs import new_highs
 
 __all__ = ["Ascent"]
 
-Floats = NDArray[np.float64]
 MOST_STEPS = 60
 DAMPING = 0.3  # share of the best prices in the next ones
 FIRST_CAP = 4.0  # on a price of all the room, in store-all times

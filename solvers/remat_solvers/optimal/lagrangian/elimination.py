@@ -23,14 +23,14 @@ from math import log2
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
 
 __all__ = ["Elimination", "TooLargeError", "eliminate"]
 
 LARGE = 4096  # entries
-Table = NDArray[np.float64]
+Table = Floats
 
 
 class TooLargeError(Exception):
@@ -59,7 +59,7 @@ class Elimination:
     def minimum(self, given: Sequence[Table]) -> tuple[float, dict[int, int]]:
         """The least sum, and a state per variable that attains it; `given` are the tables in the order of the names."""
         tables = list(given)
-        choices: list[NDArray[np.intp] | None] = []
+        choices: list[Indices | None] = []
         for join in self.joins:
             first, *others = join.parts
             total = tables[first[0]].reshape(first[1])

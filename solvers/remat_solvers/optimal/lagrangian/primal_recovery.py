@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remat_solvers.optimal.lagrangian.program import Point, Priced
+from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 from remat_solvers.toolkit.programs.highs import new_highs
 
 __all__ = ["mix"]
 
-Ints = NDArray[np.int64]
 KNAPSACK_S = 1.0
 KNAPSACK_GAP = 1e-5  # of the store-all time
 
@@ -78,7 +78,7 @@ def _parts(priced: Priced, one: Point, two: Point) -> list[list[int]]:
     return list(parts.values())
 
 
-def _knapsack(time: NDArray[Any], used: NDArray[np.float64], room: Ints, gap: float) -> NDArray[np.bool_]:
+def _knapsack(time: NDArray[Any], used: Floats, room: Ints, gap: float) -> Mask:
     """Which parts to take: the least time within the room."""
     import highspy
 

@@ -37,15 +37,14 @@ from operator import and_, or_
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.lagrangian.elimination import Elimination, TooLargeError, eliminate
 from remat_solvers.optimal.lagrangian.repeated_blocks import Run
 from remat_solvers.optimal.program.stages import Graph, Stages
+from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 
 __all__ = ["Point", "Priced"]
 
-Ints = NDArray[np.int64]
 Scope = tuple[int, ...]
 MOST_MOMENTS = 10
 LARGEST, LARGEST_LENIENT = 20, 22  # log2 of the entries of a table
@@ -67,7 +66,7 @@ class Point:
 class Given:
     """A table: numbers + bytes * (the prices of some moments)."""
 
-    numbers: NDArray[np.float64]
+    numbers: Floats
     bytes: float
     moments: Ints  # sets of moments, as bits
 
@@ -100,7 +99,7 @@ class Priced:
         """Per moment, what is left for values."""
         return budget_bytes - self.graph.floor_bytes - self.workspace
 
-    def minimum(self, prices: NDArray[np.float64]) -> tuple[float, Point]:
+    def minimum(self, prices: Floats) -> tuple[float, Point]:
         """The least of time + prices * bytes, in ns, and a point that attains it."""
         subsets = np.zeros(1)
         for price in prices:
@@ -124,7 +123,7 @@ class Priced:
         time = int((graph.time_ns * _count(runs)).sum())
         return Point(runs, stays, time, np.array(used, dtype=np.int64))
 
-    def masks(self, point: Point) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def masks(self, point: Point) -> tuple[Mask, Mask]:
         """S as [moment, value] and R as [stage, op]."""
         bits = np.arange(self.moments + 1)[:, None]
         return (point.stays >> bits & 1).astype(bool), (point.runs >> bits & 1).astype(bool)

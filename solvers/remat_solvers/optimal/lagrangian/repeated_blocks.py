@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
+from remat_solvers.toolkit.arrays import Ints
 
 __all__ = ["Run", "find_repeats"]
 
@@ -51,7 +51,7 @@ def find_repeats(problem: Problem) -> tuple[Run, ...]:
     return tuple(sorted(runs, key=lambda run: -sum(map(len, run.blocks))))
 
 
-def _colours(problem: Problem) -> NDArray[np.int64]:
+def _colours(problem: Problem) -> Ints:
     """Per op a number; equal for ops of equal cost, sizes and uses whose inputs look the same `LEVELS` levels up."""
     values, results = problem.values, set(problem.results)
     sources = _sources(problem)
@@ -82,7 +82,7 @@ def _sources(problem: Problem) -> list[list[tuple[int, int]]]:
     return [[(problem.producer[v], slot.get(v, 0)) for v in op.inputs] for op in problem.ops]
 
 
-def _stretches(problem: Problem, ops: Sequence[int], colour: NDArray[np.int64]) -> Iterator[list[Block]]:
+def _stretches(problem: Problem, ops: Sequence[int], colour: Ints) -> Iterator[list[Block]]:
     """Disjoint series of consecutive groups of `ops` with equal colours, the longest first."""
     index = np.array(ops, dtype=np.int64)
     marks = colour[index]
@@ -95,7 +95,7 @@ def _stretches(problem: Problem, ops: Sequence[int], colour: NDArray[np.int64]) 
         marks[start:end] = -1 - np.arange(start, end)  # unlike everything
 
 
-def _longest(marks: NDArray[np.int64]) -> tuple[int, int, int] | None:
+def _longest(marks: Ints) -> tuple[int, int, int] | None:
     """(start, end, period) of the longest stretch that repeats at least once, the shortest period of those."""
     order = np.argsort(marks, kind="stable")
     same = np.diff(marks[order]) == 0
@@ -111,7 +111,7 @@ def _longest(marks: NDArray[np.int64]) -> tuple[int, int, int] | None:
     return best
 
 
-def _crossing(problem: Problem, ops: Sequence[int]) -> NDArray[np.int64]:
+def _crossing(problem: Problem, ops: Sequence[int]) -> Ints:
     """Per op, the number of values of these ops that are made before it and read by it or a later one of them."""
     place = {op: at for at, op in enumerate(ops)}
     change = np.zeros(len(ops) + 2, dtype=np.int64)

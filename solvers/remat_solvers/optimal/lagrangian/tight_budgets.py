@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.lagrangian.dual_ascent import Ascent
 from remat_solvers.optimal.lagrangian.elimination import TooLargeError
@@ -21,6 +20,7 @@ from remat_solvers.optimal.program.decoding import bytes_at_first_runs, expand
 from remat_solvers.optimal.program.stages import Graph, Stages
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.schedule import plan_from_sequence, store_all
+from remat_solvers.toolkit.arrays import Floats
 
 __all__ = ["tight_bounds"]
 
@@ -67,7 +67,7 @@ def tight_bounds(
         at = (*at[:place], new, *at[place:])
 
 
-def _held(priced: Priced, ascent: Ascent) -> NDArray[np.float64]:
+def _held(priced: Priced, ascent: Ascent) -> Floats:
     """Per op, the bytes on the device during its first run, on average over the points by their weights."""
     problem = priced.graph.problem
     held, total = np.zeros(len(problem.ops)), 0.0

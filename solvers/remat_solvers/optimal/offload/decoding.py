@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.offload.annealing import Trip
 from remat_solvers.optimal.offload.program import MovingProgram
 from remat_solvers.schedule import tangents_first
+from remat_solvers.toolkit.arrays import Floats, Mask
 
 __all__ = ["expanded"]
 
 HALF = 0.5
 
 
-def expanded(program: MovingProgram, point: NDArray[np.float64]) -> tuple[list[int], list[Trip]]:
+def expanded(program: MovingProgram, point: Floats) -> tuple[list[int], list[Trip]]:
     """The op sequence, and a trip for every absence that covers a moment at which the point has its value away.
 
     Stage by stage, first runs in the problem's order; what is not there and does not arrive runs again where needed.
@@ -28,7 +28,7 @@ def expanded(program: MovingProgram, point: NDArray[np.float64]) -> tuple[list[i
     return sequence, _trips(program, stays, sequence)
 
 
-def _sequence(program: MovingProgram, stays: NDArray[np.bool_], arrives: NDArray[np.bool_]) -> list[int]:
+def _sequence(program: MovingProgram, stays: Mask, arrives: Mask) -> list[int]:
     problem, at = program.problem, program.windows.at
     sequence: list[int] = []
     done = [False] * len(problem.ops)
@@ -73,7 +73,7 @@ def _sequence(program: MovingProgram, stays: NDArray[np.bool_], arrives: NDArray
     return sequence
 
 
-def _trips(program: MovingProgram, stays: NDArray[np.bool_], sequence: list[int]) -> list[Trip]:
+def _trips(program: MovingProgram, stays: Mask, sequence: list[int]) -> list[Trip]:
     problem = program.problem
     place: dict[int, int] = {}
     for position, op in enumerate(sequence):

@@ -79,11 +79,11 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.simulate import copy_ns
+from remat_solvers.toolkit.arrays import Floats, Ints
 
 __all__ = ["MovingProgram", "Windows", "windows"]
 
@@ -382,10 +382,10 @@ class MovingProgram:
         doubt = TOLERANCE * (len(self._cost) + 1 + abs(objective))
         return max(self.once_ns, ceil((objective - doubt) * self.ns))
 
-    def cost(self, point: NDArray[np.float64]) -> float:
+    def cost(self, point: Floats) -> float:
         """The objective of a point, offset included."""
         return float(np.dot(self._cost, point)) + self._offset()
 
-    def value(self, terms: NDArray[np.int64], point: NDArray[np.float64]) -> NDArray[np.float64]:
+    def value(self, terms: Ints, point: Floats) -> Floats:
         """The values of an array of terms in a point."""
         return np.where(terms >= 0, point[np.maximum(terms, 0)], (terms == ONE).astype(float))

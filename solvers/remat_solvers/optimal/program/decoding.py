@@ -14,15 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Problem
+from remat_solvers.toolkit.arrays import Ints, Mask
 
 __all__ = ["bytes_at_first_runs", "expand", "point_of"]
-
-Mask = NDArray[np.bool_]
 
 
 def point_of(stages: Stages, plan: Plan) -> tuple[Mask, Mask]:
@@ -46,7 +44,7 @@ def point_of(stages: Stages, plan: Plan) -> tuple[Mask, Mask]:
     return stay, run
 
 
-def bytes_at_first_runs(problem: Problem, plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def bytes_at_first_runs(problem: Problem, plan: Plan) -> tuple[Ints, Ints]:
     """Per op: bytes on the device during its first run, and the most during repeats since the first run before."""
     size = [v.bytes for v in problem.values]
     there = [v.kind == "constant" for v in problem.values]

@@ -17,15 +17,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.program.interval_cuts import values_at
 from remat_solvers.optimal.program.stages import Program
+from remat_solvers.toolkit.arrays import Floats, Ints
 
 __all__ = ["pressure"]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def pressure(program: Program, point: Floats) -> Ints:

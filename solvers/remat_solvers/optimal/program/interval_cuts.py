@@ -19,14 +19,11 @@ larger than the sum of its R.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.program.stages import ONE, ZERO, Interval, Program
+from remat_solvers.toolkit.arrays import Floats, Ints
 
 __all__ = ["add_interval", "broken_by", "values_at"]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def add_interval(program: Program, first: int, last: int) -> None:

@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.errors import PlanError
 from remat_solvers.optimal.program.decoding import bytes_at_first_runs, expand, point_of
@@ -45,12 +44,11 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.schedule import keeps_order, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.arrays import Floats, Mask
 from remat_solvers.toolkit.programs.highs import Answer, Ended, Relaxation, margin, solve_mip
 
 __all__ = ["WITHIN", "LazyStages", "Step"]
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 WITHIN = 5e-4  # of store-all's time: a faster plan is not looked for
 FIRST_ANCHORS = 3

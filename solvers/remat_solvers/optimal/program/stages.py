@@ -61,17 +61,14 @@ from itertools import pairwise
 from math import gcd
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.errors import InputError
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
+from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 
 __all__ = ["ONE", "ZERO", "Graph", "Interval", "Program", "Rows", "Stages"]
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 ZERO, ONE = -1, -2  # in place of a column: the variable is fixed
 HALF = 0.5

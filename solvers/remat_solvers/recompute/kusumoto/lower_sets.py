@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
+from remat_solvers.toolkit.arrays import Mask
 from remat_solvers.toolkit.chains.chain import droppable
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 
@@ -114,7 +114,7 @@ def boundary(graph: ForwardGraph, lower: int) -> int:
     return read & lower
 
 
-def boundaries(graph: ForwardGraph, within: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def boundaries(graph: ForwardGraph, within: Mask) -> Mask:
     """[node, set]: d(L) of every set of `within`, which is `members` of them."""
     edge = np.zeros_like(within)
     for node, reads in enumerate(graph.predecessors):
@@ -123,7 +123,7 @@ def boundaries(graph: ForwardGraph, within: NDArray[np.bool_]) -> NDArray[np.boo
     return edge
 
 
-def members(sets: Sequence[int], count: int) -> NDArray[np.bool_]:
+def members(sets: Sequence[int], count: int) -> Mask:
     """[node, set]: whether the node is in the set; `count` nodes."""
     width = max(1, -(-count // 8))
     raw = b"".join(s.to_bytes(width, "little") for s in sets)

@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.recompute.kusumoto.lower_sets import ForwardGraph, boundaries, boundary, members
+from remat_solvers.toolkit.arrays import Floats, Mask
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 
 __all__ = ["STRATEGIES", "Program", "Strategy", "in_bins", "reference_front", "segment_bytes"]
 
 Strategy: TypeAlias = Literal["time-centric", "memory-centric"]
-Array: TypeAlias = NDArray[np.float64]
 
 STRATEGIES: tuple[Strategy, ...] = ("time-centric", "memory-centric")
 
@@ -43,12 +42,12 @@ def in_bins(times_ns: Sequence[int], bins: int) -> list[int]:
     return counted
 
 
-def _beside(sets: Array, inside: Array, weights: Sequence[int]) -> Array:
+def _beside(sets: Floats, inside: Floats, weights: Sequence[int]) -> Floats:
     """[S, L]: the weight of S - L."""
     return (sets * np.array(weights, dtype=np.float64)) @ (1 - inside.T)
 
 
-def _beyond_bytes(graph: ForwardGraph, within: NDArray[np.bool_]) -> Array:
+def _beyond_bytes(graph: ForwardGraph, within: Mask) -> Floats:
     """Per set m(d+(L) - L) + m(d-(d+(L)) - L), node by node over all sets."""
     beside = np.zeros_like(within)
     total = np.zeros(within.shape[1])
@@ -133,7 +132,7 @@ class Program:
         """A B that excludes nothing: no term of the formula is more than all memory, and one counts twice."""
         return int(sum(self.graph.bytes)) * 5
 
-    def table(self, limit: float) -> Array:
+    def table(self, limit: float) -> Floats:
         """opt[L, t] for B = `limit`; t in bins."""
         width = self.bins + 1
         cost = np.full((len(self.sets), 2 * width), np.inf)  # left half: overheads below 0, never
@@ -150,7 +149,7 @@ class Program:
             np.min(kept, axis=0, out=cost[k, width:])
         return cost[:, width:]
 
-    def sequence(self, table: Array, limit: float, strategy: Strategy) -> list[int] | None:
+    def sequence(self, table: Floats, limit: float, strategy: Strategy) -> list[int] | None:
         """The lower sets, without the empty one, of the least or largest overhead within B; None where none is."""
         finite = np.flatnonzero(np.isfinite(table[-1]))
         if not len(finite):

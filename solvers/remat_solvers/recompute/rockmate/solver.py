@@ -37,12 +37,12 @@ from math import inf
 from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.rockmate.blocks import Block, BlockSearch, block_of, way_in
 from remat_solvers.recompute.rotor import keep_nothing, search
 from remat_solvers.result import Limits, OnProgress, Outcome
+from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
 from remat_solvers.toolkit.chains.schedule import Way, plain_ways
@@ -224,7 +224,7 @@ def undominated(chain: Chain, ways: Sequence[Sequence[Way]]) -> list[list[Way]]:
     return [[ways[k][w] for w in _minimal(table[:, : len(ways[k]), k])] for k in range(len(ways))]
 
 
-def _minimal(costs: NDArray[np.int64]) -> list[int]:
+def _minimal(costs: Ints) -> list[int]:
     """Columns that no other one is below or, if it comes earlier, equal to; the first in any case."""
     kept = [0]
     for column in range(1, costs.shape[1]):

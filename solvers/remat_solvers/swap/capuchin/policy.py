@@ -11,10 +11,10 @@ from itertools import accumulate, pairwise
 from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.simulate import copy_ns
+from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.transfers.intervals import Clock
 
 __all__ = ["Candidate", "Choice", "Lanes", "candidates_of", "peak_ops"]
@@ -51,7 +51,7 @@ class Lanes:
         assert problem.link is not None
         self.link = problem.link
         self.clock = Clock(problem, range(len(problem.ops)))
-        self.chosen: NDArray[np.float64] = np.zeros((4, 0))  # a column each: evicted, back, swap out, swap in, in ns
+        self.chosen: Floats = np.zeros((4, 0))  # a column each: evicted, back, swap out, swap in, in ns
         self.exposed_ns = 0
 
     def swap_times(self, candidate: Candidate) -> tuple[int, int]:
@@ -79,12 +79,12 @@ class Lanes:
         self.chosen = self._with(candidate)
         self.exposed_ns = _exposed_ns(self.chosen)
 
-    def _with(self, candidate: Candidate) -> NDArray[np.float64]:
+    def _with(self, candidate: Candidate) -> Floats:
         times = self.clock.ends[candidate.evicted_access], self.clock.starts[candidate.back_access]
         return np.column_stack((self.chosen, (*times, *self.swap_times(candidate))))
 
 
-def _exposed_ns(swaps: NDArray[np.float64]) -> int:
+def _exposed_ns(swaps: Floats) -> int:
     evicted, back, swap_out, swap_in = swaps
     order = np.argsort(evicted, kind="stable")
     total = np.cumsum(swap_out[order])

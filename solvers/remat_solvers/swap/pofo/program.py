@@ -28,18 +28,16 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Link
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.rotor import Slots, Table, in_slots, table
+from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
 
 __all__ = ["Choice", "Program", "Schedule", "Sizes", "solve_chain"]
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 NS_PER_S = 1e9
 
 
@@ -109,7 +107,7 @@ class _Labels:
     time_ns: Floats
     origin: Ints  # row: stage, bar, label, run_on, moved, slots of rotor
 
-    def at(self, rows: NDArray[np.bool_] | Ints) -> _Labels:
+    def at(self, rows: Mask | Ints) -> _Labels:
         return _Labels(self.kept[rows], self.leaving[rows], self.back[rows], self.time_ns[rows], self.origin[rows])
 
 
@@ -242,7 +240,7 @@ class _Run:
         end: int,
         bar: int,
         labels: _Labels,
-        fits: NDArray[np.bool_],
+        fits: Mask,
         out: Floats,
         pre: Floats,
         time_ns: Floats,

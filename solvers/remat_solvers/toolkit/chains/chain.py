@@ -34,10 +34,10 @@ from itertools import pairwise
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import tangents_op
+from remat_solvers.toolkit.arrays import Ints
 
 __all__ = ["MOST_SLOTS", "MOST_STAGES", "Chain", "Cuts", "Stage", "chain_view", "droppable", "live_gradients"]
 
@@ -95,7 +95,7 @@ def droppable(problem: Problem) -> list[bool]:
     return drop
 
 
-def live_gradients(problem: Problem) -> NDArray[np.int64]:
+def live_gradients(problem: Problem) -> Ints:
     """Bytes of what backward has made and still needs, before each backward op (by its place) and at the end."""
     place = {op: k for k, op in enumerate(problem.backward_ops)}
     results = set(problem.results)

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
+from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.chains.chain import Chain, live_gradients
 from remat_solvers.toolkit.chains.schedule import Ways, needed_ops, plain_ways
 
 __all__ = ["ChainCosts", "chain_costs"]
-
-Array = NDArray[np.int64]
 
 
 NEVER = 2**62  # bytes: the needs of a way that a stage does not have
@@ -34,22 +32,22 @@ NEVER = 2**62  # bytes: the needs of a way that a stage does not have
 class ChainCosts:
     """Per stage k of L; `state` and `sweep` have rows 0..L-1 and columns 0..L. [w, k]: in way w of stage k."""
 
-    advance_ns: Array  # run k again from its state to the state after it
-    save_ns: Array  # [w, k]: ... keeping what its backward shall find, and the state after it
-    leaf_ns: Array  # [w, k]: ... keeping what its backward shall find
-    again_ns: Array  # [w, k]: what its forward takes longer than its ops, each once
-    backward_ns: Array  # [w, k]: its backward
-    state: Array  # [i, k]: bytes of the state of k that are not in the state of i
-    saved: Array  # [w, k]: bytes saved for its backward, with the state after it, not in its own state
-    released: Array  # [w, k]: bytes of the fresh part of its state that neither backward nor the state after it has
-    sweep: Array  # [i, k]: most bytes beside the state of i while running i..k-1 again, keeping that state alone
-    first_sweep: Array  # [i, k]: the same for the first forward, with all that is around
-    save_peak: Array  # [w, k]: most bytes beside its state while running all of k, keeping what its backward shall find
-    save_again_peak: Array  # [w, k]: the same of what runs again to keep that and the state after it
-    leaf_peak: Array  # [w, k]: the same of what runs again to keep that alone
-    back_peak: Array  # [w, k]: most bytes beside its state during its backward, all included
-    around: Array  # bytes that stay around before its backward begins
-    first_around: Array  # bytes that are around when it begins to run for the first time
+    advance_ns: Ints  # run k again from its state to the state after it
+    save_ns: Ints  # [w, k]: ... keeping what its backward shall find, and the state after it
+    leaf_ns: Ints  # [w, k]: ... keeping what its backward shall find
+    again_ns: Ints  # [w, k]: what its forward takes longer than its ops, each once
+    backward_ns: Ints  # [w, k]: its backward
+    state: Ints  # [i, k]: bytes of the state of k that are not in the state of i
+    saved: Ints  # [w, k]: bytes saved for its backward, with the state after it, not in its own state
+    released: Ints  # [w, k]: bytes of the fresh part of its state that neither backward nor the state after it has
+    sweep: Ints  # [i, k]: most bytes beside the state of i while running i..k-1 again, keeping that state alone
+    first_sweep: Ints  # [i, k]: the same for the first forward, with all that is around
+    save_peak: Ints  # [w, k]: most bytes beside its state while running all of k, keeping what its backward shall find
+    save_again_peak: Ints  # [w, k]: the same of what runs again to keep that and the state after it
+    leaf_peak: Ints  # [w, k]: the same of what runs again to keep that alone
+    back_peak: Ints  # [w, k]: most bytes beside its state during its backward, all included
+    around: Ints  # bytes that stay around before its backward begins
+    first_around: Ints  # bytes that are around when it begins to run for the first time
 
 
 def chain_costs(chain: Chain, ways: Ways | None = None, *, alone: bool = False) -> ChainCosts:
@@ -129,7 +127,7 @@ def chain_costs(chain: Chain, ways: Ways | None = None, *, alone: bool = False) 
     )
 
 
-def _state(chain: Chain) -> tuple[Array, dict[int, int]]:
+def _state(chain: Chain) -> tuple[Ints, dict[int, int]]:
     """[i, k]: bytes of the state of k that do not cross the cut before i; per value the first stage whose state has it.
 
     It stays in consecutive states.
@@ -169,7 +167,7 @@ def _sweep_peaks(
     sequence: Sequence[int],
     once: set[int],
     keep: set[int],
-) -> Array:
+) -> Ints:
     """[i]: most bytes beside the state of k while `sequence` of k runs in a sweep from stage i <= k, to `keep` its end.
 
     What the state of i does not keep goes with its last reader. `once`: values of k that are made in the first run.
@@ -210,7 +208,7 @@ def _peak(problem: Problem, sequence: Sequence[int], sizes: Sequence[int], there
     return peak
 
 
-def _gradients(chain: Chain) -> tuple[Array, list[tuple[set[int], set[int]]]]:
+def _gradients(chain: Chain) -> tuple[Ints, list[tuple[set[int], set[int]]]]:
     """Per stage: bytes of gradients alive before its backward; those it reads, and those it reads or makes and leaves.
 
     Results count as read at the end.
@@ -242,8 +240,8 @@ class _Fixed:
 
     made: list[set[int]]  # those that its first run makes
     staying: list[set[int]]  # of these, those that it leaves
-    before: Array  # bytes before its first run
-    backward: Array  # bytes during its backward
+    before: Ints  # bytes before its first run
+    backward: Ints  # bytes during its backward
     ending: list[set[int]]  # those that nothing reads after its backward
 
 

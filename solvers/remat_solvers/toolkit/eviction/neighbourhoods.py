@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
+from remat_solvers.toolkit.arrays import Indices, Ints
 
 __all__ = ["REACH", "Components", "Graph", "Neighbourhoods"]
 
@@ -67,7 +68,7 @@ class Neighbourhoods:
             self.evicted[value] = 0
         self.stale.add(value)
 
-    def refresh(self, wanted: NDArray[np.intp]) -> NDArray[np.int64]:
+    def refresh(self, wanted: Indices) -> Ints:
         """The costs of `wanted` values."""
         if self.stale:
             op_ns = self.graph.op_ns

@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.schedule import baseline
+from remat_solvers.toolkit.arrays import Indices
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["PATIENCE", "THRASHING", "Deallocate", "Evictor", "Memory", "Replay", "Way", "try_ways"]
@@ -51,7 +51,7 @@ SEARCH_STEPS = 4  # larger budgets tried where the one asked for is too small
 class Evictor(Protocol):
     """Chooses what goes, and is told what happens."""
 
-    def choose(self, candidates: NDArray[np.intp]) -> int:
+    def choose(self, candidates: Indices) -> int:
         """The value to evict, out of `candidates` (values on the device that may go and have bytes; not empty)."""
         ...
 
@@ -118,7 +118,7 @@ class Memory:
                 need[value] = max(need[value], until)
         return need
 
-    def candidates(self) -> NDArray[np.intp]:
+    def candidates(self) -> Indices:
         """Values that may be evicted; where there are none, those that are only hoped for."""
         candidates = np.flatnonzero(self._candidates == FREELY)
         return candidates if len(candidates) else np.flatnonzero(self._candidates == AT_NEED)

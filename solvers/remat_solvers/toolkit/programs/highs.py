@@ -14,14 +14,13 @@ from enum import Enum
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.optimal.program.stages import Program
+from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.programs.pulp_backend import quietly
 
 __all__ = ["Answer", "Ended", "Relaxation", "margin", "new_highs", "solve_lp", "solve_mip", "to_lp"]
 
-Floats = NDArray[np.float64]
 
 DOUBT_PER_COLUMN = 1e-6
 RELATIVE_DOUBT = 1e-9

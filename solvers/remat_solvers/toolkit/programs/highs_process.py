@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from remat_solvers.toolkit.arrays import Floats
 
 __all__ = ["Apart", "Solving", "child", "run", "solve_apart"]
 
@@ -39,7 +40,7 @@ class Apart:
     """What the child wrote down."""
 
     status: str  # the name of HiGHS's model status; empty where it was killed
-    values: NDArray[np.float64] | None  # of the columns; None: no point
+    values: Floats | None  # of the columns; None: no point
     bound: float
     interrupted: bool = False
 

@@ -20,12 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import plan_from_sequence, tangents_first
 from remat_solvers.simulate import copy_ns
+from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.transfers.device import Device
 from remat_solvers.toolkit.transfers.intervals import Absence, Clock, latest_fetches
 
@@ -71,7 +71,7 @@ class Traffic:
                 there[value] = False
         return fresh, stays
 
-    def _profile(self) -> NDArray[np.int64]:
+    def _profile(self) -> Ints:
         """Per position: bytes on the device while the op runs, with nothing away."""
         held = self.problem.static_bytes
         profile = []
