@@ -17,11 +17,10 @@ from foundation import time_ratio
 from rich.table import Table
 
 import remat
-from remat.execute.canonical import tangents_first
 from remat.verification import run_step
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.result import Limits
-from remat_solvers.schedule import baseline, store_all
+from remat_solvers.schedule import baseline, plan_with_tangents_first, store_all
 from remat_solvers.solving import solve
 from remat_solvers.units import format_bytes
 
@@ -72,7 +71,7 @@ def _rows(case: Case, seconds: float) -> list[tuple[str, ...]]:
         if result.plan is None or result.time_ns is None:
             rows.append((*head, "", "", "", "", "", "", f"no plan: {result.status}"))
             continue
-        planned = remat.apply(exported, tangents_first(problem, result.plan))
+        planned = remat.apply(exported, plan_with_tangents_first(problem, result.plan))
         peak = run_step(planned, args, kwargs, exported).peak_bytes + problem.constant_bytes
         predicted = result.time_ns / result.store_all_time_ns
         measured = time_ratio(exported, everything, planned, args, kwargs)

@@ -1,23 +1,24 @@
-"""Sub-batches: a training step on a batch in parts, one forward and backward after the other, with the same gradients.
+"""Runs a training step on a batch in parts, one forward and backward after the other, with the same gradients.
 
-Where even the smallest plan of a batch does not fit, fewer rows do. Chen, Chen, Hu: moDNN (DATE 2018) splits the batch
-into sub-batches and adds up their gradients, which leaves the result as it is: the gradient of a sum, or of a mean
-weighted by the rows of each part, is the sum of the parts' gradients. It holds where rows do not meet inside the model.
-In batch norm they do: its statistics are those of the part. So such models are refused while they train.
+Where even the smallest plan of a batch does not fit, a plan for fewer rows does. Chen, Chen, Hu: moDNN (DATE 2018)
+splits the batch into sub-batches and sums their gradients. The result is the same: the gradient of a sum, or of a mean
+weighted by the rows of each part, is the sum of the gradients of the parts. That holds where the rows of a batch do not
+interact inside the model. In batch norm they do: its statistics would be those of the part. So models with batch norm
+are refused while they train.
 
     net = remat.SubBatches(model, 8)                      # a batch of any size, 8 rows at a time
     part = remat.solve(model, "2GiB", args=(x[:8], y[:8]), on_change="replan")
-    net = remat.SubBatches(part, 8)                       # and each part by a plan
-    net = remat.solve_in_parts(model, "2GiB", (x, y))     # or as many rows at a time as is fastest (sub_batch_size.py)
+    net = remat.SubBatches(part, 8)                       # each part by a plan
+    net = remat.solve_in_parts(model, "2GiB", (x, y))     # the fastest number of rows at a time (sub_batch_size.py)
 
-Memory: the activations of one part, and the gradients of all parameters: their sums from the forward on, and those of
-the part at hand.
+Memory: the activations of one part, and two gradients of every parameter: their sum, from the forward call on, and
+that of the current part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from remat.execute.module import SHARED
+from remat.options import Parts, PartsKeywords, changed, takes_options
 from remat_solvers.errors import InputError
 
 __all__ = ["SubBatches", "check_batch_norm", "split"]
@@ -34,62 +36,52 @@ Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
 
 
 class SubBatches(nn.Module):
-    """A model whose training calls go through the batch `rows` rows at a time, and that returns its loss.
+    """A model that returns its loss, and whose training calls process the batch `rows` rows at a time.
 
-    `SubBatches(model, rows)(x, y).backward()` leaves the gradients of `model(x, y).backward()`, up to the order in
-    which they are added. The call runs every part forward and backward; `backward` of the loss hands the sums on. It
-    has the model's own parameters, names and state_dict. Without gradients (no_grad), and for a batch of one part, the
-    call is the model's own.
+    `SubBatches(model, rows)(x, y).backward()` leaves the gradients of `model(x, y).backward()`, up to the order of
+    addition. The call runs the forward and the backward of every part; `backward` of the loss hands on the sums of the
+    gradients. The module has the parameters, names and state_dict of the model. Without gradients (no_grad), and for a
+    batch of one part, the call is the model's own.
 
     Args:
-        model: returns a scalar loss; may be what `remat.solve` made. The last part may have fewer rows than the
-            others: `on_change="replan"` plans for both.
+        model: returns a scalar loss; may be a module that `remat.solve` returned. The last part may have fewer rows
+            than the others: `on_change="replan"` plans for both.
         rows: of a part, along the first dimension of every tensor among the arguments.
-        reduction: what the loss is over the rows, "mean" or "sum".
-        count: for a mean over something else than rows: what a part contributes to it, by the part's arguments, such as
-            `lambda tokens, labels: (labels != -100).sum()`.
-        whole: arguments that every part gets whole, by position or keyword. Tensors without dimensions always are.
-        loss: picks the loss out of what the model returns, such as `lambda output: output.loss`.
+        parts: how the batch is split and its loss composed; `remat.Parts` documents every field.
+        changes: single fields of `parts`: `reduction`, `count`, `whole`, `loss`.
 
-    What a module draws at random, it draws per part. Buffers that a forward changes are changed once per part.
+    Random numbers are drawn once per part. Buffers that the forward updates are updated once per part.
 
     Raises:
-        InputError: at the call: a batch norm that uses the statistics of its batch, a loss that is no scalar, arguments
-            that cannot be split or that require a gradient. `functional.batch_norm` is not seen.
+        InputError: here, for options that cannot be used; at the call, for a batch norm that uses the statistics of its
+            batch (`functional.batch_norm` is not detected), a loss that is no scalar, and arguments that cannot be
+            split or that require a gradient.
     """
 
     model: nn.Module
     rows: int
-    reduction: Literal["mean", "sum"]
-    count: Callable[..., Any] | None
-    whole: Collection[int | str]
-    loss: Callable[[Any], Tensor] | None
+    parts: Parts
 
+    @takes_options(Parts)
     def __init__(
         self,
         model: nn.Module,
         rows: int,
         *,
-        reduction: Literal["mean", "sum"] = "mean",
-        count: Callable[..., Any] | None = None,
-        whole: Collection[int | str] = (),
-        loss: Callable[[Any], Tensor] | None = None,
+        parts: Parts = Parts(),  # noqa: B008  (frozen)
+        **changes: Unpack[PartsKeywords],
     ) -> None:
         super().__init__()
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
             raise InputError(f"rows is how many rows a part has, an integer of at least 1, not {rows!r}")
-        if reduction not in ("mean", "sum"):
-            raise InputError(f"reduction must be mean or sum, not {reduction!r}")
-        if count is not None and reduction == "sum":
-            raise InputError("count weighs the parts of a mean; a sum has no weights")
         self.training = model.training
-        own = {"model": model, "rows": rows, "reduction": reduction, "count": count, "whole": whole, "loss": loss}
+        own = {"model": model, "rows": rows, "parts": changed(parts, Parts, changes)}
         self.__dict__.update(own)  # unregistered: the registries are the model's
         for registry in SHARED:
             self.__dict__[registry] = model.__dict__[registry]
 
     def train(self, mode: bool = True) -> SubBatches:
-        """Sets the model's mode."""
+        """Set the training mode of the model."""
         self.model.train(mode)
         super().train(mode)
         return self
@@ -99,17 +91,17 @@ class SubBatches(nn.Module):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if not torch.is_grad_enabled() or not parameters:
             return self._loss((args, kwargs))
-        parts = split(args, kwargs, self.rows, self.whole)
-        if len(parts) == 1:
+        calls = split(args, kwargs, self.rows, self.parts.whole)
+        if len(calls) == 1:
             return self._loss((args, kwargs))
         check_batch_norm(self.model)
-        loss: Tensor = _InParts.apply(self._loss, parts, self._weights(parts), *parameters)  # type: ignore[no-untyped-call]
+        loss: Tensor = _InParts.apply(self._loss, calls, self._weights(calls), *parameters)  # type: ignore[no-untyped-call]
         return loss
 
     def _loss(self, call: Call) -> Tensor:
         args, kwargs = call
         output = self.model(*args, **kwargs)
-        loss = output if self.loss is None else self.loss(output)
+        loss = output if self.parts.loss is None else self.parts.loss(output)
         if not isinstance(loss, Tensor) or loss.ndim > 0:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(
@@ -118,46 +110,46 @@ class SubBatches(nn.Module):
             )
         return loss
 
-    def _weights(self, parts: list[Call]) -> list[float]:
-        """What each part's loss counts in the loss."""
-        if self.reduction == "sum":
-            return [1.0] * len(parts)
-        count = self.count or self._rows_of
-        counts = [float(count(*args, **kwargs)) for args, kwargs in parts]
+    def _weights(self, calls: list[Call]) -> list[float]:
+        """The weight of each part's loss in the loss of the batch."""
+        if self.parts.reduction == "sum":
+            return [1.0] * len(calls)
+        count = self.parts.count or self._rows_of
+        counts = [float(count(*args, **kwargs)) for args, kwargs in calls]
         if not sum(counts):
             raise InputError("count is 0 for every part: there is nothing to take the mean of")
         return [c / sum(counts) for c in counts]
 
     def _rows_of(self, *args: Any, **kwargs: Any) -> int:
-        named = [argument for name, argument in _named(args, kwargs) if name not in self.whole]
+        named = [argument for name, argument in _named(args, kwargs) if name not in self.parts.whole]
         return next(len(leaf) for leaf in tree_flatten(named)[0] if isinstance(leaf, Tensor) and leaf.ndim > 0)
 
 
 def split(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, whole: Collection[int | str]) -> list[Call]:
     """The call of every part of `rows` rows. Raises InputError for arguments that cannot be split."""
     leaves, tree = tree_flatten((tuple(args), dict(kwargs)))
-    cut = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves]
-    at = 0
+    is_split = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves]
+    begin = 0
     for name, argument in _named(args, kwargs):
-        here = slice(at, at + len(tree_flatten(argument)[0]))
-        at = here.stop
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves[here]):
+        own = slice(begin, begin + len(tree_flatten(argument)[0]))  # the leaves of this argument
+        begin = own.stop
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves[own]):
             raise InputError(f"argument {name!r} requires a gradient; in parts only parameters get one. Detach it.")
         if name in whole:
-            cut[here] = [False] * len(cut[here])
-    sizes = {len(leaf) for leaf, s in zip(leaves, cut, strict=True) if s}
-    if len(sizes) != 1:
-        found = " and ".join(map(str, sorted(sizes))) or "no"
+            is_split[own] = [False] * len(is_split[own])
+    row_counts = {len(leaf) for leaf, s in zip(leaves, is_split, strict=True) if s}
+    if len(row_counts) != 1:
+        found = " and ".join(map(str, sorted(row_counts))) or "no"
         raise InputError(
             f"the tensors among the arguments have {found} rows: a batch has one number of rows. Name those that "
             "every part should get whole in whole=(...)."
         )
-    (total,) = sizes
-    parts: list[Call] = []
+    (total,) = row_counts
+    calls: list[Call] = []
     for start in range(0, max(1, total), rows):
-        of_part = [leaf[start : start + rows] if s else leaf for leaf, s in zip(leaves, cut, strict=True)]
-        parts.append(tree_unflatten(of_part, tree))
-    return parts
+        of_part = [leaf[start : start + rows] if s else leaf for leaf, s in zip(leaves, is_split, strict=True)]
+        calls.append(tree_unflatten(of_part, tree))
+    return calls
 
 
 def check_batch_norm(model: nn.Module) -> None:
@@ -165,9 +157,9 @@ def check_batch_norm(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise InputError(
-                f"{type(module).__name__} '{name}' takes its statistics from the batch, so parts of it have other "
-                "gradients. Put it in eval mode, use a norm within rows (GroupNorm, LayerNorm), or run the batch "
-                "as a whole."
+                f"{type(module).__name__} '{name}' takes its statistics from the batch, so parts of the batch have "
+                "other gradients. Put it in eval mode, use a norm within rows (GroupNorm, LayerNorm), or run the "
+                "batch as a whole."
             )
 
 
@@ -177,27 +169,27 @@ def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[int
 
 
 class _InParts(torch.autograd.Function):
-    """Forward and backward of every part; the gradients wait for the gradient of the loss."""
+    """Runs forward and backward of every part; its backward scales the sums by the gradient of the loss."""
 
     @staticmethod
     def forward(
-        ctx: Any, loss_of: Callable[[Call], Tensor], parts: list[Call], weights: list[float], *parameters: Tensor
+        ctx: Any, loss_of: Callable[[Call], Tensor], calls: list[Call], weights: list[float], *parameters: Tensor
     ) -> Tensor:
         total: Tensor | None = None
         sums: list[Tensor | None] = [None] * len(parameters)
-        for part, weight in zip(parts, weights, strict=True):
+        for call, weight in zip(calls, weights, strict=True):
             if weight == 0:
-                continue  # its mean is over nothing
+                continue  # the mean over this part is over nothing
             with torch.enable_grad():
-                loss = loss_of(part)
+                loss = loss_of(call)
             value = loss.detach() * weight
             total = value if total is None else total + value
             gradients: tuple[Tensor | None, ...] = ()
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, parameters, torch.full_like(value, weight), allow_unused=True)
-            for i, of_part in enumerate(gradients):
-                so_far = sums[i]
-                sums[i] = of_part if so_far is None else so_far if of_part is None else so_far + of_part
+            for i, gradient in enumerate(gradients):
+                previous = sums[i]
+                sums[i] = gradient if previous is None else previous if gradient is None else previous + gradient
             del loss, gradients  # before the next part runs
         ctx.sums = sums
         assert total is not None
@@ -205,12 +197,12 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         sums, ctx.sums = ctx.sums, None
         if sums is None:
             raise RuntimeError("the gradients of these sub-batches were handed on already: call the module again")
-        handed: list[Tensor | None] = []
-        while sums:  # so that never all are there twice
-            of_all = sums.pop(0)
-            handed.append(None if of_all is None else of_all * gradient)
-        return (None, None, None, *handed)
+        scaled: list[Tensor | None] = []
+        while sums:  # one at a time, so that the memory of each sum is free before the next is scaled
+            gradient = sums.pop(0)
+            scaled.append(None if gradient is None else gradient * loss_gradient)
+        return (None, None, None, *scaled)

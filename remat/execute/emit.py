@@ -24,8 +24,9 @@ from remat.execute.emitted_calls import drawing, hold, remembering, replaying
 from remat.execute.offload.session import arrive, fetch, offload, settle
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
+from remat_solvers.schedule import forward_action_count
 
-__all__ = ["Emitted", "boundary_of", "emit"]
+__all__ = ["Emitted", "emit"]
 
 aten = torch.ops.aten
 
@@ -69,20 +70,6 @@ class _Phase:
     statements: int = 0
 
 
-def boundary_of(plan: Plan, is_forward: list[bool]) -> int:
-    """How many actions run inside the forward call."""
-    seen: set[int] = set()
-    end = 0
-    for index, action in enumerate(plan):
-        if isinstance(action, Compute) and action.op not in seen:
-            seen.add(action.op)
-            if is_forward[action.op]:
-                end = index + 1
-    while end < len(plan) and isinstance(plan[end], (Free, Offload)):
-        end += 1
-    return end
-
-
 def emit(joint: Joint, lowered: Lowered, plan: Plan, *, updates: bool = True) -> Emitted:
     """Graphs that execute `plan`; with updates=False the model's buffers are left alone.
 
@@ -108,7 +95,7 @@ class _Emitter:
 
     def run(self) -> Emitted:
         self._take_session()
-        end = boundary_of(self._plan, [op.phase == "forward" for op in self._problem.ops])
+        end = forward_action_count(self._problem, self._plan)
         for action in self._plan[:end]:
             self._emit(action)
         forward, later = self._phase, self._plan[end:]

@@ -8,41 +8,25 @@ no_grad run the original; a call that differs from what was planned is decided b
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
-from remat.capture.call import Call, ModelState, Settings, Signature, differences, read_call, read_model, unique_tensors
-from remat.capture.exported import Exported
-from remat.execute.offload.tiers import Tier
+from remat.capture.call import Call, ModelState, differences, read_call, read_model, unique_tensors
+from remat.execute.planned import Planned, Planner
 from remat.execute.program import Program
+from remat.execute.summary import report_text
 from remat_solvers.errors import ChangedError
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Result
 
-__all__ = ["SHARED", "OnChange", "Planned", "RematModule", "Replan"]
+__all__ = ["SHARED", "OnChange", "RematModule"]
 
 OnChange: TypeAlias = Literal["error", "replan", "original"]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One planned kind of call. Without a program (after unpickling) the step is captured anew at the first call."""
-
-    signature: Signature
-    settings: Settings
-    problem: Problem
-    plan: Plan
-    result: Result | None  # None where the plan came from a file
-    program: Program | None
-
-
-Replan: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Planned | None], Planned]
-"""Plans a call of a model; given what was planned before unpickling, captures anew and applies the same plan."""
 
 
 SHARED = (
@@ -63,12 +47,13 @@ class RematModule(nn.Module):
     original: nn.Module  # the user's model; held outside the registry of submodules
     _planned: tuple[Planned, ...]
     _on_change: OnChange
-    _replan: Replan
+    _planner: Planner | None  # for on_change="replan"
 
-    def __init__(self, model: nn.Module, planned: tuple[Planned, ...], on_change: OnChange, replan: Replan) -> None:
+    def __init__(
+        self, model: nn.Module, planned: Planned, on_change: OnChange = "error", planner: Planner | None = None
+    ) -> None:
         super().__init__()
-        own = {"original": model, "_planned": planned, "_on_change": on_change, "_replan": replan}
-        self._restore(own)
+        self._restore({"original": model, "_planned": (planned,), "_on_change": on_change, "_planner": planner})
 
     def _restore(self, own: Mapping[str, Any]) -> None:
         """Take attributes of its own; the registries are the original's: registered on one, registered on both."""
@@ -100,7 +85,7 @@ class RematModule(nn.Module):
 
     def _ready(self, planned: Planned, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         if planned.program is None:
-            ready = self._replan(self.original, args, kwargs, planned)
+            ready = planned.recaptured(self.original, args, kwargs)
             self.__dict__["_planned"] = tuple(ready if p is planned else p for p in self._planned)
             planned = ready
         assert planned.program is not None
@@ -110,7 +95,8 @@ class RematModule(nn.Module):
         if self._on_change == "original":
             return self.original(*args, **kwargs)
         if self._on_change == "replan":
-            planned = self._replan(self.original, args, kwargs, None)
+            assert self._planner is not None
+            planned = self._planner(self.original, args, kwargs)
             self.__dict__["_planned"] = (*self._planned, planned)
             assert planned.program is not None
             return self._run(planned.program, state, call)
@@ -143,8 +129,6 @@ class RematModule(nn.Module):
 
     def report(self) -> str:
         """What was planned, in a few lines for people."""
-        from remat.execute.summary import report_text
-
         return report_text(self._planned)
 
     # --- being the original to everyone else
@@ -221,9 +205,7 @@ class RematModule(nn.Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         nn.Module.__init__(made)
-        planning = {
-            name: self.__dict__[name] for name in ("_planned", "_on_change", "_replan")
-        }  # programs hold no state
+        planning = {name: self.__dict__[name] for name in ("_planned", "_on_change", "_planner")}  # without state
         rest = {name: value for name, value in self._own().items() if name not in planning}
         made._restore(copy.deepcopy(rest, memo) | planning)
         return made
@@ -234,9 +216,3 @@ class RematModule(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
         self._restore(state)
-
-
-def plan_call(exported: Exported, plan: Plan, result: Result | None, tier: Tier) -> Planned:
-    """A planned call, ready to run."""
-    program = Program(exported, plan, tier=tier)
-    return Planned(exported.signature, exported.settings, exported.problem, plan, result, program)

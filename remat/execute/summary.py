@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from remat.execute.planned import Planned
 from remat_solvers.plan import Offload
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.units import format_bytes, format_ns
-
-if TYPE_CHECKING:
-    from remat.execute.module import Planned
 
 __all__ = ["report_text"]
 

@@ -9,93 +9,70 @@ Importing the package is cheap: names are looked up when they are used.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from remat_solvers.bounds import peak_bound_bytes, time_bound_ns
-    from remat_solvers.certificates.check import check_certificate
-    from remat_solvers.errors import (
-        BudgetError,
-        CertificateError,
-        FormatError,
-        InfeasibleError,
-        InputError,
-        PlanError,
-        ProblemError,
-        RematError,
-    )
-    from remat_solvers.formats import (
-        PlanFile,
-        load,
-        load_certificate,
-        load_plan,
-        load_problem,
-        load_sweep,
-        save_certificate,
-        save_plan,
-        save_problem,
-        save_sweep,
-    )
-    from remat_solvers.optimal.certify import certify
-    from remat_solvers.pareto import Point, Sweep
-    from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
-    from remat_solvers.problem import Costs, Link, Op, Problem, Value
-    from remat_solvers.registry import create, solver_names
-    from remat_solvers.result import Certificate, Limits, Order, Outcome, Progress, Result, Status, Stopped
-    from remat_solvers.solving import solve
-    from remat_solvers.sweeping import sweep
-
-__all__ = [
-    "BudgetError",
-    "Certificate",
-    "CertificateError",
-    "Compute",
-    "Costs",
-    "Fetch",
-    "FormatError",
-    "Free",
-    "InfeasibleError",
-    "InputError",
-    "Limits",
-    "Link",
-    "Offload",
-    "Op",
-    "Order",
-    "Outcome",
-    "Plan",
-    "PlanError",
-    "PlanFile",
-    "Point",
-    "Problem",
-    "ProblemError",
-    "Progress",
-    "RematError",
-    "Result",
-    "Status",
-    "Stopped",
-    "Sweep",
-    "Value",
-    "certify",
-    "check_certificate",
-    "create",
-    "load",
-    "load_certificate",
-    "load_plan",
-    "load_problem",
-    "load_sweep",
-    "peak_bound_bytes",
-    "save_certificate",
-    "save_plan",
-    "save_problem",
-    "save_sweep",
-    "solve",
-    "solver_names",
-    "sweep",
-    "time_bound_ns",
-]
+    from remat_solvers.bounds import peak_bound_bytes as peak_bound_bytes
+    from remat_solvers.bounds import time_bound_ns as time_bound_ns
+    from remat_solvers.certificates.check import check_certificate as check_certificate
+    from remat_solvers.errors import BudgetError as BudgetError
+    from remat_solvers.errors import CertificateError as CertificateError
+    from remat_solvers.errors import FormatError as FormatError
+    from remat_solvers.errors import InfeasibleError as InfeasibleError
+    from remat_solvers.errors import InputError as InputError
+    from remat_solvers.errors import PlanError as PlanError
+    from remat_solvers.errors import ProblemError as ProblemError
+    from remat_solvers.errors import RematError as RematError
+    from remat_solvers.formats import PlanFile as PlanFile
+    from remat_solvers.formats import load as load
+    from remat_solvers.formats import load_certificate as load_certificate
+    from remat_solvers.formats import load_plan as load_plan
+    from remat_solvers.formats import load_problem as load_problem
+    from remat_solvers.formats import load_sweep as load_sweep
+    from remat_solvers.formats import save_certificate as save_certificate
+    from remat_solvers.formats import save_plan as save_plan
+    from remat_solvers.formats import save_problem as save_problem
+    from remat_solvers.formats import save_sweep as save_sweep
+    from remat_solvers.optimal.certify import certify as certify
+    from remat_solvers.pareto import Point as Point
+    from remat_solvers.pareto import Sweep as Sweep
+    from remat_solvers.plan import Compute as Compute
+    from remat_solvers.plan import Fetch as Fetch
+    from remat_solvers.plan import Free as Free
+    from remat_solvers.plan import Offload as Offload
+    from remat_solvers.plan import Plan as Plan
+    from remat_solvers.problem import Costs as Costs
+    from remat_solvers.problem import Link as Link
+    from remat_solvers.problem import Op as Op
+    from remat_solvers.problem import Problem as Problem
+    from remat_solvers.problem import Value as Value
+    from remat_solvers.registry import create as create
+    from remat_solvers.registry import solver_names as solver_names
+    from remat_solvers.result import Certificate as Certificate
+    from remat_solvers.result import Limits as Limits
+    from remat_solvers.result import Order as Order
+    from remat_solvers.result import Outcome as Outcome
+    from remat_solvers.result import Progress as Progress
+    from remat_solvers.result import Result as Result
+    from remat_solvers.result import Status as Status
+    from remat_solvers.result import Stopped as Stopped
+    from remat_solvers.solving import solve as solve
+    from remat_solvers.sweeping import sweep as sweep
 
 _HOMES = {
     "bounds": ("peak_bound_bytes", "time_bound_ns"),
+    "certificates.check": ("check_certificate",),
+    "errors": (
+        "BudgetError",
+        "CertificateError",
+        "FormatError",
+        "InfeasibleError",
+        "InputError",
+        "PlanError",
+        "ProblemError",
+        "RematError",
+    ),
     "formats": (
         "PlanFile",
         "load",
@@ -108,19 +85,8 @@ _HOMES = {
         "save_problem",
         "save_sweep",
     ),
-    "pareto": ("Point", "Sweep"),
-    "errors": (
-        "BudgetError",
-        "CertificateError",
-        "FormatError",
-        "InfeasibleError",
-        "InputError",
-        "PlanError",
-        "ProblemError",
-        "RematError",
-    ),
     "optimal.certify": ("certify",),
-    "certificates.check": ("check_certificate",),
+    "pareto": ("Point", "Sweep"),
     "plan": ("Compute", "Fetch", "Free", "Offload", "Plan"),
     "problem": ("Costs", "Link", "Op", "Problem", "Value"),
     "registry": ("create", "solver_names"),
@@ -128,16 +94,16 @@ _HOMES = {
     "solving": ("solve",),
     "sweeping": ("sweep",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # type checkers read the imports above
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -17,11 +17,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from remat_solvers.errors import PlanError
-from remat_solvers.plan import Action, Compute, Free, Plan
+from remat_solvers.plan import Action, Compute, Free, Offload, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.simulate import Timeline, simulate
 
-__all__ = ["baseline", "boundary_of", "keeps_order", "plan_from_sequence", "store_all", "tangents_first", "tangents_op"]
+__all__ = [
+    "baseline",
+    "boundary_of",
+    "forward_action_count",
+    "keeps_order",
+    "plan_from_sequence",
+    "plan_with_tangents_first",
+    "store_all",
+    "tangents_first",
+    "tangents_op",
+]
 
 
 def store_all(problem: Problem) -> Plan:
@@ -95,6 +105,32 @@ def tangents_first(problem: Problem, sequence: Sequence[int]) -> Sequence[int]:
     boundary = boundary_of(problem, sequence)
     rest = [op for op in sequence[boundary:] if op != tangents]
     return [*sequence[:boundary], tangents, *rest]
+
+
+def forward_action_count(problem: Problem, plan: Plan) -> int:
+    """Number of actions of `plan` that run inside the forward call: all up to the boundary.
+
+    The boundary follows the last first computation of a forward op and the Free and Offload actions directly after it.
+    """
+    missing = set(problem.forward_ops)
+    count = 0
+    for position, action in enumerate(plan):
+        if isinstance(action, Compute) and action.op in missing:
+            missing.remove(action.op)
+            count = position + 1
+    while count < len(plan) and isinstance(plan[count], Free | Offload):
+        count += 1
+    return count
+
+
+def plan_with_tangents_first(problem: Problem, plan: Plan) -> Plan:
+    """`plan` as autograd runs it: all tangents exist from the first action of the backward call on."""
+    tangents = tangents_op(problem)
+    if tangents is None:
+        return plan
+    compute = Compute(tangents)
+    count = forward_action_count(problem, plan)
+    return Plan((*plan[:count], compute, *(action for action in plan[count:] if action != compute)))
 
 
 def _ends(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:

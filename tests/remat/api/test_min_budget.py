@@ -35,7 +35,7 @@ def test_the_floor_of_a_language_model_is_its_logits() -> None:
     problem = remat.export(Language(), (TOKEN_IDS, TOKEN_IDS), costs="roofline").problem
     told = forcing(problem)
     assert told.bytes == peak_bound_bytes(problem)
-    assert told.moment.startswith("during _log_softmax_backward_data (test_forcing.py:")
+    assert told.moment.startswith("during _log_softmax_backward_data (test_min_budget.py:")
     assert told.moment.endswith("after lm_head)")
     large = [item for item in told.held if item.bytes == TOKENS * VOCABULARY * 4]
     assert len(large) == 3

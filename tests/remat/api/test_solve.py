@@ -315,19 +315,3 @@ def test_verification_under_no_grad_is_of_a_training_step() -> None:
     exported = remat.export(model, args, kwargs, costs="roofline")
     with torch.no_grad():
         assert remat.verify(model, store_all(exported.problem), args, kwargs).gradients_equal
-
-
-# Names
-
-
-def test_public_surface() -> None:
-    assert sorted(remat.__all__) == [
-        "ApplyError", "BudgetError", "ChangedError", "DiskTier", "ExportError", "FormatError", "HostTier",
-        "InfeasibleError", "InputError", "Limits", "Link", "OffloadError", "PlanError", "ProblemError", "RematError",
-        "Result", "Status", "SubBatches", "apply", "export", "load", "solve", "solve_in_parts", "verify",
-    ]  # fmt: skip
-    assert all(getattr(remat, name).__module__.startswith(("remat.", "remat_solvers.")) for name in remat.__all__)
-    assert all(callable(getattr(remat, name)) for name in ("apply", "export", "load", "solve", "verify"))
-    assert set(remat.__all__) == set(dir(remat))
-    with pytest.raises(AttributeError, match="has no attribute 'nonesuch'"):
-        _ = remat.nonesuch
