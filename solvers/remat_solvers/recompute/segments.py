@@ -26,9 +26,10 @@ from typing import ClassVar, Literal, TypeAlias
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.chen import articulation_positions
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped
+from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Segments", "blocks", "wrapped"]
@@ -73,12 +74,12 @@ class Segments:
 def wrapped(problem: Problem, block_of: Mapping[int, int], every: int) -> list[int]:
     """The ops in execution order, with every `every`-th block of `block_of` (op -> block) wrapped."""
     inside = {op: block for op, block in block_of.items() if block % every == 0}
-    dropped = {
-        value
-        for value in droppable(problem)
-        if (block := inside.get(problem.producer[value])) is not None
+    dropped = [
+        may_drop
+        and (block := inside.get(problem.producer[value])) is not None
         and all(inside.get(r) == block for r in problem.consumers[value] if problem.ops[r].phase == "forward")
-    }
+        for value, may_drop in enumerate(droppable(problem))
+    ]
     return recompute_dropped(problem, dropped, inside)
 
 

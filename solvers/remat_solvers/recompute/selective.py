@@ -19,8 +19,9 @@ from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.problem import Op, Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
+from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped, word
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["KINDS", "Selective", "kind_of"]
@@ -75,7 +76,8 @@ class Selective:
             kind = kind_of(problem.ops[op])
             if kind in self.keep:
                 if kind != "matmul" or products % every == 0:
-                    dropped.difference_update(problem.ops[op].outputs)
+                    for value in problem.ops[op].outputs:
+                        dropped[value] = False
                 products += kind == "matmul"
         return recompute_dropped(problem, dropped, {})
 

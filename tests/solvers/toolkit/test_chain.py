@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import plan_from_sequence
-from remat_solvers.toolkit.chains.chain import Chain, Cuts, chain_view, droppable
+from remat_solvers.toolkit.chains.chain import Chain, Cuts, chain_view
 from remat_solvers.toolkit.chains.schedule import (
     Advance,
     Back,
@@ -21,6 +21,7 @@ from remat_solvers.toolkit.chains.schedule import (
     least_memory,
     sequence_of,
 )
+from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem
 

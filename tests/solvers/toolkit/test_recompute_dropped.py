@@ -22,7 +22,8 @@ from remat_solvers.solving import solve
 from remat_solvers.swap.capuchin import Capuchin
 from remat_solvers.swap.capuchin.policy import Candidate, Choice, candidates_of
 from remat_solvers.swap.superneurons.solver import SuperNeurons, checkpoint_ops, memory_centric, segments_between
-from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
+from remat_solvers.toolkit.graphs.dropped_values import droppable
+from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped, word
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem
 
@@ -127,7 +128,7 @@ def test_superneurons_costs_of_a_segment_of_s_layers(s: int) -> None:
     assert extra(problem, SuperNeurons().sequence(problem, "speed-centric")) == s
     assert extra(problem, SuperNeurons().sequence(problem, "memory-centric")) == s + s * (s + 1) // 2
     by_input = chain(s + 1)
-    dropped = {v for v in droppable(by_input) if 0 < v < s + 1} - {s}
+    dropped = [may_drop and 0 < v < s for v, may_drop in enumerate(droppable(by_input))]
     groups = dict.fromkeys(range(1, s), 1)
     assert extra(by_input, recompute_dropped(by_input, dropped, groups, {1})) == s * (s - 1) // 2
 

@@ -34,7 +34,7 @@ from remat_solvers.result import Limits, Stopped
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.modnn import ModNN
 from remat_solvers.toolkit.programs.pulp_backend import Backend
-from remat_solvers.toolkit.sequences.pruning import useful
+from remat_solvers.toolkit.sequences.pruning import repeat_positions, useful_positions
 from remat_solvers.toolkit.transfers.intervals import Absence, absences
 from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
 
@@ -241,7 +241,7 @@ class Joint:
         sequence = choice.traffic.sequence
         if kind < 0.75:
             return self._made_again(choice) if choice.all else None
-        repeats = _repeats(sequence)
+        repeats = repeat_positions(sequence)
         if not repeats:
             return None
         gone = self.random.choice(repeats)
@@ -287,7 +287,7 @@ class Joint:
     def _with_sequence(self, choice: _Choice, marked: Sequence[tuple[int | None, int]]) -> _Choice | None:
         """The choice for a changed sequence, whose ops come with their old positions; what was away stays away."""
         try:
-            marked = [marked[p] for p in useful(self.problem, [op for _, op in marked])]
+            marked = [marked[p] for p in useful_positions(self.problem, [op for _, op in marked])]
             new = self._choice([op for _, op in marked], ())
         except PlanError:
             return None  # what is not made again was needed
@@ -303,14 +303,3 @@ class Joint:
 
 def _order(absence: Absence) -> tuple[int, int, int]:
     return absence.last, absence.back, absence.value
-
-
-def _repeats(sequence: Sequence[int]) -> list[int]:
-    """Positions of the ops that ran before."""
-    seen: set[int] = set()
-    repeats = []
-    for position, op in enumerate(sequence):
-        if op in seen:
-            repeats.append(position)
-        seen.add(op)
-    return repeats

@@ -1,6 +1,6 @@
 """The forward graph of a training step and its lower sets: closed under predecessors, as Kusumoto et al. cut it.
 
-Nodes are the forward ops with a droppable output (see `chain.droppable`), in the problem's order; constants, and ops
+Nodes are the forward ops with a droppable output (see `droppable`), in the problem's order; constants, and ops
 whose outputs stay anyway, are no nodes. An edge u -> w: w reads a droppable output of u. Ops that are no nodes still
 order the others: w comes after u where any path leads from u to w. A set of nodes is an int with a bit per node.
 """
@@ -15,8 +15,8 @@ import numpy as np
 
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Mask
-from remat_solvers.toolkit.chains.chain import droppable
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
+from remat_solvers.toolkit.graphs.dropped_values import droppable
 
 __all__ = [
     "ForwardGraph",

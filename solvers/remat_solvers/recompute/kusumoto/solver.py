@@ -44,7 +44,7 @@ No bound is reported: the method is exact for its model of memory and its canoni
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -60,8 +60,8 @@ from remat_solvers.recompute.kusumoto.lower_sets import (
 )
 from remat_solvers.recompute.kusumoto.program import STRATEGIES, Program, Strategy
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
-from remat_solvers.toolkit.chains.chain import droppable
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
+from remat_solvers.toolkit.graphs.dropped_values import droppable, ops_to_restore
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.trials import Trials
@@ -103,7 +103,7 @@ class _Canonical:
         for op in self.problem.backward_ops:
             missing = {self.segment[self.problem.producer[v]] for v in self.problem.ops[op].inputs if self.dropped[v]}
             for segment in sorted(missing, reverse=True):
-                again = self._needed(self.wanted[segment])
+                again = ops_to_restore(self.problem, self.wanted[segment], self.dropped)
                 sequence += again
                 for made in again:
                     self._keep(made)
@@ -113,17 +113,6 @@ class _Canonical:
     def _keep(self, op: int) -> None:
         for value in self.problem.ops[op].outputs:
             self.dropped[value] = False
-
-    def _needed(self, targets: Iterable[int]) -> list[int]:
-        """The ops from which `targets` follow, back to values that are there, in the problem's order."""
-        stack = [v for v in targets if self.dropped[v]]
-        needed: set[int] = set()
-        while stack:
-            op = self.problem.producer[stack.pop()]
-            if op not in needed:
-                needed.add(op)
-                stack.extend(v for v in self.problem.ops[op].inputs if self.dropped[v])
-        return sorted(needed)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,10 @@ from remat_solvers.recompute.selective import kind_of
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.swap.superneurons.pool_allocator import pool_use
 from remat_solvers.swap.superneurons.tensor_pool import pooled
+from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.sequences.recompute_dropped import droppable, recompute_dropped, word
+from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped, word
 from remat_solvers.toolkit.transfers.demand_paging import least_bytes
 from remat_solvers.toolkit.transfers.scheduler import Traffic
 from remat_solvers.toolkit.trials import Trials
@@ -152,7 +153,8 @@ class SuperNeurons:
             every_time = set(segment_of.values())
         elif strategy == "cost-aware":
             every_time = memory_centric(problem, segment_of, self.threshold)
-        dropped = {v for v in droppable(problem) if problem.producer[v] in segment_of}
+        inside = (producer in segment_of for producer in problem.producer)
+        dropped = [may_drop and within for may_drop, within in zip(droppable(problem), inside, strict=True)]
         return recompute_dropped(problem, dropped, segment_of, every_time)
 
 

@@ -38,8 +38,9 @@ import numpy as np
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import tangents_op
 from remat_solvers.toolkit.arrays import Ints
+from remat_solvers.toolkit.graphs.dropped_values import droppable
 
-__all__ = ["MOST_SLOTS", "MOST_STAGES", "Chain", "Cuts", "Stage", "chain_view", "droppable", "live_gradients"]
+__all__ = ["MOST_SLOTS", "MOST_STAGES", "Chain", "Cuts", "Stage", "chain_view", "live_gradients"]
 
 MOST_SLOTS = 10_000  # parts of memory, in tables by slots over all pairs of stages
 MOST_STAGES = 1_000  # of such a table
@@ -85,14 +86,6 @@ def chain_view(problem: Problem, *, cuts: Cuts = "minima", most: int = 100) -> C
         chosen = crossing.renewed(chosen)
     chosen = crossing.merged(chosen, most)
     return crossing.chain(chosen)
-
-
-def droppable(problem: Problem) -> list[bool]:
-    """Per value: made by a recomputable forward op and no result, so that it can be dropped and computed again."""
-    drop = [p >= 0 and problem.ops[p].phase == "forward" and problem.ops[p].recomputable for p in problem.producer]
-    for value in problem.results:
-        drop[value] = False
-    return drop
 
 
 def live_gradients(problem: Problem) -> Ints:

@@ -1,29 +1,24 @@
-"""Drop some values of the forward pass, and the op sequence that brings them back for backward.
+"""Builds the op sequence of a step that drops some values of the forward pass and recomputes them for backward.
 
-A dropped value leaves after its last reader in the forward pass. When a backward op reads one, its producer runs again,
-and before it the producers of what that reads and misses, back to values that are there, in the problem's order. How
-much is brought back at once, and for how long, depends on the group of its producer:
+A dropped value leaves the device after its last reader in the forward pass. When a backward op reads one, its producer
+is recomputed, and before it the producers of its inputs that are dropped as well, back to values that are resident, in
+the problem's order. How much is restored at once, and for how long, depends on the group of the producer:
 
-- no group: the value alone, and what was computed on the way; each op runs again at most once;
-- a group: every value of the group that backward reads, at once, when the first of them is read; each op once;
-- a group in `every_time`: what this one backward op reads, and nothing of it is there for the next.
+- no group: the value alone, with what is computed on the way; each op is recomputed at most once
+- a group: every value of the group that backward reads, at once, when the first of them is read; each op once
+- a group in `every_time`: the values that this one backward op reads; none of them stays for the next one
 
-Only outputs of recomputable forward ops that are no results can be dropped (`droppable`).
+Only values that `droppable` names can be dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from remat_solvers.problem import Problem
+from remat_solvers.toolkit.graphs.dropped_values import ops_to_restore
 
-__all__ = ["droppable", "recompute_dropped", "word"]
-
-
-def droppable(problem: Problem) -> set[int]:
-    """Values that may be dropped: outputs of recomputable forward ops, results excepted."""
-    forward = (problem.ops[op] for op in problem.forward_ops)
-    return {v for op in forward if op.recomputable for v in op.outputs}.difference(problem.results)
+__all__ = ["recompute_dropped", "word"]
 
 
 def word(target: str) -> str:
@@ -33,61 +28,51 @@ def word(target: str) -> str:
 
 
 def recompute_dropped(
-    problem: Problem, dropped: Iterable[int], groups: Mapping[int, int], every_time: Container[int] = ()
+    problem: Problem, dropped: Sequence[bool], groups: Mapping[int, int], every_time: Container[int] = ()
 ) -> list[int]:
-    """The ops of one step in execution order. groups: op -> its group, for the ops that have one."""
-    return _Dropping(problem, dropped, groups, every_time).run()
+    """The ops of one step in execution order.
+
+    dropped: per value, whether the forward pass drops it. groups: op -> its group, for the ops that have one.
+    """
+    return _Recomputation(problem, dropped, groups, every_time).sequence()
 
 
-class _Dropping:
+class _Recomputation:
     def __init__(
-        self, problem: Problem, dropped: Iterable[int], groups: Mapping[int, int], every_time: Container[int]
+        self, problem: Problem, dropped: Sequence[bool], groups: Mapping[int, int], every_time: Container[int]
     ) -> None:
         self.problem = problem
         self.groups = groups
         self.every_time = every_time
-        self.missing = bytearray(len(problem.values))
-        for value in dropped:
-            self.missing[value] = 1
+        self.dropped = bytearray(dropped)  # per value; restored ones are dropped no more
         self.members: dict[int, list[int]] = {}  # group -> its dropped values that backward reads
         for op, group in groups.items():
-            wanted = [v for v in problem.ops[op].outputs if self.missing[v] and self._is_wanted(v)]
-            self.members.setdefault(group, []).extend(wanted)
+            read = [v for v in problem.ops[op].outputs if self.dropped[v] and self._backward_reads(v)]
+            self.members.setdefault(group, []).extend(read)
 
-    def _is_wanted(self, value: int) -> bool:
+    def _backward_reads(self, value: int) -> bool:
         return any(self.problem.ops[reader].phase == "backward" for reader in self.problem.consumers[value])
 
-    def run(self) -> list[int]:
-        problem, missing, producer = self.problem, self.missing, self.problem.producer
+    def sequence(self) -> list[int]:
+        problem, dropped, producer = self.problem, self.dropped, self.problem.producer
         sequence = list(problem.forward_ops)
         for op in problem.backward_ops:
             transient: list[int] = []
-            for value in sorted((v for v in problem.ops[op].inputs if missing[v]), key=producer.__getitem__):
+            for value in sorted((v for v in problem.ops[op].inputs if dropped[v]), key=producer.__getitem__):
                 group = self.groups.get(producer[value])
                 if group is not None and group in self.every_time:
                     transient.append(value)
-                elif missing[value]:
+                elif dropped[value]:
                     sequence += self._restore([value] if group is None else self.members[group])
-            sequence += self._needed(transient)
+            sequence += ops_to_restore(problem, transient, dropped)
             sequence.append(op)
         return sequence
 
-    def _restore(self, targets: list[int]) -> list[int]:
-        run = self._needed(targets)
-        for op in run:
+    def _restore(self, values: Iterable[int]) -> list[int]:
+        ops = ops_to_restore(self.problem, values, self.dropped)
+        for op in ops:
             group = self.groups.get(op)
             if group is None or group not in self.every_time:
                 for value in self.problem.ops[op].outputs:
-                    self.missing[value] = 0
-        return run
-
-    def _needed(self, targets: Iterable[int]) -> list[int]:
-        problem, missing = self.problem, self.missing
-        stack = [v for v in targets if missing[v]]
-        needed: set[int] = set()
-        while stack:
-            op = problem.producer[stack.pop()]
-            if op not in needed:
-                needed.add(op)
-                stack.extend(v for v in problem.ops[op].inputs if missing[v])
-        return sorted(needed)
+                    self.dropped[value] = 0
+        return ops
