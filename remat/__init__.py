@@ -3,8 +3,8 @@
     net = remat.solve(model, "8GiB", args=(x, y))
     net(x, y).backward()
 
-Same call, same state_dict, same gradients; what does not fit is recomputed or moved, as little as a solver finds
-possible.
+The module has the same call, the same state_dict and the same gradients. Values that do not fit are recomputed or
+offloaded, at the least cost that a solver finds.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from remat_solvers.errors import InfeasibleError, InputError
 from remat_solvers.formats import PlanFile, load, load_plan
 from remat_solvers.plan import Plan
 from remat_solvers.result import Limits, Result
-from remat_solvers.schedule import baseline, plan_with_tangents_first
+from remat_solvers.schedule import plan_with_tangents_first
 from remat_solvers.units import format_bytes, parse_link, read_budget
 
 __all__ = ["apply", "export", "load", "solve"]
@@ -128,7 +128,7 @@ class _StepPlanner:
         exported = replace(exported, problem=problem)
         result = remat_solvers.solve(
             problem,
-            read_budget(self.budget, baseline(problem).peak_bytes),
+            self.budget,
             solver=bind(options.solver, exported) if isinstance(options.solver, str) else options.solver,
             limits=options.limits,
             on_progress=options.on_progress,

@@ -1,7 +1,7 @@
-"""remat_solvers: when to compute, keep, drop and move the values of a training step. Never imports torch.
+"""Plans when to compute, keep, drop and move the values of a training step. Never imports torch.
 
     problem = remat_solvers.load_problem("problem.json")
-    result = remat_solvers.solve(problem, budget_bytes=8 * 2**30)
+    result = remat_solvers.solve(problem, "60%")  # or "8GiB", "800MB", bytes, or "min"
     remat_solvers.save_plan("plan.json", result)
 
 Importing the package is cheap: names are looked up when they are used.

@@ -26,6 +26,7 @@ from remat_solvers.registry import Solver, solver_names
 from remat_solvers.result import Limits, Order, Result, Status, Stopped
 from remat_solvers.schedule import baseline, keeps_order
 from remat_solvers.solving import solve
+from remat_solvers.units import parse_budget
 
 __all__ = ["Comparison", "Row", "SolverFailedError", "compare", "solve_in_subprocess"]
 
@@ -83,7 +84,7 @@ class SolverFailedError(Exception):
 
 def compare(
     problem: Problem,
-    budget_bytes: int,
+    budget_bytes: int | str,
     *,
     solvers: Sequence[str | Solver] | None = None,
     limits: Limits = Limits(DEFAULT_SECONDS),  # noqa: B008  (frozen)
@@ -92,6 +93,8 @@ def compare(
 ) -> Comparison:
     """Solve with each of `solvers` (default: all registered ones), one after the other, each within `limits`.
 
+    The budget is an int, "8GiB", "800MB", or "60%" of the store-all peak. Raises BudgetError where it cannot be read.
+
     A solver object whose class says `in_process = True`, since it cannot be sent to another process, runs in this one.
     On Ctrl-C the row of the method at work is `failed`, unless the method returns the plan that it has; the methods
     after it are not run, and their rows are `not_asked`. `on_row` is called with each row as soon as it exists; its gap
@@ -99,7 +102,8 @@ def compare(
     """
     rows: list[Row] = []
     interrupted = False
-    store_all_ns = baseline(problem).time_ns
+    unmodified = baseline(problem)
+    budget = parse_budget(budget_bytes, unmodified.peak_bytes)
     for solver in solver_names() if solvers is None else solvers:
         watch = Stopwatch(limits)
         name = solver if isinstance(solver, str) else solver.name
@@ -108,9 +112,9 @@ def compare(
             if interrupted:
                 row = _without_answer(name, "not_asked", 0.0, reason=INTERRUPTED_BEFORE)
             else:
-                result = solve_one(problem, budget_bytes, solver=solver, limits=limits, seed=seed)
+                result = solve_one(problem, budget, solver=solver, limits=limits, seed=seed)
                 interrupted = result.stopped is Stopped.INTERRUPT  # with the best plan it had
-                row = _row(result, store_all_ns)
+                row = _row(result, unmodified.time_ns)
         except KeyboardInterrupt:
             interrupted = True
             row = _without_answer(name, "failed", watch.seconds, error=INTERRUPTED)
@@ -121,7 +125,7 @@ def compare(
         rows.append(row)
         if on_row is not None:
             on_row(row)
-    return _settle(problem, budget_bytes, limits, rows)
+    return _settle(problem, budget, limits, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,17 @@ over the budget is a bug of ours, raised as AssertionError and never returned.
 from __future__ import annotations
 
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Literal
 
 from remat_solvers.bounds import peak_bound, time_bound_ns
-from remat_solvers.errors import BudgetError
 from remat_solvers.optimal.forcing import forcing
-from remat_solvers.problem import MAX_INT, Problem
+from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import Solver, create
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Status, Stopped
-from remat_solvers.schedule import store_all
+from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import Timeline, simulate
 from remat_solvers.toolkit.options import option_names
-from remat_solvers.units import MIN, format_bytes
+from remat_solvers.units import MIN, format_bytes, read_budget
 from remat_solvers.validate import validate
 
 __all__ = ["FITS", "solve"]
@@ -31,7 +29,7 @@ VIOLATIONS_SHOWN = 3
 
 def solve(
     problem: Problem,
-    budget_bytes: int | Literal["min"],
+    budget_bytes: int | str,
     *,
     solver: str | Solver = "auto",
     limits: Limits = Limits(),  # noqa: B008  (frozen)
@@ -40,22 +38,28 @@ def solve(
 ) -> Result:
     """The fastest plan for `problem` that `solver` finds with a peak of at most `budget_bytes`.
 
-    The budget "min" is the smallest peak that it finds a plan for; the result carries it as its budget, and the proven
-    floor of every plan as `peak_bound_bytes`. `solver` is a name of the registry or a solver object with options of its
-    own. Never returns an invalid plan; without one, `status` and `reason` say why. Raises BudgetError for a budget that
-    is neither a positive integer nor "min", and InputError for an unknown solver.
+    Args:
+        budget_bytes: an int, "8GiB", "800MB", or "60%" (of the store-all peak); constants and reserve are included.
+            "min" is the smallest peak that the solver finds a plan for: the result carries it as its budget, and the
+            proven floor of every plan as `peak_bound_bytes`.
+        solver: a name of the registry, or a solver object with options of its own.
+        limits: how long the solver may work.
+        on_progress: called with every report of the solver.
+        seed: for solvers that draw random numbers.
+
+    Never returns an invalid plan; without a plan, `status` and `reason` say why. Raises BudgetError for a budget that
+    cannot be read, and InputError for an unknown solver.
     """
     method = create(solver) if isinstance(solver, str) else solver
     watch = Stopwatch(limits)
-    if budget_bytes == MIN:
+    budget = read_budget(budget_bytes, baseline(problem).peak_bytes)
+    if budget == MIN:
         from remat_solvers.least import least
 
-        budget_bytes, outcome = least(problem, method, limits=limits, on_progress=on_progress, seed=seed)
-        return _Asked(problem, budget_bytes, method, seed).answer(outcome, seconds=watch.seconds)
-    if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, int) or not 0 < budget_bytes <= MAX_INT:
-        raise BudgetError(f"a budget is a positive number of bytes below 2**63, or 'min', not {budget_bytes!r}")
-    asked = _Asked(problem, budget_bytes, method, seed)
-    if asked.unmodified.peak_bytes <= budget_bytes:
+        budget, outcome = least(problem, method, limits=limits, on_progress=on_progress, seed=seed)
+        return _Asked(problem, budget, method, seed).answer(outcome, seconds=watch.seconds)
+    asked = _Asked(problem, budget, method, seed)
+    if asked.unmodified.peak_bytes <= budget:
         return asked.answer(
             Outcome(
                 status=Status.OPTIMAL,
@@ -67,10 +71,10 @@ def solve(
             ),
             seconds=0.0,
         )
-    if asked.floor.bytes > budget_bytes:
+    if asked.floor.bytes > budget:
         reason = f"every plan needs {forcing(problem, asked.floor)}"
         return asked.answer(Outcome(status=Status.INFEASIBLE, reason=reason), seconds=0.0)
-    outcome = method.solve(problem, budget_bytes, limits=limits, on_progress=on_progress, seed=seed)
+    outcome = method.solve(problem, budget, limits=limits, on_progress=on_progress, seed=seed)
     return asked.answer(outcome, seconds=watch.seconds)
 
 

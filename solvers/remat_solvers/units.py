@@ -64,8 +64,13 @@ def parse_budget(budget: str | SupportsIndex, store_all_peak_bytes: int) -> int:
 
 
 def read_budget(budget: str | SupportsIndex, store_all_peak_bytes: int) -> int | Literal["min"]:
-    """The same, or "min": the smallest peak that a method finds a plan for."""
-    return MIN if budget == MIN else parse_budget(budget, store_all_peak_bytes)
+    """The budget in bytes, or "min" for the smallest peak that a method finds a plan for. Raises BudgetError."""
+    if budget == MIN:
+        return MIN
+    try:
+        return parse_budget(budget, store_all_peak_bytes)
+    except BudgetError as error:
+        raise BudgetError(f"{error} Or write min, for the smallest peak that is found.") from None
 
 
 def _budget_from_text(text: str, store_all_peak_bytes: int) -> Fraction:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.bounds import time_bound_ns
+from remat_solvers.comparing import compare
 from remat_solvers.errors import BudgetError, InputError
 from remat_solvers.generate import adversarial, chain, random_layered, training_graph
 from remat_solvers.optimal.auto import Auto
@@ -163,10 +164,24 @@ def test_methods_that_need_a_link_say_so() -> None:
     assert sum(result.status is Status.NOT_APPLICABLE for result in results) == len(results) - 2
 
 
-@pytest.mark.parametrize("budget", [0, -1, True, 1.5, "8GiB", 2**63], ids=repr)
-def test_a_budget_is_a_positive_integer(budget: object) -> None:
-    with pytest.raises(BudgetError):
-        solve(chain(3), budget)  # type: ignore[arg-type]
+@pytest.mark.parametrize("budget", [0, -1, True, 1.5, None, "0%", "much", "smallest", 2**63], ids=repr)
+def test_a_budget_that_cannot_be_read_is_refused_with_the_forms(budget: Any) -> None:
+    with pytest.raises(BudgetError, match=r"bytes \(8000000000\), a size \(8GiB, 800MB\) or a share .* min"):
+        solve(chain(3), budget)
+    with pytest.raises(BudgetError, match=r"bytes \(8000000000\), a size \(8GiB, 800MB\) or a share"):
+        compare(chain(3), budget, solvers=["chen"])
+
+
+def test_the_forms_of_one_budget_have_one_answer() -> None:
+    problem = chain(50)
+    budget_bytes = baseline(problem).peak_bytes * 60 // 100
+    expected = solve(problem, budget_bytes, solver="chen")
+    for budget in ("60%", f"{budget_bytes}B", f"{budget_bytes / 1000}kB"):
+        result = solve(problem, budget, solver="chen")
+        assert (result.budget_bytes, result.plan) == (budget_bytes, expected.plan)
+    assert compare(problem, "60%", solvers=["chen"]).budget_bytes == budget_bytes
+    assert solve(problem, "8GiB").reason == "fits as it is"
+    assert solve(problem, "min", solver="chen").budget_bytes < budget_bytes
 
 
 def test_an_unknown_solver_or_option_is_named_with_what_comes_close() -> None:

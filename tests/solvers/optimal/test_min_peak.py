@@ -259,6 +259,6 @@ def test_the_floor_is_told_where_a_budget_is_below_it() -> None:
     assert result.status is Status.INFEASIBLE
     assert result.reason == f"every plan needs {forcing(head())}"
     with pytest.raises(BudgetError, match="min"):
-        solve(head(), "smallest")  # type: ignore[arg-type]
+        solve(head(), "smallest")
     assert read_budget("min", 100) == "min"
     assert read_budget("60%", 100) == 60
