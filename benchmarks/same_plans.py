@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,22 @@ def _answer_all(solver: str, seconds: float, folder: Path, path: Path) -> None:
                     if linked in cut:
                         answer["cut"] = True
                     else:
-                        result = solve(asked, budget, solver=solver, limits=limits)
-                        answer["cut"] = result.stopped == "time"
-                        answer |= {name: getattr(result, name) for name in KEYS if name != "actions"}
-                        actions = None if result.plan is None else [_word(action) for action in result.plan]
-                        answer["actions"] = actions
+                        answer |= _answer(lambda: solve(asked, budget, solver=solver, limits=limits))  # noqa: B023
                         if answer["cut"]:
                             cut.add(linked)
                     answers.write(json.dumps(answer) + "\n")
                     answers.flush()
+
+
+def _answer(ask: Callable[[], Any]) -> Answer:
+    """The result as plain data; an error of the method is an answer too."""
+    try:
+        result = ask()
+    except Exception as error:
+        return {**dict.fromkeys(KEYS), "cut": False, "status": f"raised {type(error).__name__}"}
+    known = {name: getattr(result, name) for name in KEYS if name != "actions"}
+    actions = None if result.plan is None else [_word(action) for action in result.plan]
+    return {**known, "cut": result.stopped == "time", "actions": actions}
 
 
 def _word(action: Any) -> list[Any]:

@@ -25,16 +25,9 @@ def python_blocks(name: str) -> list[str]:
 
 
 def test_the_solver_of_the_contributing_guide_works() -> None:
-    imports = (
-        "from dataclasses import dataclass\n"
-        "from typing import ClassVar\n"
-        "from remat_solvers.result import Outcome, Status\n"
-        "from remat_solvers.schedule import plan_from_sequence\n"
-        "from remat_solvers.simulate import simulate\n"
-    )
     (block,) = python_blocks("CONTRIBUTING.md")
     names: dict[str, Any] = {"__name__": __name__}
-    exec(imports + block, names)
+    exec(block, names)
     problem = load_problem(CORPUS / "chain50.json")
     peak = baseline(problem).peak_bytes
     assert solve(problem, peak - 1, solver=names["GivenOrder"]()).status is Status.NOT_FOUND

@@ -1,11 +1,11 @@
 """Every error the library raises on purpose.
 
     RematError
-    ├── InputError (ValueError)     the caller gave something that cannot be used
+    ├── InputError (ValueError)     an argument that cannot be used
     │   ├── BudgetError             a budget that does not parse or is not positive
     │   ├── ProblemError            a problem that is not well formed; names the place
     │   ├── PlanError               a plan that cannot be replayed; names the action's index
-    │   └── FormatError             a file that is not what it says it is; names the place
+    │   └── FormatError             a file that is not of its format; names the place
     ├── CertificateError            a certificate that does not prove what it claims
     ├── InfeasibleError             no plan within the budget; carries the `Result`
     ├── ExportError                 a model that cannot be captured; says which line and what to do
@@ -13,7 +13,7 @@
     ├── OffloadError                a copy to or from a tier failed; names the tier and the bytes
     └── ChangedError                a call that differs from what was planned; names the difference
 
-Each says what is wrong, where, and what to try next.
+Each message says what is wrong, where, and what to try next.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RematError(Exception):
 
 
 class InputError(RematError, ValueError):
-    """The caller gave something that cannot be used."""
+    """An argument that cannot be used."""
 
 
 class BudgetError(InputError):
@@ -77,7 +77,7 @@ class PlanError(InputError):
 
 
 class FormatError(InputError):
-    """A file that is not what it says it is. `place` names the key, index or byte."""
+    """A file that is not of its format. `place` names the key, index or byte."""
 
     def __init__(self, place: str, message: str) -> None:
         super().__init__(f"{place}: {message}")
@@ -89,11 +89,11 @@ class FormatError(InputError):
 
 
 class CertificateError(RematError):
-    """A certificate that does not prove what it claims about the problem at hand; says what is wrong with it."""
+    """A certificate that does not prove its claim about the problem at hand. The message says what is wrong with it."""
 
 
 class InfeasibleError(RematError):
-    """No plan within the budget: proven (`result.status` is infeasible) or not found by the method asked."""
+    """No plan within the budget: proven (`result.status` is infeasible) or not found by the method."""
 
     def __init__(self, message: str, result: Result) -> None:
         super().__init__(message)
@@ -113,7 +113,7 @@ class ApplyError(RematError):
 
 
 class OffloadError(RematError):
-    """Bytes could not be moved to or from a tier; the step has failed, its gradients are not used."""
+    """A copy to or from a tier failed. The step has failed too: its gradients must not be used."""
 
     def __init__(self, tier: str, size_bytes: int, message: str) -> None:
         super().__init__(f"offloading to {tier} failed for {size_bytes} bytes: {message}")
@@ -126,4 +126,4 @@ class OffloadError(RematError):
 
 
 class ChangedError(RematError):
-    """A call that differs from what was planned: shape, dtype, device, training mode, autocast, ..."""
+    """A call that differs from the planned one: in shape, dtype, device, training mode, autocast, ..."""

@@ -1,8 +1,8 @@
-"""Seeded problems and plans: the same arguments give the same problem on every machine.
+"""Seeded random problems and plans, for tests and benchmarks: the same arguments give the same problem everywhere.
 
-`chain` and `random_layered` are the synthetic problems of the literature, `random_chain` a chain of unequal layers,
-`training_graph` has everything that an exported model can have, `adversarial` what breaks careless code, `random_plan`
-any valid plan, good or bad.
+`chain` and `random_layered` are the synthetic problems of the literature. `random_chain` is a chain of unequal layers.
+`training_graph` has every feature that an exported model can have. `adversarial` gives well-formed problems of extreme
+kinds. `random_plan` returns any valid plan, good or bad.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ MIXTURE = ((5, 1), (20, 5), (60, 10), (120, 20))
 def chain(n: int, *, size_bytes: int = 1, forward_ns: int = 1, backward_ns: int = 2) -> Problem:
     """A chain of n forward ops F1..Fn and n backward ops Bn..B1, all values of one size.
 
-    Fi makes value i-1 from the one before; Bi reads what F(i-1) made and the gradient, and Bn the output of Fn in
-    place of a gradient. The last gradient is the result.
+    Fi computes value i-1 from the value before. Bi reads the output of F(i-1) and the gradient; Bn reads the output of
+    Fn in place of a gradient. The last gradient is the result.
     """
     ops = [Op(f"op{i}", "forward", (i - 1,) if i else (), (i,), forward_ns, target=f"F{i + 1}") for i in range(n)]
     for i in range(n, 2 * n):
@@ -40,11 +40,11 @@ def chain(n: int, *, size_bytes: int = 1, forward_ns: int = 1, backward_ns: int 
 
 
 def random_chain(n: int, seed: int) -> Problem:
-    """A chain of n unequal layers: the i-th makes a state from the one before, and some also what only backward reads.
+    """A chain of n unequal layers. Each computes a state from the state before; some also save a value for backward.
 
-    Its backward reads the gradient of its state (the last one's the state itself), what was saved for it, and the state
-    before it, after it or both, and makes the gradient of the state before it, of the same size. The last gradient is
-    the result. Sizes, times and workspaces are small random integers.
+    The backward of a layer reads the gradient of its state (of the last layer: the state itself), its saved value, and
+    the state before it, after it or both. It computes the gradient of the state before it, of the same size. The last
+    gradient is the result. Sizes, times and workspaces are small random integers.
     """
     rng = random.Random(seed)
     values: list[Value] = []
@@ -78,7 +78,7 @@ def random_chain(n: int, seed: int) -> Problem:
 
 
 def random_layered(n: int, seed: int, *, edges: int | None = None) -> Problem:
-    """A random layered graph of n one-output forward ops; sinks are results.
+    """A random layered graph of n forward ops with one output each. The sinks are results.
 
     Layer widths are uniform on 1..2w, w = sqrt(n) / 2.5; every op has a parent in the layer before and a child in
     the next one; the other edges are random with a geometric skip distance (p = 0.35). Sizes and times are drawn
@@ -121,8 +121,8 @@ def random_layered(n: int, seed: int, *, edges: int | None = None) -> Problem:
 def training_graph(n: int, seed: int, *, link: bool = False) -> Problem:
     """A random training step: n forward ops on a DAG, the tangents, and the mirrored backward.
 
-    Has parameters, several outputs per op, workspace, random ops, buffer updates without outputs, ops that are not
-    recomputable, values used by nobody, gradients that are summed, and results of both phases.
+    It has parameters, several outputs per op, workspace, random ops, buffer updates without outputs, ops that are not
+    recomputable, values without a reader, gradients that are summed, and results of both phases.
     """
     return _TrainingGraph(n, seed).build(link)
 
@@ -168,7 +168,7 @@ class _TrainingGraph:
         recent = activations[-4:] if rng.random() < 0.8 else activations
         reads = rng.sample(recent, min(len(recent), rng.choice((1, 1, 2))))
         kind = rng.random()
-        if kind < 0.08 and len(activations) > 1:  # a running statistic: reads, creates nothing, happens once
+        if kind < 0.08 and len(activations) > 1:  # a running statistic: reads, creates nothing, runs once
             self._op("update", "forward", tuple(reads), (), recomputable=False, effects=("buffer",))
             return
         if rng.random() < 0.5:
@@ -183,7 +183,7 @@ class _TrainingGraph:
         activations.extend(outputs[: rng.randint(1, len(outputs))])
 
     def _backward(self, op: Op) -> None:
-        """The gradients of what `op` reads, from those of what it makes and some of both."""
+        """Add the backward of `op`: the gradients of its inputs from those of its outputs and some of its values."""
         arriving = [g for g in (self._summed(v) for v in op.outputs) if g is not None]
         if not arriving:
             return
@@ -195,7 +195,7 @@ class _TrainingGraph:
         self._op(f"{op.name}_backward", "backward", tuple(dict.fromkeys([*saved, *arriving])), outputs)
 
     def _summed(self, value: int) -> int | None:
-        """The gradient of `value`, by an op that adds where several arrive."""
+        """The gradient of `value`; where it has several parts, an op adds them."""
         parts = self.gradients.pop(value, [])
         if len(parts) < 2:
             return parts[0] if parts else None
@@ -233,7 +233,7 @@ def _random_link(rng: random.Random) -> Link:
 
 
 def adversarial(seed: int) -> Problem:
-    """A problem that is well formed and unpleasant; seeds run through all kinds in turn."""
+    """A well-formed problem of an extreme kind. Consecutive seeds give all kinds in turn."""
     rng = random.Random(seed)
     build = ADVERSARIES[seed % len(ADVERSARIES)]
     return build(rng, training_graph(rng.randint(1, 9), seed))
@@ -291,7 +291,7 @@ ADVERSARIES: tuple[Callable[[random.Random, Problem], Problem], ...] = (
 
 
 def random_plan(problem: Problem, seed: int) -> Plan:
-    """Some valid plan of `problem`: random frees, recomputations and, over a link, offloads and fetches."""
+    """A valid plan of `problem` with random frees, recomputations and, over a link, offloads and fetches."""
     return _RandomPlan(problem, seed).build()
 
 
@@ -303,14 +303,13 @@ class _RandomPlan:
         self.constant = {v for v, value in enumerate(problem.values) if value.kind == "constant"}
         self.on_device = set(self.constant)
         self.host: set[int] = set()
-        forward = set(problem.forward_ops)
-        self.forward_results = [v for v in problem.results if problem.producer[v] in forward]
+        self.forward_results = problem.forward_results
         self.pinned: set[int] = set()
 
     def build(self) -> Plan:
         forward = self.problem.forward_ops
         for index in forward or range(len(self.problem.ops)):
-            if forward and index == forward[-1]:  # the boundary follows: forward results must be there
+            if forward and index == forward[-1]:  # the boundary follows: forward results must be resident
                 before = [v for v in self.forward_results if self.problem.producer[v] != index]
                 self._restore(before)
                 self.pinned.update(self.forward_results)
@@ -342,7 +341,7 @@ class _RandomPlan:
                 self._compute(producer)
 
     def _tidy(self) -> None:
-        """Free and offload at random what can be had again."""
+        """Free and offload at random values that can be fetched or recomputed."""
         problem, rng = self.problem, self.rng
         for value in sorted(self.on_device - self.constant):
             link = problem.link

@@ -1,4 +1,4 @@
-"""What a sweep answers: the curve of time against peak, a plan per point."""
+"""The curve of time against peak that a sweep returns, with one plan per point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Point", "Sweep"]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The best that the whole sweep knows of one budget."""
+    """The best plan and the best bound that the whole sweep has for one budget."""
 
     budget_bytes: int
     status: Status
@@ -26,13 +26,13 @@ class Point:
     order: Order | None  # for which plans bound_ns holds
     gap: float | None  # (time_ns - bound_ns) / store-all time
     seconds: float  # spent at this budget; 0 where its neighbours' answers settle it
-    reason: str  # why there is no plan, or more about it
+    reason: str  # why there is no plan, or a remark on it
     plan: Plan | None
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """The points, budgets ascending: times never rise from one to the next, nor do bounds of one order."""
+    """The points, with ascending budgets. Times never rise from one point to the next, nor do bounds of one order."""
 
     problem: str  # fingerprint
     name: str  # of the problem
@@ -49,14 +49,14 @@ class Sweep:
     points: tuple[Point, ...]
 
     def within(self, budget_bytes: int) -> Point:
-        """The fastest point whose peak is at most `budget_bytes`. Raises InputError where none is."""
+        """The fastest point whose peak is at most `budget_bytes`. Raises InputError where there is none."""
         fitting = [p for p in self.points if p.peak_bytes is not None and p.peak_bytes <= budget_bytes]
         if not fitting:
             raise InputError(f"no point of the sweep has a peak of at most {budget_bytes} bytes")
         return min(fitting, key=lambda p: (p.time_ns, p.peak_bytes))
 
     def result(self, point: Point) -> Result:
-        """A point in the form of a single answer, for `save_plan` and for all that takes a Result."""
+        """The point as a Result, for `save_plan` and for every function that takes a Result."""
         return Result(
             plan=point.plan,
             problem=self.problem,

@@ -1,7 +1,7 @@
 """The problem: one training step as a graph of ops over storages.
 
-A value is a storage, not a tensor: a view costs nothing and lives as long as its base, so views are
-contracted before a problem is built. Ops stand in the order in which the unmodified step runs them.
+A value is a storage, not a tensor. A view costs nothing and lives as long as its base, so views are contracted before a
+problem is built. Ops are in the order in which the unmodified step runs them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Where the times and workspaces of a problem come from, and how far they can be trusted."""
+    """The origin of a problem's times and workspaces, and how far they can be trusted."""
 
     source: str  # `measure`, or `roofline:NAME`
     device: str  # the device the costs describe
@@ -83,7 +83,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Problem:
-    """One training step: what is computed from what, how large, how long. See docs/memory-model.md."""
+    """One training step: ops, values, sizes and times. docs/memory-model.md says what a plan for it costs."""
 
     name: str
     ops: tuple[Op, ...]  # in the order the unmodified step runs them
@@ -142,7 +142,10 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over what makes a plan fit: sizes, kinds and wiring, not names, times, workspace, link or reserve."""
+        """SHA-256 over the sizes, kinds and wiring that decide whether a plan can run on this problem.
+
+        Names, times, workspace, link and reserve are not part of it.
+        """
         structure = [
             [[v.bytes, v.kind] for v in self.values],
             [[op.target, op.phase, op.inputs, op.outputs, op.recomputable, op.effects] for op in self.ops],
@@ -191,7 +194,7 @@ class Problem:
 
 
 def _check(problem: Problem) -> None:
-    """Raise ProblemError at the first place that is not well formed."""
+    """Raise ProblemError at the first field that is not well formed."""
     _check_int("reserve_bytes", problem.reserve_bytes)
     for i, value in enumerate(problem.values):
         _check_int(f"values[{i}].bytes", value.bytes)

@@ -16,7 +16,7 @@ from remat_solvers.result import Limits, OnProgress, Outcome
 
 __all__ = ["ENTRIES", "Entry", "Family", "Solver", "create", "entry", "solver_names"]
 
-Family: TypeAlias = Literal["recompute", "swap", "share", "compress", "optimal"]
+Family: TypeAlias = Literal["recompute", "swap", "optimal"]
 
 
 class Solver(Protocol):

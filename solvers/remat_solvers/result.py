@@ -1,4 +1,4 @@
-"""What a solver answers, and how it is asked: Status, Result, Certificate, Progress, Limits."""
+"""The data that goes into a solver and comes out of it: Limits, Progress, Outcome, Result, Status, Certificate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Sentence(StrEnum):
 
 
 class Status(_Sentence):
-    """How good the answer is."""
+    """The quality of an answer."""
 
     OPTIMAL = "optimal", "No plan within the budget is faster: the bound proves it."
     FEASIBLE = "feasible", "The plan fits the budget; a faster one may exist."
@@ -35,7 +35,7 @@ class Status(_Sentence):
 
 
 class Stopped(_Sentence):
-    """Why the solver stopped."""
+    """The reason why a solver stopped."""
 
     COMPLETE = "complete", "The method ran to its end."
     TIME = "time", "The time limit was reached."
@@ -43,7 +43,7 @@ class Stopped(_Sentence):
 
 
 class Order(_Sentence):
-    """For which plans a bound holds."""
+    """The plans for which a bound holds."""
 
     GIVEN = "given", "Plans whose first computations keep the problem's order."
     FREE = "free", "Plans with first computations in any topological order."
@@ -51,7 +51,7 @@ class Order(_Sentence):
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One case of a certificate: plans whose 0/1 variables take these values, and what proves the bound for them."""
+    """One case of a certificate: the 0/1 variables it fixes, and the multipliers that prove its bound."""
 
     fixed: tuple[tuple[str, tuple[int, ...], int], ...] = ()  # ("stay" | "run", indices, 0 | 1): the branch taken
     multipliers: tuple[tuple[str, tuple[int, ...], float], ...] = ()  # (kind of row, its indices, weight >= 0)
@@ -61,11 +61,12 @@ class Leaf:
 class Certificate:
     """Evidence for a bound on all plans without offload, checked by `check_certificate`, which defines every row.
 
-    Some moments of the step (the first runs of the ops `at`, and the end) make a relaxation that every plan fulfils.
-    Multipliers of its rows prove a bound by weak duality, in exact arithmetic; without any the checker finds its own.
+    Some moments of the step (the first computations of the ops `at`, and the end) define a relaxation that every plan
+    satisfies. Multipliers of its rows prove a bound by weak duality, in exact arithmetic. Without multipliers the
+    checker finds its own.
     """
 
-    problem: str  # fingerprint; times, workspaces and reserve are those of the problem it is checked on
+    problem: str  # fingerprint; the checker takes times, workspaces and reserve from its own problem
     budget_bytes: int
     order: Order  # for which plans the bound holds
     at: tuple[int, ...]  # ops, each later than the one before: by index, or for any order by dependency
@@ -76,24 +77,24 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a solver may work."""
+    """Limits on the time or the work of a solver."""
 
     seconds: float | None = 60.0  # wall-clock limit; None: until the method ends
-    work: int | None = None  # slices of `auto`, the same on every machine (others do not count); None: no limit
+    work: int | None = None  # slices of `auto`, the same on every machine (other methods ignore it); None: no limit
 
     def share(self, part: float) -> Limits:
-        """For one step of several: that part of the seconds, and as much work."""
+        """The limits of one step of several: that fraction of the seconds, and the same work."""
         return replace(self, seconds=None if self.seconds is None else part * self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A report while a solver works."""
+    """A report that a solver sends while it works."""
 
     seconds: float  # since the start
     time_ns: int | None  # of the best plan so far
     peak_bytes: int | None  # of the best plan so far
-    bound_ns: int | None  # best proven bound so far; lower where the best plan goes over to another order
+    bound_ns: int | None  # best proven bound so far; it falls where the best plan changes to another order
     message: str = ""  # for people
     order: Order | None = None  # for which plans the bound holds
 
@@ -103,7 +104,7 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one method hands back to `remat_solvers.solve`, which replays, validates and completes it to a Result."""
+    """The answer of one method. `remat_solvers.solve` replays it, validates it and completes it to a Result."""
 
     status: Status
     plan: Plan | None = None
@@ -111,7 +112,7 @@ class Outcome:
     bound_ns: int | None = None  # proven bound on the time of every plan within the budget
     order: Order = Order.GIVEN  # for which plans the bound holds
     smallest_peak_bytes: int | None = None  # smallest peak this method can reach
-    peak_bound_bytes: int | None = None  # proven lower bound on the peak of any plan, where the method knows one
+    peak_bound_bytes: int | None = None  # proven lower bound on the peak of any plan, where the method has one
     stopped: Stopped = Stopped.COMPLETE
     certificate: Certificate | None = None  # evidence for bound_ns, or that no plan fits
 
@@ -140,4 +141,4 @@ class Result:
     options: Mapping[str, object] = field(default_factory=dict)
     seed: int = 0
     reason: str = ""  # for people: why there is no plan, or "fits as it is"
-    certificate: Certificate | None = None  # evidence that another can check; may prove less than bound_ns
+    certificate: Certificate | None = None  # evidence that others can check; may prove less than bound_ns

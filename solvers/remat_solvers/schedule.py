@@ -1,15 +1,15 @@
-"""From a sequence of ops to a plan: every method says what runs when, and liveness says what is freed when.
+"""Turns a sequence of ops into a plan: the method decides what is computed when, liveness decides what is freed when.
 
-A method that recomputes is nothing but a producer of op sequences (indices in execution order, with repeats).
-An occurrence reads the latest instance of each input, and an instance lives from its computation to its last
-reader; a result's last instance lives to the end. So to keep a value, do not repeat its producer; to drop it and
-have it again, repeat the producer before the next reader. The Frees follow from that:
+A method that only recomputes produces a sequence: op indices in execution order, with repeats. An occurrence of an op
+reads the latest instance of each input. An instance lives from its computation to its last reader; a result's last
+instance lives to the end. So to keep a value, do not repeat its producer; to drop it and recompute it, repeat the
+producer before the next reader. The Frees follow:
 
-- right after the last reader of an instance, or right after the computation where it has no reader;
+- an instance is freed right after its last reader, or right after its computation where it has no reader;
 - of the outputs of a repeated op only those stay that are read before the op is repeated again;
-- a forward result stays from its last instance before the boundary; later instances are fresh copies that vanish.
+- a forward result stays from its last instance before the boundary; later instances are fresh copies that are freed.
 
-This is the smallest memory for the sequence: an instance freed earlier would be missed.
+This is the smallest memory for the sequence: no instance can be freed earlier.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def store_all(problem: Problem) -> Plan:
-    """The unmodified step: the problem's order, every value freed after its last use. The 100 % of every report."""
+    """The plan of the unmodified step: the problem's order, every value freed after its last use."""
     return plan_from_sequence(problem, range(len(problem.ops)))
 
 
@@ -49,7 +49,7 @@ def baseline(problem: Problem) -> Timeline:
 
 
 def tangents_op(problem: Problem) -> int | None:
-    """The op that stands for the gradients handed to backward: its first op, without inputs, never recomputed."""
+    """The op that stands for the gradients that backward receives: the first backward op, if it has no inputs."""
     if problem.backward_ops:
         first = problem.backward_ops[0]
         op = problem.ops[first]
@@ -62,7 +62,8 @@ def plan_from_sequence(problem: Problem, sequence: Sequence[int]) -> Plan:
     """The plan that runs `sequence`, with Frees by liveness.
 
     The tangents, which exist from the moment backward is called, move to the first place after the boundary.
-    Raises PlanError (its action is the position in the sequence) where an occurrence reads what no earlier one made.
+    Raises PlanError (its action is the position in the sequence) where an occurrence reads a value that no earlier one
+    computes.
     """
     sequence = tangents_first(problem, sequence)
     ends = _ends(problem, sequence)
@@ -136,14 +137,14 @@ def plan_with_tangents_first(problem: Problem, plan: Plan) -> Plan:
 def _ends(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
     """Per occurrence, the values whose instance ends with it, in the order of the op's inputs and outputs.
 
-    Read backwards: the first time a value is met since its latest computation is the last reader of an instance.
+    The pass runs backwards: its first reader of a value after a computation of it is the last reader of the instance.
     """
     ops, values = problem.ops, problem.values
     boundary = boundary_of(problem, sequence)
     constant = [v.kind == "constant" for v in values]
     results = [v for v in problem.results if not constant[v]]
     forward_results = set(problem.forward_results)
-    needed = [False] * len(values)  # whether the instance at hand is read, or kept, further on
+    needed = [False] * len(values)  # whether the instance is read or kept later
     for value in results:
         needed[value] = True
     ends: list[list[int]] = [[] for _ in sequence]
@@ -151,7 +152,7 @@ def _ends(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
         op = ops[sequence[position]]
         for value in op.outputs:
             if value in forward_results and position >= boundary:
-                continue  # the caller holds an instance already
+                continue  # the caller owns an instance already
             if not needed[value]:
                 ends[position].append(value)
             needed[value] = False
@@ -159,18 +160,18 @@ def _ends(problem: Problem, sequence: Sequence[int]) -> list[list[int]]:
             if not needed[value] and not constant[value]:
                 ends[position].append(value)
                 needed[value] = True
-    for value, missed in enumerate(needed):
-        if missed:
+    for value, missing in enumerate(needed):
+        if missing:
             _blame(problem, sequence, value)
     return ends
 
 
 def _blame(problem: Problem, sequence: Sequence[int], value: int) -> None:
-    """Raise PlanError at the first reader of a value that nothing computed before."""
+    """Raise PlanError at the first reader of a value that no earlier op computes."""
     name = problem.values[value].name
     for position, op in enumerate(sequence):
         if value in problem.ops[op].inputs:
             raise PlanError(
-                position, f"op {op} reads value {value} ({name}), which no earlier op of the sequence makes"
+                position, f"op {op} reads value {value} ({name}), which no earlier op of the sequence computes"
             )
     raise PlanError(None, f"result {value} ({name}) is computed by no op of the sequence")

@@ -1,4 +1,4 @@
-"""Replay a plan: the memory and time model that says what every plan costs.
+"""Replays a plan: the memory and time model that defines the cost of every plan.
 
 One pass over the actions with a compute clock `t`, two copy queues and the set of values on the device:
 
@@ -11,10 +11,10 @@ One pass over the actions with a compute clock `t`, two copy queues and the set 
                   complete by then, since the Free that came between waited for it
 
 A copy takes latency + ceil(bytes * 1e9 / rate) ns. The step ends when compute is through all actions and every
-result has arrived. docs/memory-model.md tells the same for people, with the choices and their reasons.
+result has arrived. docs/memory-model.md explains the model, with the choices and their reasons.
 
-This file replays; whether a plan keeps the rules of a training step (every op computed, the boundary, what may be
-recomputed, host limit) is asked of `validate`, which shares no code with it.
+This file only replays. `validate`, which shares no code with it, checks whether a plan keeps the rules of a training
+step: every op computed, the boundary, ops that may not be recomputed, the host limit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NS_PER_S = 1_000_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Timeline:
-    """What a plan costs. Bytes on the device include constants and the reserve."""
+    """The cost of a plan. Bytes on the device include constants and the reserve."""
 
     peak_bytes: int  # most bytes on the device at any moment
     time_ns: int  # compute through all actions and every result arrived; = op times + wait_ns
@@ -54,10 +54,10 @@ def copy_ns(size_bytes: int, bytes_per_s: int, latency_ns: int) -> int:
 def simulate(problem: Problem, plan: Plan) -> Timeline:
     """Replay `plan` on `problem`.
 
-    Raises PlanError, with the index of the action, where the plan cannot be replayed: an index out of range, an
-    input that is not on the device, a Free of a constant or of what is not there, an Offload of a constant or
-    without a link, a Fetch without a host copy or of what is there already; with index None where a result is
-    not on the device at the end; and where the device would hold 2**63 bytes or more.
+    Raises PlanError with the index of the action where the plan cannot be replayed: an index out of range, an input
+    that is not on the device, a Free of a constant or of a value that is not on the device, an Offload of a constant
+    or without a link, a Fetch without a host copy or of a value that is on the device, or 2**63 bytes or more on the
+    device. Raises it with index None where a result is not on the device at the end.
     """
     return _Replay(problem).run(plan)
 

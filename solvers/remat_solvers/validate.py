@@ -1,11 +1,11 @@
-"""An independent reading of the rules: which actions of a plan are not allowed, and why.
+"""Checks a plan against every rule, independently of the replay: lists each action that is not allowed, and why.
 
-This file shares no code with the replay that prices plans nor with any solver, so that a mistake there
-cannot hide here. The replay keeps a running total of bytes; here every stay of a value on the device is
-an interval of actions, and the bytes during an action are those of the intervals that cover it.
+This file shares no code with the replay that prices plans nor with any solver, so a mistake there cannot hide here. The
+replay keeps a running total of bytes. Here every stay of a value on the device is an interval of actions, and the bytes
+during an action are those of the intervals that cover it.
 
-A plan may break many rules, so nothing stops at the first: each finding is recorded, the action is then
-taken as if it had been meant well (an input that was missing is there from now on), and reading goes on.
+A plan may break many rules, so the check does not stop at the first: it records each violation, then treats the action
+as allowed (a missing input counts as resident from then on), and continues.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Rule: TypeAlias = Literal[
     "action",  # not one of the four kinds
     "index",  # an op or value the problem does not have
     "input",  # an op runs while something it reads is not on the device
-    "twice",  # an op that is not recomputable runs again
-    "never",  # an op of the problem does not run at all
-    "phase",  # a backward op runs before the forward is through
+    "twice",  # an op that is not recomputable is computed again
+    "never",  # an op of the problem is never computed
+    "phase",  # a backward op runs before the forward is complete
     "order",  # first computations of ops with an effect in another order than the problem's
     "constant",  # a constant is freed, offloaded or fetched
-    "free",  # what is not on the device cannot be freed
-    "boundary",  # a forward result is not there at the boundary, or is freed after it
+    "free",  # a value that is not on the device is freed
+    "boundary",  # a forward result is not on the device at the boundary, or is freed after it
     "result",  # a result is not on the device at the end
     "link",  # the problem has no link
-    "offload",  # what is not on the device cannot be offloaded
+    "offload",  # a value that is not on the device is offloaded
     "fetch",  # no host copy to fetch, or the value is on the device already
     "host",  # more bytes on the host than the link allows
     "peak",  # more bytes on the device than the budget
@@ -53,9 +53,9 @@ class Violation:
 
 
 def validate(problem: Problem, plan: Plan, budget_bytes: int | None = None) -> list[Violation]:
-    """Every violation of `plan`, by action; those about the whole plan last. An empty list: the plan is valid.
+    """Every violation of `plan`, by action; those of the whole plan last. An empty list means that the plan is valid.
 
-    With `budget_bytes`, also whether the peak (constants and reserve included) stays within it.
+    With `budget_bytes`, a peak above it (constants and reserve included) is a violation too.
     """
     reading = _Reading(problem, plan)
     for index, action in enumerate(plan):
@@ -68,7 +68,7 @@ def validate(problem: Problem, plan: Plan, budget_bytes: int | None = None) -> l
 
 @dataclass
 class _Reading:
-    """What is known after the actions read so far."""
+    """The state after the actions read so far, and the violations found."""
 
     problem: Problem
     plan: Plan
@@ -78,7 +78,7 @@ class _Reading:
         problem, plan = self.problem, self.plan
         self.since = {v: 0 for v, value in enumerate(problem.values) if value.kind == "constant"}  # on the device
         self.steps = [0] * (len(plan) + 1)  # bytes that come (+) or go (-) with each action
-        self.passing = [0] * len(plan)  # bytes that only exist during each action
+        self.passing = [0] * len(plan)  # bytes that exist only during each action
         self.left: dict[int, int] = {}  # value -> action that last freed it
         self.on_host: set[int] = set()
         self.host_bytes = 0
@@ -135,7 +135,7 @@ class _Reading:
             self.first[index] = i
             self.check_effects(i, index)
         if op.phase == "backward" and i < self.forward_end:
-            late = f"the forward is only through after action {self.forward_end - 1}"
+            late = f"the forward is complete only after action {self.forward_end - 1}"
             self.report(i, "phase", f"{self.op(index)} belongs to the backward, but {late}.")
         self.passing[i] += op.workspace_bytes
         for value in op.outputs:
@@ -225,7 +225,8 @@ class _Reading:
                 self.report(None, "result", f"{self.value(value)} is a result, but is not on the device at the end.")
 
     def check_peak(self, budget_bytes: int) -> None:
-        floor = self.problem.static_bytes
+        constants = sum(value.bytes for value in self.problem.values if value.kind == "constant")
+        floor = constants + self.problem.reserve_bytes
         stays = list(accumulate(self.steps[:-1], initial=floor))[1:]
         during = [stay + passing for stay, passing in zip(stays, self.passing, strict=True)]
         peak = max(during, default=floor)
@@ -236,7 +237,7 @@ class _Reading:
         elif peak > budget_bytes:
             where = during.index(peak)
             over = peak - budget_bytes
-            action = self.plan[where]  # the first of the highest, so it is one that brings bytes
+            action = self.plan[where]  # the first with the peak, so it adds bytes
             doing = self.op(action.op) if isinstance(action, Compute) else self.value(action.value)
             message = f"With {doing} the device holds {peak} bytes, {over} over the budget of {budget_bytes}."
             self.report(where, "peak", message)
@@ -257,6 +258,6 @@ def _forward_end(problem: Problem, plan: Plan) -> int:
 
 
 def _is_forward(problem: Problem, value: int) -> bool:
-    """Whether a forward op makes `value`; constants are made by none."""
+    """Whether a forward op computes `value`; no op computes a constant."""
     producer = problem.producer[value]
     return producer >= 0 and problem.ops[producer].phase == "forward"
