@@ -19,12 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from remat_solvers.generate import random_layered
-from remat_solvers.recompute import gruslys, revolve, rotor
+from remat_solvers.recompute import gruslys
 from remat_solvers.recompute.kusumoto.lower_sets import ancestor_sets, forward_graph
 from remat_solvers.recompute.kusumoto.program import Program
 from remat_solvers.result import Limits
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
+from remat_solvers.toolkit.chains.binomial import binomial_schedule
+from remat_solvers.toolkit.chains.persistent import DiscretisedChain, cost_table
 
 REPEATS = 3
 EXACT_METHODS = ("checkmate", "moccasin")
@@ -75,10 +77,8 @@ def kernels() -> list[Kernel]:
     return [
         Kernel("gruslys (1000, 50), hidden", lambda: gruslys.steps_table(1000, 50, "hidden"), 0.5, SCHEDULES),
         Kernel("gruslys (1000, 50), mixed, 5", lambda: gruslys.steps_table(1000, 50, "mixed", 5), 0.5, ""),
-        Kernel("revolve (1000, 20), schedule", lambda: revolve.schedule(1000, 20), 1.0, SCHEDULES),
-        Kernel(
-            "rotor, 100 segments, 500 slots", lambda: rotor.table(uniform), 1.0, "rotor itself, in ColossalAI, is C"
-        ),
+        Kernel("revolve (1000, 20), schedule", lambda: binomial_schedule(1000, 20), 1.0, SCHEDULES),
+        Kernel("rotor, 100 segments, 500 slots", lambda: cost_table(uniform), 1.0, "rotor itself, in ColossalAI, is C"),
         Kernel("kusumoto, approximate, 500 nodes", kusumoto, 2.0, KUSUMOTO),
     ]
 
@@ -92,11 +92,11 @@ def best_of(run: Callable[[], object]) -> float:
     return min(seconds)
 
 
-def uniform_chain(count: int, slots: int) -> rotor.Slots:
+def uniform_chain(count: int, slots: int) -> DiscretisedChain:
     """Stages of time 1, states of 1 slot, saved sets of 2, one way to save each."""
     advance = np.maximum(0, np.arange(count + 1)[None, :] - np.arange(count)[:, None]).astype(float)
     both = np.full((1, count, count), 2.0)
-    return rotor.Slots(
+    return DiscretisedChain(
         slots=slots,
         advance=advance,
         last_advance=advance,

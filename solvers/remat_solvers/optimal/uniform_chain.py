@@ -45,9 +45,9 @@ from itertools import accumulate
 
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.revolve import forward_steps, schedule
 from remat_solvers.schedule import plan_from_sequence, tangents_op
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.chains.binomial import binomial_schedule, forward_steps
 from remat_solvers.toolkit.chains.schedule import Advance, Back
 
 __all__ = ["UniformChain", "recognised", "solve_chain"]
@@ -96,7 +96,7 @@ class UniformChain:
         n = len(self.forward)
         sequence: list[int] = []
         waiting = list(self.backward)
-        for step in schedule(j + 1, min(states, j + 1)):
+        for step in binomial_schedule(j + 1, min(states, j + 1)):
             if isinstance(step, Advance):
                 sequence += self.forward[step.first : step.end]
             elif isinstance(step, Back):

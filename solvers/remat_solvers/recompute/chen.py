@@ -53,11 +53,12 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.graphs.articulation import articulation_positions
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_sequence, recursive
 
-__all__ = ["Chen", "Trial", "articulation_positions", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
+__all__ = ["Chen", "Trial", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
 
 Strategy: TypeAlias = Literal["auto", "sqrt", "recursive", "budget"]
 Candidates: TypeAlias = Literal["auto", "articulation", "linearised", "crossing"]
@@ -228,18 +229,3 @@ def candidate_cuts(problem: Problem, kind: str) -> Keeps:
         crossing = [v for v in (*crossing, *outputs) if last_read[v] > k]
         keeps[k] = tuple(dict.fromkeys((*crossing, *outputs)))
     return keeps
-
-
-def articulation_positions(problem: Problem) -> tuple[int, ...]:
-    """Positions, among the forward ops, of the articulation points of the undirected forward graph."""
-    import networkx as nx
-
-    graph = nx.DiGraph()
-    graph.add_nodes_from(problem.forward_ops)
-    for op in problem.forward_ops:
-        graph.add_edges_from((problem.producer[v], op) for v in problem.ops[op].inputs if problem.producer[v] >= 0)
-    if not graph:
-        return ()
-    trunk = max(({op} | nx.ancestors(graph, op) for op in graph if not graph.out_degree(op)), key=len)
-    points = set(nx.articulation_points(graph.subgraph(trunk).to_undirected()))
-    return tuple(k for k, op in enumerate(problem.forward_ops) if op in points)

@@ -8,7 +8,7 @@ more forward, the last one too, though backward needs it at once.
 Blocks, from the module paths of the ops: the outermost numbered module (`h.0` of `h.0.mlp.c_fc`, `layer1.0`), the
 members of the nn.Sequential or nn.ModuleList that people wrap; `level="inner"` takes the innermost. Where fewer than
 two ops' paths have a number, blocks are what lies between the articulation points of the forward graph
-(`chen.articulation_positions`); with fewer than two of those the method does not apply.
+(`toolkit/graphs/articulation.py`); with fewer than two of those the method does not apply.
 
 every: wrap every n-th block only, from the first on (torchtitan's selective checkpointing by layer). None tries 1 to 4,
 and the fastest plan within the budget is the answer.
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.chen import articulation_positions
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
+from remat_solvers.toolkit.graphs.articulation import articulation_positions
 from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement

@@ -15,27 +15,18 @@ is told by its target (`aten.mm.default`). A problem without an op of these kind
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
-from remat_solvers.problem import Op, Problem
+from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.graphs.dropped_values import droppable
+from remat_solvers.toolkit.graphs.op_kinds import OP_KINDS, OpKind, op_kind
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped, word
+from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["KINDS", "Selective", "kind_of"]
+__all__ = ["Selective"]
 
-Kind: TypeAlias = Literal["matmul", "conv", "attention", "rnn"]
-
-KINDS: tuple[Kind, ...] = ("matmul", "conv", "attention", "rnn")
-WORDS: dict[str, Kind] = {
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addbmm", "matmul", "linear", "mv", "addmv"), "matmul"),
-    **dict.fromkeys(("_scaled_mm", "_grouped_mm", "_int_mm", "_addmm_activation", "einsum"), "matmul"),
-    **dict.fromkeys(("convolution", "_convolution", "conv1d", "conv2d", "conv3d", "mkldnn_convolution"), "conv"),
-    **dict.fromkeys(("cudnn_convolution", "miopen_convolution", "conv_transpose2d"), "conv"),
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer", "_cudnn_rnn"), "rnn"),
-}
 EVERY = (1, 2)  # published: keep all, and torchtitan's every second
 
 
@@ -43,7 +34,7 @@ EVERY = (1, 2)  # published: keep all, and torchtitan's every second
 class Selective:
     """Keep matrix products, convolutions and attention; recompute the rest."""
 
-    keep: tuple[Kind, ...] = KINDS
+    keep: tuple[OpKind, ...] = OP_KINDS
     every: int | None = None  # of the matrix products, every which one is kept; None: 1 and 2
 
     name: ClassVar[str] = "selective"
@@ -56,7 +47,7 @@ class Selective:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest of the forms asked for. See `registry.Solver`."""
-        kept = [op for op in problem.forward_ops if kind_of(problem.ops[op]) in self.keep]
+        kept = [op for op in problem.forward_ops if op_kind(problem.ops[op]) in self.keep]
         if not problem.backward_ops or not kept:
             what = f"no forward op is one of {', '.join(self.keep)}" if problem.backward_ops else "there is no backward"
             return Outcome(status=Status.NOT_APPLICABLE, reason=f"selective: {what}")
@@ -73,18 +64,10 @@ class Selective:
         dropped = droppable(problem)
         products = 0
         for op in problem.forward_ops:
-            kind = kind_of(problem.ops[op])
+            kind = op_kind(problem.ops[op])
             if kind in self.keep:
                 if kind != "matmul" or products % every == 0:
                     for value in problem.ops[op].outputs:
                         dropped[value] = False
                 products += kind == "matmul"
         return recompute_dropped(problem, dropped, {})
-
-
-def kind_of(op: Op) -> Kind | None:
-    """What makes an op dear, by its target; None: nothing."""
-    name = word(op.target)
-    if "attention" in name and not name.endswith("backward"):
-        return "attention"
-    return WORDS.get(name)

@@ -16,7 +16,6 @@ from remat_solvers.generate import chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.chen import (
     Chen,
-    articulation_positions,
     candidate_cuts,
     memory_plan,
     search_thresholds,
@@ -25,6 +24,7 @@ from remat_solvers.recompute.chen import (
 from remat_solvers.result import Limits
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.graphs.articulation import articulation_positions
 from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_sequence, recursive
 
 LIMITS = Limits()

@@ -21,10 +21,10 @@ from remat_solvers.recompute.gruslys import (
     schedule,
     steps_table,
 )
-from remat_solvers.recompute.revolve import repetitions
 from remat_solvers.result import Limits
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
+from remat_solvers.toolkit.chains.binomial import repetitions
 from remat_solvers.toolkit.chains.chain import chain_view
 from remat_solvers.toolkit.chains.schedule import forward_steps_of
 from tests.solvers.makers import corpus_problem

@@ -9,9 +9,10 @@ import pytest
 from remat_solvers.errors import InputError
 from remat_solvers.generate import chain
 from remat_solvers.recompute.gruslys import steps_table
-from remat_solvers.recompute.revolve import Revolve, forward_steps, repetitions, schedule
+from remat_solvers.recompute.revolve import Revolve
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
+from remat_solvers.toolkit.chains.binomial import binomial_schedule, forward_steps, repetitions
 from remat_solvers.toolkit.chains.schedule import Advance, Save, forward_steps_of
 
 
@@ -20,7 +21,7 @@ from remat_solvers.toolkit.chains.schedule import Advance, Save, forward_steps_o
 )
 def test_known_values(steps: int, snapshots: int, runs: int) -> None:
     assert forward_steps(steps, snapshots) == runs
-    assert forward_steps_of(schedule(steps, snapshots)) == runs
+    assert forward_steps_of(binomial_schedule(steps, snapshots)) == runs
 
 
 @pytest.mark.parametrize(("forward", "backward"), [(1, 1), (2, 3)])
@@ -46,7 +47,7 @@ def test_every_schedule_takes_the_least_steps_and_repeats_none_too_often() -> No
     least = steps_table(60, 10, "hidden")
     for steps in range(1, 61):
         for snapshots in range(1, 11):
-            made = schedule(steps, snapshots)
+            made = binomial_schedule(steps, snapshots)
             assert forward_steps_of(made) == forward_steps(steps, snapshots) == least[steps, snapshots]
             advanced = [k for s in made if isinstance(s, Advance) for k in range(s.first, s.end)]
             assert max(map(advanced.count, range(steps))) <= repetitions(steps, snapshots)
@@ -55,7 +56,7 @@ def test_every_schedule_takes_the_least_steps_and_repeats_none_too_often() -> No
 def test_a_schedule_never_holds_more_snapshots_than_it_has() -> None:
     for snapshots in (1, 2, 3, 7):
         held, most = {0}, 1
-        for step, after in pairwise(schedule(50, snapshots)):
+        for step, after in pairwise(binomial_schedule(50, snapshots)):
             if isinstance(step, Save):
                 held.discard(step.stage)  # its backward comes next
             elif isinstance(step, Advance) and after != Save(step.end):  # else it is the running state, used up at once

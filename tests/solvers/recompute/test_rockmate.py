@@ -21,13 +21,20 @@ from remat_solvers.recompute.brute_force import BruteForce
 from remat_solvers.recompute.checkmate import Checkmate
 from remat_solvers.recompute.rockmate.blocks import BlockSearch, block_of
 from remat_solvers.recompute.rockmate.solver import Blocks, Rockmate
-from remat_solvers.recompute.rotor import Rotor, advanced, in_slots, reference_table, schedule, table
+from remat_solvers.recompute.rotor import Rotor
 from remat_solvers.result import Limits, Progress, Status, Stopped
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
+from remat_solvers.toolkit.chains.persistent import (
+    cost_table,
+    discretised,
+    disjoint_states,
+    persistent_schedule,
+    reference_cost_table,
+)
 from remat_solvers.toolkit.chains.schedule import Ways, needed_ops, plain_ways, sequence_of, way_of
 from remat_solvers.toolkit.trials import Trials
 from remat_solvers.validate import validate
@@ -91,8 +98,8 @@ def random_ways(view: Chain, seed: int) -> Ways:
 @settings(max_examples=60, deadline=None)
 def test_arrays_and_the_plain_recurrence_agree_on_ways(n: int, seed: int, slots: int) -> None:
     view = chain_view(training_graph(n, seed))
-    sizes = in_slots(chain_costs(view, random_ways(view, seed)), 400, slots)
-    assert np.array_equal(table(sizes), reference_table(sizes))
+    sizes = discretised(chain_costs(view, random_ways(view, seed)), 400, slots)
+    assert np.array_equal(cost_table(sizes), reference_cost_table(sizes))
 
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6), most=st.integers(1, 8))
@@ -103,12 +110,12 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
     view = chain_view(problem, most=most)
     ways = random_ways(view, seed)
     memory_bytes = 1200
-    sizes = in_slots(chain_costs(view, ways), memory_bytes, memory_bytes, advanced(view, ways))
-    costs = table(sizes)
+    sizes = discretised(chain_costs(view, ways), memory_bytes, memory_bytes, disjoint_states(view, ways))
+    costs = cost_table(sizes)
     whole = costs[0, -1]
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
     for memory in [m for m in range(memory_bytes + 1) if np.isfinite(whole[m]) and (not m or whole[m] < whole[m - 1])]:
-        plan = plan_from_sequence(problem, sequence_of(view, schedule(sizes, costs, memory), ways))
+        plan = plan_from_sequence(problem, sequence_of(view, persistent_schedule(sizes, costs, memory), ways))
         line = simulate(problem, plan)
         assert validate(problem, plan) == []
         assert line.time_ns <= whole[memory] + forward_ns
@@ -184,9 +191,9 @@ def test_on_unit_chains_it_is_rotor(budget_bytes: int) -> None:
 @settings(max_examples=40, deadline=None)
 def test_one_way_is_rotor(n: int, seed: int, share: float) -> None:
     view = chain_view(training_graph(n, seed))
-    plain = in_slots(chain_costs(view), 400, 60)
-    given_ways = in_slots(chain_costs(view, plain_ways(view)), 400, 60)
-    assert np.array_equal(table(plain), table(given_ways))
+    plain = discretised(chain_costs(view), 400, 60)
+    given_ways = discretised(chain_costs(view, plain_ways(view)), 400, 60)
+    assert np.array_equal(cost_table(plain), cost_table(given_ways))
 
 
 def solved_blocks(problem: Problem, **options: object) -> Blocks:

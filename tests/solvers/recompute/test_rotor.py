@@ -15,12 +15,20 @@ from remat_solvers.errors import InputError
 from remat_solvers.generate import chain, training_graph
 from remat_solvers.generate import random_chain as uneven_chain
 from remat_solvers.recompute.gruslys import steps_table
-from remat_solvers.recompute.rotor import Rotor, Slots, advanced, in_slots, reference_table, schedule, table
+from remat_solvers.recompute.rotor import Rotor
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
+from remat_solvers.toolkit.chains.persistent import (
+    DiscretisedChain,
+    cost_table,
+    discretised,
+    disjoint_states,
+    persistent_schedule,
+    reference_cost_table,
+)
 from remat_solvers.toolkit.chains.schedule import least_memory, sequence_of
 from tests.solvers.makers import corpus_problem
 
@@ -35,7 +43,7 @@ def paper_chain(
     slots: int,
     *,
     leaves_only: bool = False,
-) -> Slots:
+) -> DiscretisedChain:
     """A chain in the paper's terms, without peaks. states: x_0..x_L; saved: x̄_1..x̄_L; a gradient is as large as x."""
     count = len(saved)
     x, bar = np.array(states), np.array(saved)
@@ -49,7 +57,7 @@ def paper_chain(
                 middle = max((x[q] + x[q + 1] for q in range(i + 1, k)), default=0)
                 need[j, i, k] = x[j + 1] + max(x[i + 1], middle)
     save = np.broadcast_to(x[1:][None, :] + bar[:, None], (count, count))
-    return Slots(
+    return DiscretisedChain(
         slots=slots,
         advance=advance,
         last_advance=advance,
@@ -72,14 +80,14 @@ TWO |= {19: 22, 20: 22, 21: 21, 22: 20}
 
 @pytest.mark.parametrize(("bar", "known"), [(1, ONE), (2, TWO)])
 def test_known_values(bar: int, known: dict[int, int | None]) -> None:
-    whole = table(paper_chain([1] * 11, [bar] * 10, [1] * 10, [1] * 10, 25))[0, -1]
+    whole = cost_table(paper_chain([1] * 11, [bar] * 10, [1] * 10, [1] * 10, 25))[0, -1]
     assert {memory: None if np.isinf(whole[memory - 1]) else whole[memory - 1] for memory in known} == known
 
 
 def test_saving_at_leaves_only_is_storing_hidden_states() -> None:
     for length in (1, 2, 5, 12, 30):
         uniform = paper_chain([1] * (length + 1), [1] * length, [1] * length, [1] * length, 14, leaves_only=True)
-        whole = table(uniform)[0, -1]
+        whole = cost_table(uniform)[0, -1]
         hidden = steps_table(length, 12, "hidden")[length]
         assert [whole[m] for m in range(3, 15)] == [hidden[m - 2] + length for m in range(3, 15)]
 
@@ -95,13 +103,13 @@ def random_chain(length: int, seed: int) -> tuple[list[int], list[int], list[int
 @settings(max_examples=60, deadline=None)
 def test_arrays_and_the_plain_recurrence_agree(length: int, seed: int, slots: int) -> None:
     for sizes in (paper_chain(*random_chain(length, seed), slots), _of_a_graph(length, seed, slots)):
-        costs = table(sizes)
-        assert np.array_equal(costs, reference_table(sizes))
+        costs = cost_table(sizes)
+        assert np.array_equal(costs, reference_cost_table(sizes))
         assert np.all(np.diff(np.nan_to_num(costs, posinf=1e9), axis=2) <= 0)
 
 
-def _of_a_graph(n: int, seed: int, slots: int) -> Slots:
-    return in_slots(chain_costs(chain_view(training_graph(n, seed))), 300, slots)
+def _of_a_graph(n: int, seed: int, slots: int) -> DiscretisedChain:
+    return discretised(chain_costs(chain_view(training_graph(n, seed))), 300, slots)
 
 
 def least_cost(states: list[int], saved: list[int], forward: list[int], backward: list[int], memory: int) -> float:
@@ -152,14 +160,14 @@ def least_cost(states: list[int], saved: list[int], forward: list[int], backward
 @settings(max_examples=60, deadline=None)
 def test_no_memory_persistent_schedule_is_cheaper(length: int, seed: int) -> None:
     sizes = random_chain(length, seed)
-    whole = table(paper_chain(*sizes, 24))[0, -1]
+    whole = cost_table(paper_chain(*sizes, 24))[0, -1]
     for memory in range(1, 25, 2):
         assert whole[memory] == least_cost(*sizes, memory)
 
 
 def test_with_enough_memory_every_stage_runs_once() -> None:
     states, saved, forward, backward = random_chain(8, 1)
-    assert table(paper_chain(states, saved, forward, backward, 100))[0, -1, 100] == sum(forward) + sum(backward)
+    assert cost_table(paper_chain(states, saved, forward, backward, 100))[0, -1, 100] == sum(forward) + sum(backward)
 
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6))
@@ -170,12 +178,14 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
     view = chain_view(problem)
     base = problem.static_bytes
     memory_bytes = 1200
-    slots = in_slots(chain_costs(view), memory_bytes, memory_bytes, advanced(view))
-    costs = table(slots)
+    slots = discretised(chain_costs(view), memory_bytes, memory_bytes, disjoint_states(view))
+    costs = cost_table(slots)
     whole = costs[0, -1]
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
     for memory in [m for m in range(memory_bytes + 1) if np.isfinite(whole[m]) and (not m or whole[m] < whole[m - 1])]:
-        line = simulate(problem, plan_from_sequence(problem, sequence_of(view, schedule(slots, costs, memory))))
+        line = simulate(
+            problem, plan_from_sequence(problem, sequence_of(view, persistent_schedule(slots, costs, memory)))
+        )
         assert line.time_ns <= whole[memory] + forward_ns
         assert line.peak_bytes - base <= memory
 
@@ -183,12 +193,14 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
 def test_on_a_chain_the_replay_takes_the_time_of_the_table() -> None:
     problem = chain(12, size_bytes=3, forward_ns=5, backward_ns=7)
     view = chain_view(problem)
-    slots = in_slots(chain_costs(view), 60, 60)
-    costs = table(slots)
+    slots = discretised(chain_costs(view), 60, 60)
+    costs = cost_table(slots)
     memories = [m for m in range(61) if np.isfinite(costs[0, -1, m])]
     assert memories
     for memory in memories:
-        line = simulate(problem, plan_from_sequence(problem, sequence_of(view, schedule(slots, costs, memory))))
+        line = simulate(
+            problem, plan_from_sequence(problem, sequence_of(view, persistent_schedule(slots, costs, memory)))
+        )
         assert line.time_ns == costs[0, -1, memory] + 12 * 5
         assert line.peak_bytes <= memory
 
@@ -211,13 +223,15 @@ def test_the_account_is_near_the_replay(name: str) -> None:
     problem = corpus_problem(name)
     view = chain_view(problem, cuts="renewed", most=40)
     most_bytes = baseline(problem).peak_bytes
-    slots = in_slots(chain_costs(view), most_bytes, 500, advanced(view))
-    costs = table(slots)
+    slots = discretised(chain_costs(view), most_bytes, 500, disjoint_states(view))
+    costs = cost_table(slots)
     whole = costs[0, -1]
     memories = [m for m in range(501) if np.isfinite(whole[m]) and whole[m] < whole[m - 1]]
     assert len(memories) > 100
     for memory in memories:
-        line = simulate(problem, plan_from_sequence(problem, sequence_of(view, schedule(slots, costs, memory))))
+        line = simulate(
+            problem, plan_from_sequence(problem, sequence_of(view, persistent_schedule(slots, costs, memory)))
+        )
         share = (line.peak_bytes - problem.constant_bytes - problem.reserve_bytes) / (memory * -(-most_bytes // 500))
         assert 0.9 <= share <= 1
 

@@ -14,7 +14,7 @@ from remat_solvers.generate import chain, training_graph
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.segments import Segments, blocks, wrapped
-from remat_solvers.recompute.selective import Selective, kind_of
+from remat_solvers.recompute.selective import Selective
 from remat_solvers.result import Status
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
@@ -23,7 +23,8 @@ from remat_solvers.swap.capuchin import Capuchin
 from remat_solvers.swap.capuchin.policy import Candidate, Choice, candidates_of
 from remat_solvers.swap.superneurons.solver import SuperNeurons, checkpoint_ops, memory_centric, segments_between
 from remat_solvers.toolkit.graphs.dropped_values import droppable
-from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped, word
+from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
+from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem
 
@@ -71,11 +72,11 @@ def test_selective_on_real_graphs(name: str, peak: float, overhead: float) -> No
     ],
 )
 def test_what_is_dear(target: str, kind: str | None) -> None:
-    assert kind_of(Op("op", "forward", (), (), 0, target=target)) == kind
+    assert op_kind(Op("op", "forward", (), (), 0, target=target)) == kind
 
 
 def test_the_word_of_a_target() -> None:
-    assert [word(t) for t in ("aten.add.Tensor", "add.Tensor", "mylib.scale", "")] == ["add", "add", "mylib", ""]
+    assert [op_name(t) for t in ("aten.add.Tensor", "add.Tensor", "mylib.scale", "")] == ["add", "add", "mylib", ""]
 
 
 def test_every_second_product_is_dropped_too() -> None:

@@ -8,7 +8,7 @@ re-materialization in PyTorch. ICML 2023, PMLR 202.
    leaves to its backward. A solution is an option: what is kept, and a backward that runs the rest again. Blocks that
    are alike are solved once. rockmate_blocks.py says how.
 3. rk-Rotor: the recurrence of rotor with a choice of option wherever a stage is saved. With f, b, x̄ and leaf_i of
-   option o, in the words of rotor.py:
+   option o, in the words of `toolkit/chains/persistent.py`:
 
        C(m, i, i) = min over o of  f_i^o + b_i^o                                     if m >= leaf_i^o
        C(m, i, j) = min of rotor's cases, and over o of
@@ -40,11 +40,11 @@ import numpy as np
 
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.rockmate.blocks import Block, BlockSearch, block_of, way_in
-from remat_solvers.recompute.rotor import keep_nothing, search
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
+from remat_solvers.toolkit.chains.persistent_search import try_keeping_nothing, try_persistent_schedules
 from remat_solvers.toolkit.chains.schedule import Way, plain_ways
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.programs.pulp_backend import Backend
@@ -106,14 +106,14 @@ class Rockmate:
             chains = self._chains(problem)
             for chain in chains:
                 if not trials.expired:
-                    search(chain, self.slots, trials)
+                    try_persistent_schedules(chain, self.slots, trials)
             for left, chain in zip(range(len(chains), 0, -1), chains, strict=True):
                 if not trials.expired:
                     blocks.solve(chain, left)
                     known = trials.best
-                    search(chain, self.slots, trials, blocks.ways(chain))
+                    try_persistent_schedules(chain, self.slots, trials, blocks.ways(chain))
                     told = told if trials.best is known else ""
-                    told = keep_nothing(chain, trials, blocks.frugal_ways(chain)) or told
+                    told = try_keeping_nothing(chain, trials, blocks.frugal_ways(chain)) or told
         return replace(trials.outcome(), reason=", ".join([blocks.account(), *([told] if told else [])]))
 
     def _chains(self, problem: Problem) -> list[Chain]:

@@ -31,10 +31,10 @@ import numpy as np
 
 from remat_solvers.problem import Link
 from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.recompute.rotor import Slots, Table, in_slots, table
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
+from remat_solvers.toolkit.chains.persistent import DiscretisedChain, cost_table, discretised
 
 __all__ = ["Choice", "Program", "Schedule", "Sizes", "solve_chain"]
 
@@ -69,15 +69,15 @@ class Program:
     chain: Chain
     costs: ChainCosts
     sizes: Sizes
-    slots: Slots
-    table: Table
+    slots: DiscretisedChain
+    table: Floats
     unit: int  # bytes of a slot
 
     @staticmethod
     def of(chain: Chain, most_bytes: int, slots: int) -> Program:
         costs = chain_costs(chain)
-        parts = in_slots(costs, most_bytes, slots)
-        return Program(chain, costs, _sizes(chain, costs), parts, table(parts), max(1, -(-most_bytes // slots)))
+        parts = discretised(costs, most_bytes, slots)
+        return Program(chain, costs, _sizes(chain, costs), parts, cost_table(parts), max(1, -(-most_bytes // slots)))
 
     def rotor(self, first: int, last: int, memory_bytes: Floats) -> tuple[Floats, Ints]:
         """Time of the backward of stages first..last from the state of `first`, and the slots; inf: it does not fit."""

@@ -4,7 +4,7 @@ NeurIPS 2021 (POFO). On a chain of stages every input of a stage, x_i or x̄_i, 
 again from an earlier one. A dynamic program over the stages of the first forward finds the fastest schedule, where
 copies run beside compute in one queue per direction and may be split in time: with whole values the problem is strongly
 NP-hard (the same authors, hal-02316266). `pofo_program` states its recurrence. Stages that are run on without keeping
-anything get their backward from rotor's table (rotor.py), whose chain view and costs are used here.
+anything get their backward from rotor's table (`toolkit/chains/persistent`), whose chain view and costs are used.
 
 Not all of it was at hand in the paper's own words. Read from the formulas of a port that calls itself approximate
 (ColossalAI, ckpt_solver_pofo.py), and chosen where that says nothing or too little:
@@ -35,10 +35,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.rotor import Rotor, schedule
+from remat_solvers.registry import create
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.swap.pofo.program import Choice, Program, solve_chain
 from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
+from remat_solvers.toolkit.chains.persistent import persistent_schedule
 from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, least_memory, sequence_of
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
@@ -89,7 +90,7 @@ class POFO:
     def _without_moves(self, trials: Trials) -> None:
         """Rotor's own plan."""
         share = trials.watch.share(ROTOR_SHARE)
-        rotor = Rotor(stages=self.stages, cuts=self.cuts)
+        rotor = create("rotor", stages=self.stages, cuts=self.cuts)
         outcome = rotor.solve(trials.problem, trials.budget_bytes, limits=share, on_progress=None, seed=0)
         if outcome.plan is not None:
             trials.replay(outcome.plan, "nothing moves")
@@ -131,7 +132,7 @@ def steps_of(program: Program, choices: Sequence[Choice]) -> list[Step]:
     for choice in choices:
         last = choice.end == len(program.chain.stages)
         if choice.run_on:
-            by_rotor = schedule(program.slots, program.table, choice.memory, choice.stage, choice.end - 1)
+            by_rotor = persistent_schedule(program.slots, program.table, choice.memory, choice.stage, choice.end - 1)
             backward.append(by_rotor)
             forward += [] if last else [Advance(choice.stage, choice.end)]
         else:

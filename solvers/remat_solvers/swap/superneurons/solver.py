@@ -63,14 +63,14 @@ from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.selective import kind_of
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.swap.superneurons.pool_allocator import pool_use
 from remat_solvers.swap.superneurons.tensor_pool import pooled
 from remat_solvers.toolkit.graphs.dropped_values import droppable
+from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped, word
+from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.toolkit.transfers.demand_paging import least_bytes
 from remat_solvers.toolkit.transfers.scheduler import Traffic
 from remat_solvers.toolkit.trials import Trials
@@ -136,7 +136,7 @@ class SuperNeurons:
 
     def movable(self, problem: Problem, offload: Offload) -> set[int]:
         """The values that the pool may move: those that backward reads of what convolutions, or checkpoints, make."""
-        ops = {op for op in problem.forward_ops if kind_of(problem.ops[op]) == "conv"}
+        ops = {op for op in problem.forward_ops if op_kind(problem.ops[op]) == "conv"}
         if offload == "checkpoints":
             ops = checkpoint_ops(problem)
         made = {v for op in ops for v in problem.ops[op].outputs}.difference(problem.results)
@@ -170,12 +170,12 @@ def checkpoint_ops(problem: Problem) -> set[int]:
     forward = set(problem.forward_ops)
     for index in problem.forward_ops:
         op = problem.ops[index]
-        name = word(op.target)
+        name = op_name(op.target)
         parts = {p for v in op.inputs if (p := problem.producer[v]) >= 0}
         readers = {r for v in op.outputs for r in problem.consumers[v]} & forward
         if (
             not op.recomputable
-            or kind_of(op) is not None
+            or op_kind(op) is not None
             or name in LOSSES
             or len(readers) > 1
             or (name in JOINS and len(parts) > 1)

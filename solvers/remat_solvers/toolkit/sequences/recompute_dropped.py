@@ -18,13 +18,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.graphs.dropped_values import ops_to_restore
 
-__all__ = ["recompute_dropped", "word"]
-
-
-def word(target: str) -> str:
-    """The operator's own name: `mm` of `aten.mm.default`, of `mm`; `add` of `add.Tensor`."""
-    parts = target.removeprefix("torch.ops.").split(".")
-    return parts[1] if parts[0] == "aten" and len(parts) > 1 else parts[0]
+__all__ = ["recompute_dropped"]
 
 
 def recompute_dropped(

@@ -21,8 +21,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.selective import kind_of
-from remat_solvers.toolkit.sequences.recompute_dropped import word
+from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
 from remat_solvers.toolkit.transfers.intervals import Absence, absences
 
 __all__ = ["LayerType", "backward_layers", "classifier_start", "feature_maps", "layer_types", "within_host"]
@@ -41,11 +40,11 @@ LOSSES = (
 
 def layer_types(problem: Problem) -> dict[int, LayerType]:
     """Forward op -> its type."""
-    kinds = {op: kind_of(problem.ops[op]) for op in problem.forward_ops}
+    kinds = {op: op_kind(problem.ops[op]) for op in problem.forward_ops}
     convolves = "conv" in kinds.values()
     types: dict[int, LayerType] = {}
     for op, kind in kinds.items():
-        name = word(problem.ops[op].target)
+        name = op_name(problem.ops[op].target)
         if kind == "conv" or (kind is not None and not convolves):
             types[op] = "CONV"
         elif name.removesuffix("_") in ACTIVATIONS:
@@ -58,10 +57,10 @@ def layer_types(problem: Problem) -> dict[int, LayerType]:
 def classifier_start(problem: Problem, types: dict[int, LayerType]) -> int:
     """The op with which the classifier begins; the number of ops where there is none."""
     last = max((op for op, kind in types.items() if kind == "CONV"), default=-1)
-    if last >= 0 and kind_of(problem.ops[last]) != "conv":
+    if last >= 0 and op_kind(problem.ops[last]) != "conv":
         return last
     for op in problem.forward_ops:
-        if op > last and (types[op] == "LOSS" or kind_of(problem.ops[op]) is not None):
+        if op > last and (types[op] == "LOSS" or op_kind(problem.ops[op]) is not None):
             return op
     return len(problem.ops)
 
