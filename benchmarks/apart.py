@@ -105,7 +105,7 @@ def _answer(sender: Connection, asked: Asked) -> None:
 def _solve(asked: Asked) -> Answer:
     import problems
 
-    from remat_solvers.optimal.min_peak import smallest
+    from remat_solvers.optimal.min_peak import minimise_peak
     from remat_solvers.processes.stopwatch import Stopwatch
     from remat_solvers.registry import create
     from remat_solvers.result import Limits, Progress
@@ -127,7 +127,7 @@ def _solve(asked: Asked) -> Answer:
 
     if asked.share is None and asked.budget_bytes is None:
         watch = Stopwatch(Limits(None))
-        least = smallest(problem, limits=Limits(asked.seconds), on_progress=reports.append, seed=asked.seed)
+        least = minimise_peak(problem, limits=Limits(asked.seconds), on_progress=reports.append, seed=asked.seed)
         return Answer(
             overhead=100 * (least.time_ns / step_ns - 1),
             seconds=watch.seconds,

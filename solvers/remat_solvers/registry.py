@@ -7,14 +7,26 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from remat_solvers.errors import InputError
+from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 
-__all__ = ["ENTRIES", "Entry", "Family", "Solver", "create", "entry", "solver_names"]
+__all__ = [
+    "ENTRIES",
+    "Entry",
+    "Family",
+    "FindsMinPeak",
+    "Solver",
+    "WarmStarted",
+    "create",
+    "entry",
+    "solver_names",
+    "with_starts",
+]
 
 Family: TypeAlias = Literal["recompute", "swap", "optimal"]
 
@@ -30,6 +42,32 @@ class Solver(Protocol):
     ) -> Outcome:
         """The best plan this method finds within `budget_bytes`, or an honest status without one."""
         ...
+
+
+@runtime_checkable
+class FindsMinPeak(Solver, Protocol):
+    """A method with a search of its own for the smallest peak; any other is asked for smaller and smaller budgets."""
+
+    def solve_min_peak(self, problem: Problem, *, limits: Limits, on_progress: OnProgress | None, seed: int) -> Outcome:
+        """A plan of the smallest peak that this method finds within `limits`, whatever its time.
+
+        The outcome has a plan and its peak (`smallest_peak_bytes`); it may prove a floor under the peak of every plan.
+        """
+        ...
+
+
+@runtime_checkable
+class WarmStarted(Solver, Protocol):
+    """A method that can start from known plans."""
+
+    starts: tuple[Plan, ...]  # they may exceed the budget
+
+
+def with_starts(solver: Solver, plans: tuple[Plan, ...]) -> Solver:
+    """The same solver, which starts from `plans`, too; unchanged where it is not warm-started."""
+    if not isinstance(solver, WarmStarted):
+        return solver
+    return cast(Solver, replace(cast(Any, solver), starts=(*solver.starts, *plans)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +89,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="auto",
         path="remat_solvers.optimal.auto:Auto",
         family="optimal",
-        summary="Our own: a program over few moments that proves, and a search over op sequences that finds.",
+        summary="Our own portfolio: an integer program proves bounds, local search improves the best plan.",
         supports_link=True,
         exact=True,
         slow=True,

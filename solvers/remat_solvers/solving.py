@@ -1,19 +1,18 @@
 """`solve`: the one way to ask any method for a plan.
 
 What holds for every method is settled here: a budget that the unmodified step meets, a budget below the proven
-floor, and the replay and the independent validation of every plan before anyone sees it. A plan that is invalid or
-over the budget is a bug of ours, raised as AssertionError and never returned.
+floor, the budget "min", and the replay and the independent validation of every plan before anyone sees it. A plan that
+is invalid or over the budget is a bug of ours, raised as AssertionError and never returned.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, is_dataclass, replace
 
-from remat_solvers.bounds import peak_bound, time_bound_ns
-from remat_solvers.optimal.forcing import forcing
+from remat_solvers.bounds import bottleneck, peak_bound, time_bound_ns
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.registry import Solver, create
+from remat_solvers.registry import FindsMinPeak, Solver, create, with_starts
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Result, Status, Stopped
 from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import Timeline, simulate
@@ -25,6 +24,7 @@ __all__ = ["FITS", "solve"]
 
 FITS = "fits as it is"
 VIOLATIONS_SHOWN = 3
+PEAK_SHARE = 0.6  # of the time for the budget "min", to find the smallest peak; the rest makes the plan there faster
 
 
 def solve(
@@ -54,33 +54,83 @@ def solve(
     watch = Stopwatch(limits)
     budget = read_budget(budget_bytes, baseline(problem).peak_bytes)
     if budget == MIN:
-        from remat_solvers.least import least
-
-        budget, outcome = least(problem, method, limits=limits, on_progress=on_progress, seed=seed)
-        return _Asked(problem, budget, method, seed).answer(outcome, seconds=watch.seconds)
-    asked = _Asked(problem, budget, method, seed)
-    if asked.unmodified.peak_bytes <= budget:
-        return asked.answer(
+        budget, outcome = solve_min_budget(problem, method, limits=limits, on_progress=on_progress, seed=seed)
+        return _Evaluation(problem, budget, method, seed).result(outcome, seconds=watch.seconds)
+    evaluation = _Evaluation(problem, budget, method, seed)
+    if evaluation.unmodified.peak_bytes <= budget:
+        return evaluation.result(
             Outcome(
                 status=Status.OPTIMAL,
-                plan=asked.store_all,
+                plan=store_all(problem),
                 reason=FITS,
                 bound_ns=time_bound_ns(problem),
                 order=Order.FREE,
-                smallest_peak_bytes=asked.unmodified.peak_bytes,
+                smallest_peak_bytes=evaluation.unmodified.peak_bytes,
             ),
             seconds=0.0,
         )
-    if asked.floor.bytes > budget:
-        reason = f"every plan needs {forcing(problem, asked.floor)}"
-        return asked.answer(Outcome(status=Status.INFEASIBLE, reason=reason), seconds=0.0)
+    if evaluation.floor.bytes > budget:
+        reason = f"every plan needs {bottleneck(problem, evaluation.floor)}"
+        return evaluation.result(Outcome(status=Status.INFEASIBLE, reason=reason), seconds=0.0)
     outcome = method.solve(problem, budget, limits=limits, on_progress=on_progress, seed=seed)
-    return asked.answer(outcome, seconds=watch.seconds)
+    return evaluation.result(outcome, seconds=watch.seconds)
+
+
+def solve_min_budget(
+    problem: Problem, method: Solver, *, limits: Limits, on_progress: OnProgress | None, seed: int
+) -> tuple[int, Outcome]:
+    """The smallest budget in bytes that `method` finds a plan for, and its outcome for that budget.
+
+    A method with `solve_min_peak` finds the smallest peak first, and then a faster plan of that peak; `limits.work`
+    counts for each of the two. Any other method solves for the floor under every plan's peak, and then for the smallest
+    peak that it reports, until it has a plan.
+    """
+    watch = Stopwatch(limits)
+    if isinstance(method, FindsMinPeak):
+        found = method.solve_min_peak(problem, limits=limits.share(PEAK_SHARE), on_progress=on_progress, seed=seed)
+        if found.plan is None or found.smallest_peak_bytes is None:
+            raise AssertionError(f"{method.name}: no plan of the smallest peak, though store-all is one")
+        if found.stopped is Stopped.INTERRUPT:
+            return found.smallest_peak_bytes, found
+        started = with_starts(method, (found.plan,))
+        left = Limits(watch.remaining, limits.work)
+        try:
+            outcome = started.solve(problem, found.smallest_peak_bytes, limits=left, on_progress=on_progress, seed=seed)
+        except KeyboardInterrupt:  # before it had a plan
+            outcome = replace(found, stopped=Stopped.INTERRUPT)
+        outcome = outcome if outcome.plan is not None else found
+        return found.smallest_peak_bytes, _with_peak_floor(problem, outcome, found)
+    budget_bytes = max(1, peak_bound(problem).bytes)
+    while True:
+        left = Limits(watch.remaining)
+        outcome = method.solve(problem, budget_bytes, limits=left, on_progress=on_progress, seed=seed)
+        reached = outcome.smallest_peak_bytes
+        if outcome.plan is not None or reached is None or reached <= budget_bytes or watch.expired:
+            return budget_bytes, outcome
+        budget_bytes = reached
+
+
+def _with_peak_floor(problem: Problem, outcome: Outcome, found: Outcome) -> Outcome:
+    """The outcome with the floor that `found` proves under every plan's peak, its certificate, and what forces it."""
+    floor_bytes = found.peak_bound_bytes
+    reasons = [outcome.reason]
+    if floor_bytes is not None:
+        at_floor = found.smallest_peak_bytes == floor_bytes
+        claim = "has a smaller peak" if at_floor else f"has a peak below {format_bytes(floor_bytes)}"
+        reasons = [f"no plan {claim}", f"forced are {bottleneck(problem)}", outcome.reason]
+    return replace(
+        outcome,
+        reason="; ".join(filter(None, reasons)),
+        smallest_peak_bytes=found.smallest_peak_bytes,
+        peak_bound_bytes=floor_bytes,
+        certificate=found.certificate,
+        stopped=found.stopped if outcome.stopped is Stopped.COMPLETE else outcome.stopped,
+    )
 
 
 @dataclass
-class _Asked:
-    """One question, and what is known about it whatever the method."""
+class _Evaluation:
+    """Turns the outcome of a method into a checked Result, with all that is known of the problem and the budget."""
 
     problem: Problem
     budget_bytes: int
@@ -88,12 +138,11 @@ class _Asked:
     seed: int
 
     def __post_init__(self) -> None:
-        self.store_all = store_all(self.problem)
-        self.unmodified = simulate(self.problem, self.store_all)
+        self.unmodified = baseline(self.problem)
         self.floor = peak_bound(self.problem)
 
-    def answer(self, outcome: Outcome, seconds: float) -> Result:
-        """The outcome of the method, replayed, validated and completed."""
+    def result(self, outcome: Outcome, seconds: float) -> Result:
+        """The outcome, replayed, validated and completed."""
         timeline = self._check(outcome)
         if outcome.status is Status.NOT_FOUND:
             outcome = replace(outcome, reason=_why_not_found(outcome))
@@ -155,9 +204,9 @@ class _Asked:
 
 def _why_not_found(outcome: Outcome) -> str:
     """The method's own reason and the smallest peak it reached; without either, what stopped it."""
-    said = [outcome.reason] if outcome.reason else []
+    reasons = [outcome.reason] if outcome.reason else []
     if outcome.smallest_peak_bytes is not None:
-        said.append(f"smallest peak found: {format_bytes(outcome.smallest_peak_bytes)}")
-    elif not said and outcome.stopped is not Stopped.COMPLETE:
-        said.append(f"{outcome.stopped.sentence.removesuffix('.')} before it had a plan of any size")
-    return "; ".join(said)
+        reasons.append(f"smallest peak found: {format_bytes(outcome.smallest_peak_bytes)}")
+    elif not reasons and outcome.stopped is not Stopped.COMPLETE:
+        reasons.append(f"{outcome.stopped.sentence.removesuffix('.')} before it had a plan of any size")
+    return "; ".join(reasons)

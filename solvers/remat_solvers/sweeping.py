@@ -6,8 +6,8 @@ on their times or that there is none, holds for the smaller one too. Each point 
 known: the fastest of all plans that fit, beside the largest bound proven at its budget or above. So times fall and
 bounds fall as budgets rise. Where plan and bound meet before the solver was asked, it is not asked.
 
-The solver starts warm: where it has a field `starts`, it is handed the plans known on both sides of the budget, and
-the plan of the smallest peak, which leads to one that fits.
+A warm-started solver (registry.WarmStarted) is handed the plans known on both sides of the budget, and the plan of the
+smallest peak, which leads to one that fits.
 
 Where no budgets are given they are chosen: half of them evenly from the smallest peak that is found to store-all, the
 others one by one where most is unknown. Between neighbours (b, t) and (b', t'), where p' <= b' is the peak of the
@@ -19,18 +19,16 @@ cost ten times the step, which would draw all points there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, cast
 
 from remat_solvers.bounds import peak_bound
 from remat_solvers.errors import InputError
-from remat_solvers.optimal.min_peak import smallest
 from remat_solvers.pareto import Point, Sweep
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.registry import Solver, create
+from remat_solvers.registry import FindsMinPeak, Solver, create, with_starts
 from remat_solvers.result import Limits, OnProgress, Order, Progress, Result, Status, Stopped
 from remat_solvers.schedule import baseline, keeps_order
 from remat_solvers.solving import solve
@@ -124,7 +122,7 @@ class _Curve:
     on_point: OnPoint | None
     seed: int
     answers: dict[int, _Answer] = field(default_factory=dict)  # by budget
-    smallest: Plan | None = None  # the plan of the smallest peak, where it was looked for
+    min_peak_plan: Plan | None = None  # the plan of the smallest peak, where the solver has a search for it
     stopped: Stopped = Stopped.COMPLETE
 
     def __post_init__(self) -> None:
@@ -178,20 +176,17 @@ class _Curve:
     def lowest(self, left: int) -> int:
         """The smallest budget with a plan within reach.
 
-        A solver that does not start from plans is asked for the floor, and tells how low it comes.
+        A solver without a search for the smallest peak, and any solver with a link, solves for the floor under every
+        plan's peak, and reports the smallest peak that it reaches.
         """
-        if self._takes_starts and self.problem.link is None:
-            found = smallest(
-                self.problem,
-                limits=self._share(left + 1),
-                on_progress=self._on_progress,
-                seed=self.seed,
-                order=Order.GIVEN if getattr(self.solver, "order", None) == Order.GIVEN.value else Order.FREE,
+        if isinstance(self.solver, FindsMinPeak) and self.problem.link is None:
+            found = self.solver.solve_min_peak(
+                self.problem, limits=self._share(left + 1), on_progress=self._on_progress, seed=self.seed
             )
-            self.smallest = found.plan
+            self.min_peak_plan = found.plan
             if found.stopped is Stopped.INTERRUPT:
                 raise KeyboardInterrupt
-            return max(1, found.peak_bytes)
+            return max(1, found.smallest_peak_bytes or self.store_all_peak_bytes)
         floor = max(1, self.floor_bytes)
         if self.ask(floor, left + 1).plan is not None:
             return floor
@@ -280,20 +275,12 @@ class _Curve:
             return own.stopped
         return Stopped.COMPLETE if asked else self.stopped
 
-    @property
-    def _takes_starts(self) -> bool:
-        """Whether the solver can be handed plans to start from."""
-        return is_dataclass(self.solver) and "starts" in (f.name for f in fields(self.solver))
-
     def _started(self, budget: int) -> Solver:
-        """The solver, with the plans known around `budget` where it takes them."""
-        if not self._takes_starts:
-            return self.solver
+        """The solver, with the plans known around `budget` where it is warm-started."""
         below = [r.plan for b, r in self.results() if b < budget and r.plan is not None]
         above = [r.plan for b, r in self.results() if b > budget and r.plan is not None]
-        method: Any = self.solver
-        least = () if self.smallest is None else (self.smallest,)
-        return cast(Solver, replace(method, starts=(*method.starts, *below[-1:], *above[:1], *least)))
+        lowest = [] if self.min_peak_plan is None else [self.min_peak_plan]
+        return with_starts(self.solver, (*below[-1:], *above[:1], *lowest))
 
     def _share(self, left: int) -> Limits:
         """What each of `left` questions has of the time that is left."""

@@ -28,6 +28,7 @@ from remat_solvers.optimal.incumbents import Evidence, Standing
 from remat_solvers.optimal.lagrangian.solve import layered_steps
 from remat_solvers.optimal.local_search.annealing import AVAILABLE, NO_SEARCH, Search, SearchError
 from remat_solvers.optimal.local_search.windows import Decomposed
+from remat_solvers.optimal.min_peak import minimise_peak
 from remat_solvers.optimal.offload.solve import solve_with_link
 from remat_solvers.optimal.program.driver import Question
 from remat_solvers.optimal.program.refinement import Step
@@ -116,6 +117,11 @@ class Auto:
             return replace(outcome, certificate=_certificate(standing, outcome))
         except KeyboardInterrupt:
             return replace(outcome, stopped=Stopped.INTERRUPT)
+
+    def solve_min_peak(self, problem: Problem, *, limits: Limits, on_progress: OnProgress | None, seed: int) -> Outcome:
+        """The plan of the smallest peak found, recomputing only. See `registry.FindsMinPeak`."""
+        order = Order.GIVEN if self.order == "given" else Order.FREE
+        return minimise_peak(problem, limits=limits, on_progress=on_progress, seed=seed, order=order).outcome
 
 
 def _certificate(standing: Standing, outcome: Outcome) -> Certificate | None:

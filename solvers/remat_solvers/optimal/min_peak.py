@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from remat_solvers.bounds import peak_bound
+from remat_solvers.bounds import Bottleneck, bottleneck, peak_bound
 from remat_solvers.optimal.certify import certify_floor
-from remat_solvers.optimal.forcing import Forcing, forcing
 from remat_solvers.optimal.local_search.annealing import Search, SearchError
 from remat_solvers.optimal.warm_starts import METHODS
 from remat_solvers.plan import Plan
@@ -30,7 +29,7 @@ from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 
-__all__ = ["Smallest", "floor_certificate", "smallest"]
+__all__ = ["MinPeak", "floor_certificate", "minimise_peak"]
 
 CYCLE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)  # of the way from the floor to the smallest peak: budgets in turn
 ROUNDS = 8  # through the cycle without a smaller peak, after which nothing more is expected
@@ -42,7 +41,7 @@ PEAK_SHARE = 0.7  # of the time, until the plan is made faster
 
 
 @dataclass(frozen=True, slots=True)
-class Smallest:
+class MinPeak:
     """The smallest peak found, and the floor under all plans' peaks."""
 
     plan: Plan  # of that peak; the fastest met
@@ -52,7 +51,7 @@ class Smallest:
     certificate: (
         Certificate | None
     )  # that no plan fits the budget below that floor; None: the floor needs none, or a link
-    forced_by: Forcing  # what is on the device at the moment that sets the floor
+    bottleneck: Bottleneck  # the moment that sets the general floor
     stopped: Stopped
 
     @property
@@ -68,14 +67,14 @@ class Smallest:
         )
 
 
-def smallest(
+def minimise_peak(
     problem: Problem,
     *,
     limits: Limits,
     on_progress: OnProgress | None = None,
     seed: int = 0,
     order: Order = Order.FREE,
-) -> Smallest:
+) -> MinPeak:
     """A plan of the smallest peak that is found within the limits, recomputing only, and the floor of any plan.
 
     order: whether first computations keep the problem's order (`given`) or may move. Deterministic for a seed where no
@@ -98,13 +97,13 @@ def smallest(
         certificate = floor_certificate(problem, hurried)
     except KeyboardInterrupt:
         stopped, certificate = Stopped.INTERRUPT, None
-    return Smallest(
+    return MinPeak(
         plan=work.plan,
         time_ns=work.time_ns,
         peak_bytes=work.peak_bytes,
         peak_bound_bytes=max(work.floor.bytes, 0 if certificate is None else certificate.budget_bytes + 1),
         certificate=certificate,
-        forced_by=forcing(problem, work.floor),
+        bottleneck=bottleneck(problem, work.floor),
         stopped=stopped,
     )
 

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 import remat
-from remat_solvers.bounds import peak_bound_bytes
+from remat_solvers.bounds import bottleneck, peak_bound_bytes
 from remat_solvers.certificates.check import check_certificate
-from remat_solvers.optimal.forcing import forcing
 
 VOCABULARY = 500
 TOKENS = 512
@@ -33,13 +32,15 @@ TOKEN_IDS = torch.randint(0, VOCABULARY, (TOKENS,))
 
 def test_the_floor_of_a_language_model_is_its_logits() -> None:
     problem = remat.export(Language(), (TOKEN_IDS, TOKEN_IDS), costs="roofline").problem
-    told = forcing(problem)
+    told = bottleneck(problem)
     assert told.bytes == peak_bound_bytes(problem)
     assert told.moment.startswith("during _log_softmax_backward_data (test_min_budget.py:")
     assert told.moment.endswith("after lm_head)")
-    large = [item for item in told.held if item.bytes == TOKENS * VOCABULARY * 4]
+    large = [item for item in told.resident if item.bytes == TOKENS * VOCABULARY * 4]
     assert len(large) == 3
-    assert any(item.words.startswith("output of _log_softmax") and "lm_head" in item.words for item in large)
+    assert any(
+        item.description.startswith("output of _log_softmax") and "lm_head" in item.description for item in large
+    )
     assert "1000.00 KiB" in str(told)
 
 

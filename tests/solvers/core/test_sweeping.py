@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers import formats
-from remat_solvers.bounds import peak_bound
+from remat_solvers.bounds import bottleneck, peak_bound
 from remat_solvers.errors import BudgetError, FormatError, InputError
 from remat_solvers.generate import adversarial, chain, training_graph
-from remat_solvers.optimal.forcing import forcing
+from remat_solvers.optimal.min_peak import minimise_peak
 from remat_solvers.pareto import Point, Sweep
 from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Op, Problem, Value
@@ -114,7 +114,7 @@ def test_a_budget_below_the_floor_is_infeasible_with_the_floors_reason_and_so_is
     curve = sweep(CHAIN, budgets=(2, 1, 12), solver="gruslys")
     check(CHAIN, curve)
     assert [p.status for p in curve.points] == [Status.INFEASIBLE, Status.INFEASIBLE, Status.FEASIBLE]
-    assert curve.points[1].reason == f"every plan needs {forcing(CHAIN)}"
+    assert curve.points[1].reason == f"every plan needs {bottleneck(CHAIN)}"
     assert curve.points[0].reason == curve.points[1].reason
     assert curve.points[0].seconds == 0
 
@@ -135,6 +135,9 @@ class Told:
     def solve(self, problem: Problem, budget_bytes: int, **options: Any) -> Outcome:
         self.asked.append((budget_bytes, self.starts))
         return self.outcomes[budget_bytes]
+
+    def solve_min_peak(self, problem: Problem, **options: Any) -> Outcome:
+        return minimise_peak(problem, **options).outcome
 
 
 def plan_of(budget: int) -> Plan:

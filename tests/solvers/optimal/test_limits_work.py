@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from remat_solvers.generate import random_chain
-from remat_solvers.optimal.min_peak import smallest
+from remat_solvers.optimal.min_peak import minimise_peak
 from remat_solvers.result import Limits, Stopped
 from remat_solvers.solving import solve
 from tests.paths import CORPUS, child_environment
@@ -66,7 +66,7 @@ def test_less_work_ends_earlier() -> None:
 
 def test_the_smallest_peak_of_little_work() -> None:
     problem = random_chain(30, 1)
-    little, more = (smallest(problem, limits=Limits(None, work)) for work in (1, None))
+    little, more = (minimise_peak(problem, limits=Limits(None, work)) for work in (1, None))
     assert (little.stopped, more.stopped) == (Stopped.TIME, Stopped.COMPLETE)
     assert little.peak_bytes > more.peak_bytes
     assert solve(problem, "min", limits=BY_WORK).stopped is Stopped.TIME

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remat_solvers.bounds import peak_bound, peak_bound_bytes
+from remat_solvers.bounds import bottleneck, peak_bound, peak_bound_bytes
 from remat_solvers.certificates.check import check_certificate
 from remat_solvers.errors import BudgetError
 from remat_solvers.generate import adversarial, chain, random_chain, training_graph
 from remat_solvers.optimal.auto import Auto
 from remat_solvers.optimal.certify import certify_floor
-from remat_solvers.optimal.forcing import forcing
-from remat_solvers.optimal.min_peak import Smallest, floor_certificate, smallest
+from remat_solvers.optimal.min_peak import MinPeak, floor_certificate, minimise_peak
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import smallest_peak_bytes
@@ -31,13 +30,13 @@ from tests.solvers.makers import corpus_problem
 QUICK = Limits(seconds=0.15)
 
 
-def checked(problem: Problem, found: Smallest) -> Smallest:
+def checked(problem: Problem, found: MinPeak) -> MinPeak:
     """Everything that is claimed, held against the replay, the validator and the checker."""
     assert validate(problem, found.plan, found.peak_bytes) == []
     timeline = simulate(problem, found.plan)
     assert (timeline.time_ns, timeline.peak_bytes) == (found.time_ns, found.peak_bytes)
     assert found.peak_bound_bytes <= found.peak_bytes <= baseline(problem).peak_bytes
-    assert found.forced_by.bytes == peak_bound_bytes(problem) <= found.peak_bound_bytes
+    assert found.bottleneck.bytes == peak_bound_bytes(problem) <= found.peak_bound_bytes
     if found.certificate is not None:
         assert check_certificate(problem, found.certificate) is None
         assert found.certificate.budget_bytes < found.peak_bound_bytes
@@ -49,7 +48,7 @@ def checked(problem: Problem, found: Smallest) -> Smallest:
 def test_against_exhaustive_search(seed: int) -> None:
     for problem in (training_graph(1 + seed % 3, seed), random_chain(2 + seed % 2, seed), adversarial(seed)):
         if len(problem.ops) <= 8:
-            found = checked(problem, smallest(problem, limits=QUICK, seed=seed))
+            found = checked(problem, minimise_peak(problem, limits=QUICK, seed=seed))
             assert found.peak_bytes >= smallest_peak_bytes(problem, order="free")
 
 
@@ -66,14 +65,14 @@ def test_tiny_problems_are_solved_to_the_least_peak() -> None:
     """Found, not proven: on all of these the search ends at what exhaustive search says."""
     for seed in range(12):
         problem = random_chain(4, seed)
-        found = checked(problem, smallest(problem, limits=QUICK, seed=seed))
+        found = checked(problem, minimise_peak(problem, limits=QUICK, seed=seed))
         assert found.peak_bytes == smallest_peak_bytes(problem, order="free")
 
 
 @pytest.mark.parametrize("n", [3, 6, 8])
 def test_a_chain_needs_three_values_and_n_choose_2_forward_steps(n: int) -> None:
     problem = chain(n)
-    found = checked(problem, smallest(problem, limits=Limits(seconds=1)))
+    found = checked(problem, minimise_peak(problem, limits=Limits(seconds=1)))
     assert found.peak_bytes == found.peak_bound_bytes == 3
     runs = sum(isinstance(action, Compute) for action in found.plan)
     assert runs - 2 * n == (n - 1) * (n - 2) // 2
@@ -82,7 +81,7 @@ def test_a_chain_needs_three_values_and_n_choose_2_forward_steps(n: int) -> None
 def test_gpt_reaches_its_floor() -> None:
     problem = corpus_problem("gpt")
     told: list[Progress] = []
-    found = checked(problem, smallest(problem, limits=Limits(seconds=10), on_progress=told.append))
+    found = checked(problem, minimise_peak(problem, limits=Limits(seconds=10), on_progress=told.append))
     assert found.peak_bytes == found.peak_bound_bytes
     assert found.peak_bytes / baseline(problem).peak_bytes == pytest.approx(0.248, abs=0.001)
     assert [p.peak_bytes for p in told] == sorted((p.peak_bytes or 0 for p in told), reverse=True)
@@ -91,24 +90,24 @@ def test_gpt_reaches_its_floor() -> None:
 
 def test_orders() -> None:
     problem = training_graph(6, 11)
-    kept = checked(problem, smallest(problem, limits=QUICK, order=Order.GIVEN))
-    free = checked(problem, smallest(problem, limits=QUICK, order=Order.FREE))
+    kept = checked(problem, minimise_peak(problem, limits=QUICK, order=Order.GIVEN))
+    free = checked(problem, minimise_peak(problem, limits=QUICK, order=Order.FREE))
     assert keeps_order(kept.plan)
     assert free.peak_bound_bytes == kept.peak_bound_bytes
 
 
 def test_a_seed_says_everything_where_no_limit_strikes() -> None:
     problem = random_chain(8, 3)
-    plans = [smallest(problem, limits=Limits(None), seed=5).plan for _ in range(2)]
+    plans = [minimise_peak(problem, limits=Limits(None), seed=5).plan for _ in range(2)]
     assert plans[0] == plans[1]
 
 
 def test_limits_and_links() -> None:
     problem = chain(20)
-    cut = checked(problem, smallest(problem, limits=Limits(seconds=1e-9)))
+    cut = checked(problem, minimise_peak(problem, limits=Limits(seconds=1e-9)))
     assert cut.stopped is Stopped.TIME
     with_link = replace(problem, link=Link(10**9, 10**9))
-    found = checked(with_link, smallest(with_link, limits=QUICK))
+    found = checked(with_link, minimise_peak(with_link, limits=QUICK))
     assert found.certificate is None
 
 
@@ -122,7 +121,7 @@ def test_one_moment_certifies_the_floor_where_time_is_up(monkeypatch: pytest.Mon
         return certify_floor(problem, order=order, at=at)
 
     monkeypatch.setattr("remat_solvers.optimal.min_peak.certify_floor", counted)
-    found = checked(problem, smallest(problem, limits=Limits(0.01)))
+    found = checked(problem, minimise_peak(problem, limits=Limits(0.01)))
     assert len(looked) == 1
     assert found.certificate is not None
     assert found.certificate.budget_bytes + 1 == found.peak_bound_bytes == peak_bound_bytes(problem)
@@ -170,13 +169,13 @@ def head() -> Problem:
 
 
 def test_the_floor_in_words() -> None:
-    told = forcing(head())
+    told = bottleneck(head())
     assert told.bytes == peak_bound_bytes(head()) == 1000 + 1000 + 4 + 4 + 3 + 7 + 5
-    assert (told.op, told.workspace_bytes, told.base_bytes) == (5, 3, 12)
+    assert (told.op, told.workspace_bytes, told.static_bytes) == (5, 3, 12)
     assert told.moment == "during _log_softmax_backward_data (model.py:41, after lm_head)"
-    assert [(item.bytes, item.words) for item in told.held[:2]] == [
+    assert [(item.bytes, item.description) for item in told.resident[:2]] == [
         (1000, "output of _log_softmax (model.py:41, after lm_head)"),
-        (1000, "gradient that it makes"),
+        (1000, "gradient that it computes"),
     ]
     assert str(told).startswith(
         "1.98 KiB during _log_softmax_backward_data (model.py:41, after lm_head): 1000 B output"
@@ -187,7 +186,7 @@ def test_the_floor_in_words() -> None:
 def test_words_for_the_end_and_for_many_values() -> None:
     values = tuple(Value(f"v{i}", 10 - i, "activation") for i in range(7))
     ops = tuple(Op(f"op{i}", "forward", (), (i,), 1) for i in range(7))
-    told = forcing(Problem("results", ops, values, tuple(range(7))))
+    told = bottleneck(Problem("results", ops, values, tuple(range(7))))
     assert told.op is None
     assert str(told) == (
         "49 B for the results at the end of the step: 10 B output of op0, 9 B output of op1, 8 B output of op2, "
@@ -198,10 +197,10 @@ def test_words_for_the_end_and_for_many_values() -> None:
 @pytest.mark.parametrize("name", ["gpt", "unet", "r50", "lstm", "rl250", "chain50"])
 def test_words_add_up_on_the_corpus(name: str) -> None:
     problem = corpus_problem(name)
-    told, floor = forcing(problem), peak_bound(problem)
+    told, floor = bottleneck(problem), peak_bound(problem)
     assert told.bytes == floor.bytes
-    assert told.bytes == sum(item.bytes for item in told.held) + told.workspace_bytes + told.base_bytes
-    assert {item.value for item in told.held} == set(floor.held)
+    assert told.bytes == sum(item.bytes for item in told.resident) + told.workspace_bytes + told.static_bytes
+    assert {item.value for item in told.resident} == set(floor.resident)
     assert str(told).startswith(format_bytes(floor.bytes))
 
 
@@ -209,8 +208,8 @@ def test_words_add_up_on_the_corpus(name: str) -> None:
 @settings(max_examples=150, deadline=None)
 def test_what_is_held_is_the_floor(seed: int) -> None:
     for problem in (training_graph(1 + seed % 9, seed), adversarial(seed)):
-        told = forcing(problem)
-        assert told.bytes == sum(item.bytes for item in told.held) + told.workspace_bytes + told.base_bytes
+        told = bottleneck(problem)
+        assert told.bytes == sum(item.bytes for item in told.resident) + told.workspace_bytes + told.static_bytes
         assert str(told)
         kept = plan_from_sequence(problem, range(len(problem.ops)))
         assert told.bytes <= simulate(problem, kept).peak_bytes
@@ -257,7 +256,7 @@ def test_sizes_beyond_the_arithmetic_of_the_search() -> None:
 def test_the_floor_is_told_where_a_budget_is_below_it() -> None:
     result = solve(head(), 2000)
     assert result.status is Status.INFEASIBLE
-    assert result.reason == f"every plan needs {forcing(head())}"
+    assert result.reason == f"every plan needs {bottleneck(head())}"
     with pytest.raises(BudgetError, match="min"):
         solve(head(), "smallest")
     assert read_budget("min", 100) == "min"
