@@ -41,7 +41,7 @@ from remat_solvers.errors import InputError
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
-from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, least_memory, sequence_of
+from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, keep_nothing_steps, sequence_of
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.trials import Trials
@@ -140,10 +140,10 @@ def _options(table: Table, t: int, m: int, strategy: Strategy, internal_size: in
             yield y + int(table[t - y, m - size] + table[y - 1, m]), y, True
 
 
-def schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 1) -> list[Step]:
+def schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 1) -> list[ChainStep]:
     """The steps of a schedule of cost `table[-1, slots]`; storing is preferred to storing nothing at equal cost."""
-    steps: list[Step] = []
-    todo: list[tuple[int, int, int] | Step] = [(0, len(table) - 1, slots)]
+    steps: list[ChainStep] = []
+    todo: list[tuple[int, int, int] | ChainStep] = [(0, len(table) - 1, slots)]
     while todo:
         item = todo.pop()
         if not isinstance(item, tuple):
@@ -155,7 +155,7 @@ def schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 
         y, internal = _split(table, t, m, strategy, internal_size)
         at = first + y
         if y == 0:
-            steps += least_memory(first, first + t)
+            steps += keep_nothing_steps(first, first + t)
         elif internal:
             size = internal_size if strategy == "mixed" else 1
             steps += [Advance(first, at - 1)] if y > 1 else []
@@ -198,8 +198,8 @@ class Gruslys:
         with trials:
             seen: list[Chain] = []
             for chain in (
-                chain_view(problem, cuts="renewed", most=self.steps),
-                chain_view(problem, cuts="minima", most=min(self.steps, MOST_MINIMA)),
+                chain_view(problem, cuts="renewed", max_stages=self.steps),
+                chain_view(problem, cuts="minima", max_stages=min(self.steps, MOST_MINIMA)),
             ):
                 if chain in seen:
                     continue

@@ -51,8 +51,8 @@ class Revolve:
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
             chains = [
-                chain_view(problem, cuts="renewed", most=self.steps),
-                chain_view(problem, cuts="minima", most=min(self.steps, MOST_MINIMA)),
+                chain_view(problem, cuts="renewed", max_stages=self.steps),
+                chain_view(problem, cuts="minima", max_stages=min(self.steps, MOST_MINIMA)),
             ]
             for chain in chains[:1] if chains[0] == chains[1] else chains:
                 if not trials.expired:

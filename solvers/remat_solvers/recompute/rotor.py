@@ -22,7 +22,8 @@ from typing import ClassVar
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
+from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, chain_view
+from remat_solvers.toolkit.chains.cuts import Cuts
 from remat_solvers.toolkit.chains.persistent_search import try_keeping_nothing, try_persistent_schedules
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
@@ -45,7 +46,7 @@ class Rotor:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        check_options(self, slots=(1, MOST_SLOTS), stages=(1, MOST_STAGES))
+        check_options(self, slots=(1, MAX_SLOTS), stages=(1, MAX_STAGES))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -61,7 +62,7 @@ class Rotor:
         with trials:
             chains: list[Chain] = []
             for cuts in (self.cuts,) if self.cuts else CUTS:
-                chain = chain_view(problem, cuts=cuts, most=self.stages)
+                chain = chain_view(problem, cuts=cuts, max_stages=self.stages)
                 if chain not in chains and not trials.expired:
                     chains.append(chain)
                     known = trials.best

@@ -206,7 +206,7 @@ def test_on_an_lstm_the_extra_forward_work_is_that_of_the_program(strategy: Stra
     """The program counts whole steps; a step run only to have its internal state may leave out its last ops, and the
     steps of zeros, head and loss are lighter than the others."""
     problem = corpus_problem("lstm")
-    length = len(chain_view(problem, cuts="renewed", most=1024).stages)
+    length = len(chain_view(problem, cuts="renewed", max_stages=1024).stages)
     outcome = Gruslys(strategy, slots).solve(problem, 2**40, limits=Limits(None), on_progress=None, seed=0)
     assert outcome.plan is not None
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
@@ -218,7 +218,7 @@ def test_on_an_lstm_the_extra_forward_work_is_that_of_the_program(strategy: Stra
 def test_slots_beyond_the_budget_are_of_no_use() -> None:
     """Every state of a unit chain renews 1 byte: 11 bytes above the constants are at most 11 slots; 12 take more."""
     problem = chain(40)
-    view = chain_view(problem, cuts="renewed", most=1024)
+    view = chain_view(problem, cuts="renewed", max_stages=1024)
     assert _slots_within(view, problem.constant_bytes + 11) == 11
     outcome = Gruslys("hidden", 12).solve(problem, 100, limits=Limits(None), on_progress=None, seed=0)
     assert outcome.plan is not None

@@ -35,7 +35,7 @@ from remat_solvers.toolkit.chains.persistent import (
     persistent_schedule,
     reference_cost_table,
 )
-from remat_solvers.toolkit.chains.schedule import Ways, needed_ops, plain_ways, sequence_of, way_of
+from remat_solvers.toolkit.chains.schedule import SaveOptions, keep_everything, needed_ops, save_option, sequence_of
 from remat_solvers.toolkit.trials import Trials
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem
@@ -76,11 +76,11 @@ def layers(count: int) -> Problem:
     return Problem("layers", tuple(ops), tuple(values), (gradient,))
 
 
-def random_ways(view: Chain, seed: int) -> Ways:
-    """Beside the plain way, some that keep part of what the backward reads and run the rest just in time."""
+def random_options(view: Chain, seed: int) -> SaveOptions:
+    """Beside the plain option, some that keep part of what the backward reads and run the rest just in time."""
     rng = random.Random(seed)
-    ways = []
-    for stage, plain in zip(view.stages, plain_ways(view), strict=True):
+    options = []
+    for stage, plain in zip(view.stages, keep_everything(view), strict=True):
         mine = list(plain)
         for _ in range(rng.choice((0, 1, 3))):
             kept = [v in stage.state or rng.random() < 0.5 for v in range(len(view.problem.values))]
@@ -89,16 +89,16 @@ def random_ways(view: Chain, seed: int) -> Ways:
                 backward += [*needed_ops(view, stage.ops, view.problem.ops[op].inputs, kept), op]
             again = [op for op in stage.ops if view.problem.ops[op].recomputable and rng.random() < 0.1]
             again = [op for op in again if op != view.problem.forward_ops[-1]]  # it would run behind the tangents
-            mine.append(way_of(view, sorted([*stage.ops, *again]), backward))
-        ways.append(mine)
-    return ways
+            mine.append(save_option(view, sorted([*stage.ops, *again]), backward))
+        options.append(mine)
+    return options
 
 
 @given(n=st.integers(1, 10), seed=st.integers(0, 10**6), slots=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_arrays_and_the_plain_recurrence_agree_on_ways(n: int, seed: int, slots: int) -> None:
     view = chain_view(training_graph(n, seed))
-    sizes = discretised(chain_costs(view, random_ways(view, seed)), 400, slots)
+    sizes = discretised(chain_costs(view, random_options(view, seed)), 400, slots)
     assert np.array_equal(cost_table(sizes), reference_cost_table(sizes))
 
 
@@ -107,15 +107,15 @@ def test_arrays_and_the_plain_recurrence_agree_on_ways(n: int, seed: int, slots:
 def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, seed: int, most: int) -> None:
     """At full resolution, where a slot is a byte."""
     problem = training_graph(n, seed)
-    view = chain_view(problem, most=most)
-    ways = random_ways(view, seed)
+    view = chain_view(problem, max_stages=most)
+    options = random_options(view, seed)
     memory_bytes = 1200
-    sizes = discretised(chain_costs(view, ways), memory_bytes, memory_bytes, disjoint_states(view, ways))
+    sizes = discretised(chain_costs(view, options), memory_bytes, memory_bytes, disjoint_states(view, options))
     costs = cost_table(sizes)
     whole = costs[0, -1]
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
     for memory in [m for m in range(memory_bytes + 1) if np.isfinite(whole[m]) and (not m or whole[m] < whole[m - 1])]:
-        plan = plan_from_sequence(problem, sequence_of(view, persistent_schedule(sizes, costs, memory), ways))
+        plan = plan_from_sequence(problem, sequence_of(view, persistent_schedule(sizes, costs, memory), options))
         line = simulate(problem, plan)
         assert validate(problem, plan) == []
         assert line.time_ns <= whole[memory] + forward_ns
@@ -127,7 +127,7 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
 def test_the_saved_budget_against_every_set_that_could_be_kept(n: int, seed: int, share: float) -> None:
     """With memory enough, nothing runs more than once in the backward: the cost of a kept set is what it leaves out."""
     problem = training_graph(n, seed)
-    view = chain_view(problem, most=1)
+    view = chain_view(problem, max_stages=1)
     block = block_of(view, 0)
     inner = [v for op in problem.forward_ops for v in problem.ops[op].outputs if view.droppable[v]]
     read = [v for op in problem.backward_ops for v in problem.ops[op].inputs]
@@ -192,8 +192,8 @@ def test_on_unit_chains_it_is_rotor(budget_bytes: int) -> None:
 def test_one_way_is_rotor(n: int, seed: int, share: float) -> None:
     view = chain_view(training_graph(n, seed))
     plain = discretised(chain_costs(view), 400, 60)
-    given_ways = discretised(chain_costs(view, plain_ways(view)), 400, 60)
-    assert np.array_equal(cost_table(plain), cost_table(given_ways))
+    given_options = discretised(chain_costs(view, keep_everything(view)), 400, 60)
+    assert np.array_equal(cost_table(plain), cost_table(given_options))
 
 
 def solved_blocks(problem: Problem, **options: object) -> Blocks:
@@ -203,7 +203,7 @@ def solved_blocks(problem: Problem, **options: object) -> Blocks:
     blocks = Blocks(method, Trials(problem, budget_bytes, Limits(None), None))
     view = chain_view(problem, cuts="renewed")
     blocks.solve(view, 1)
-    blocks.ways(view)
+    blocks.save_options(view)
     return blocks
 
 

@@ -29,7 +29,7 @@ from remat_solvers.toolkit.chains.persistent import (
     persistent_schedule,
     reference_cost_table,
 )
-from remat_solvers.toolkit.chains.schedule import least_memory, sequence_of
+from remat_solvers.toolkit.chains.schedule import keep_nothing_steps, sequence_of
 from tests.solvers.makers import corpus_problem
 
 NEVER = 10**6
@@ -221,7 +221,7 @@ def test_never_slower_than_chen_on_unit_chains_and_faster_with_more_memory() -> 
 def test_the_account_is_near_the_replay(name: str) -> None:
     """Of the memory that the table gives a schedule of 40 stages in 500 slots, the replay takes nine tenths or more."""
     problem = corpus_problem(name)
-    view = chain_view(problem, cuts="renewed", most=40)
+    view = chain_view(problem, cuts="renewed", max_stages=40)
     most_bytes = baseline(problem).peak_bytes
     slots = discretised(chain_costs(view), most_bytes, 500, disjoint_states(view))
     costs = cost_table(slots)
@@ -244,7 +244,7 @@ def test_on_uneven_chains_a_plan_is_found_where_equal_steps_give_one_or_nothing_
         bound, most = peak_bound_bytes(problem), baseline(problem).peak_bytes
         for budget_bytes in {bound, bound + (most - bound) // 8, bound + (most - bound) // 3}:
             view = chain_view(problem)
-            steps = sequence_of(view, least_memory(0, len(view.stages)))
+            steps = sequence_of(view, keep_nothing_steps(0, len(view.stages)))
             least = simulate(problem, plan_from_sequence(problem, steps))
             others = [solve(problem, budget_bytes, solver=name).time_ns for name in ("gruslys", "revolve")]
             limits = [least.time_ns] if least.peak_bytes <= budget_bytes else []
@@ -260,7 +260,7 @@ def test_the_answer_that_keeps_nothing_is_told() -> None:
     """The budget is the peak of that plan, to the byte."""
     problem = training_graph(6, 236)
     view = chain_view(problem, cuts="every")
-    steps = least_memory(0, len(view.stages))
+    steps = keep_nothing_steps(0, len(view.stages))
     least = simulate(problem, plan_from_sequence(problem, sequence_of(view, steps)))
     result = solve(problem, least.peak_bytes, solver="rotor")
     assert (result.time_ns, result.peak_bytes) == (least.time_ns, least.peak_bytes)

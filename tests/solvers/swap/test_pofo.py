@@ -67,7 +67,7 @@ def reference(program: Program, link: Link, memory_bytes: int) -> float:
             stays = rest(n, kept + group, max(0, leaving - out), max(0, back - pre), next_bar)
             ways.append(time_ns + min(moved, stays))
 
-        peak_f, peak_b = int(costs.save_peak[0, i] + costs.first_around[i]), int(costs.back_peak[0, i])
+        peak_f, peak_b = int(costs.save_peak[0, i] + costs.first_background[i]), int(costs.back_peak[0, i])
         if max(peak_f, peak_b) <= room:
             idle_f, idle_b = max(0, peak_f - room + leaving), max(0, peak_b - room + back)
             out, pre = out_rate * forward[i] + idle_f, back_rate * int(costs.backward_ns[0, i]) + idle_b
@@ -142,7 +142,7 @@ def test_on_an_infinite_link_nothing_is_computed_again_where_every_stage_fits(n:
     problem = random_chain(n, seed)
     program = program_of(problem, 2 * baseline(problem).peak_bytes)
     costs, sizes = program.costs, program.sizes
-    alone = costs.save_peak[0] + costs.first_around, costs.back_peak[0]
+    alone = costs.save_peak[0] + costs.first_background, costs.back_peak[0]
     needs = max(int((peak + sizes.into[1]).max()) for peak in alone)
     backward = sum(problem.ops[op].time_ns for op in problem.backward_ops)
     assert time_of(program, ANY_LINK, needs) == pytest.approx(backward, abs=1e-3)

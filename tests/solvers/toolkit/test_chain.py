@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from remat_solvers.generate import adversarial, chain, training_graph
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import plan_from_sequence
-from remat_solvers.toolkit.chains.chain import Chain, Cuts, chain_view
+from remat_solvers.toolkit.chains.chain import Chain, chain_view
+from remat_solvers.toolkit.chains.cuts import Cuts
 from remat_solvers.toolkit.chains.schedule import (
     Advance,
     Back,
+    ChainStep,
     Save,
-    Step,
     forward_steps_of,
-    least_memory,
+    keep_nothing_steps,
     sequence_of,
 )
 from remat_solvers.toolkit.graphs.dropped_values import droppable
@@ -44,7 +45,7 @@ def state_by_definition(problem: Problem, cut: int) -> set[int]:
 @settings(max_examples=200, deadline=None)
 def test_stages_cover_the_step_and_their_states_are_what_crosses(n: int, seed: int, cuts: Cuts, most: int) -> None:
     for problem in (training_graph(n, seed), adversarial(seed)):
-        view = chain_view(problem, cuts=cuts, most=most)
+        view = chain_view(problem, cuts=cuts, max_stages=most)
         assert 1 <= len(view.stages) <= most
         assert tuple(op for stage in view.stages for op in stage.ops) == problem.forward_ops
         assert tuple(op for stage in view.stages[::-1] for op in stage.backward) == problem.backward_ops
@@ -56,16 +57,16 @@ def test_stages_cover_the_step_and_their_states_are_what_crosses(n: int, seed: i
             assert set(stage.saved) <= near
 
 
-def random_steps(stages: int, seed: int) -> list[Step]:
+def random_steps(stages: int, seed: int) -> list[ChainStep]:
     """Some schedule: each segment is split, saved at its start or end, or run from its start again."""
     rng = random.Random(seed)
 
-    def segment(first: int, end: int) -> list[Step]:
+    def segment(first: int, end: int) -> list[ChainStep]:
         if end - first < 1:
             return []
         kind = rng.choice(("least", "split", "save", "inner")) if end - first > 1 else "save"
         if kind == "least":
-            return least_memory(first, end)
+            return keep_nothing_steps(first, end)
         if kind == "save":
             return [Save(first, onward=end - first > 1), *segment(first + 1, end), Back(first)]
         at = rng.randrange(first + 1, end)
@@ -91,7 +92,7 @@ def test_every_schedule_of_the_stages_is_a_valid_plan(n: int, seed: int, cuts: C
         assert validate(problem, plan, 2**62) == []
 
 
-def everything(view: Chain) -> list[Step]:
+def everything(view: Chain) -> list[ChainStep]:
     count = len(view.stages)
     return [*(Save(k, onward=k + 1 < count) for k in range(count)), *(Back(k) for k in range(count)[::-1])]
 
@@ -99,14 +100,14 @@ def everything(view: Chain) -> list[Step]:
 @pytest.mark.parametrize("name", ["chain50", "gpt", "lstm", "r50", "unet"])
 def test_saving_every_stage_is_the_unmodified_step(name: str) -> None:
     problem = corpus_problem(name)
-    view = chain_view(problem, most=1000)
+    view = chain_view(problem, max_stages=1000)
     assert sequence_of(view, everything(view)) == [*problem.forward_ops, *problem.backward_ops]
 
 
 def test_the_time_steps_of_an_unrolled_lstm() -> None:
     """100 steps of 12 ops; between two of them cross h and c, 262,144 bytes each. The rest: zeros, head and loss."""
     problem = corpus_problem("lstm")
-    view = chain_view(problem, cuts="renewed", most=1024)
+    view = chain_view(problem, cuts="renewed", max_stages=1024)
     assert len(view.stages) == 104
     steps = view.stages[2:101]
     assert {(len(stage.ops), len(stage.state), view.bytes(stage.state)) for stage in steps} == {(12, 2, 2 * 262_144)}
@@ -117,4 +118,4 @@ def test_a_unit_chain_has_a_stage_per_op_and_no_extra_state() -> None:
     view = chain_view(chain(30))
     assert [stage.ops for stage in view.stages] == [(k,) for k in range(30)]
     assert [stage.state for stage in view.stages] == [(), *((k,) for k in range(29))]
-    assert forward_steps_of(least_memory(0, 30)) == 30 * 31 // 2
+    assert forward_steps_of(keep_nothing_steps(0, 30)) == 30 * 31 // 2

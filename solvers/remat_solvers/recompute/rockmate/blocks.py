@@ -1,4 +1,4 @@
-"""Rockmate's blocks: a stage of a chain as a problem of its own, and the ways to save and run it back. See rockmate.py.
+"""Rockmate's blocks: a stage of a chain as a problem of its own, and the options to save it and run it back.
 
 The block of a stage has its forward ops, an op that stands for the gradients that come in (the tangents, in the last
 stage), and its backward ops.
@@ -27,12 +27,12 @@ from remat_solvers.recompute.checkmate.solve import Solved, solve_exactly
 from remat_solvers.schedule import plan_from_sequence, tangents_op
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.chains.chain import Chain
-from remat_solvers.toolkit.chains.schedule import Way, way_of
+from remat_solvers.toolkit.chains.schedule import SaveOption, save_option
 from remat_solvers.toolkit.graphs.contraction import contract
 from remat_solvers.toolkit.programs.pulp_backend import Backend, Ended
 from remat_solvers.toolkit.sequences.pruning import drop_useless
 
-__all__ = ["Block", "BlockSearch", "Schedule", "block_of", "way_in"]
+__all__ = ["Block", "BlockSearch", "Schedule", "block_of", "option_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,13 @@ def block_of(chain: Chain, stage: int) -> Block:
     )
 
 
-def way_in(chain: Chain, stage: int, block: Block, schedule: Schedule) -> Way:
-    """A block's schedule as a way of one of its stages."""
+def option_of(chain: Chain, stage: int, block: Block, schedule: Schedule) -> SaveOption:
+    """A block's schedule as an option of one of its stages."""
     forward, entry, backward = _ops(chain, stage)
     ops = (*forward, entry, *backward)
     end = _boundary(block, schedule.sequence)
     run = [op for place in schedule.sequence if (op := ops[place]) is not None and op != entry]
-    return way_of(chain, run[:end], [*([] if entry is None else [entry]), *run[end:]])
+    return save_option(chain, run[:end], [*([] if entry is None else [entry]), *run[end:]])
 
 
 def _ops(chain: Chain, stage: int) -> tuple[tuple[int, ...], int | None, tuple[int, ...]]:
@@ -128,7 +128,7 @@ def _boundary(block: Block, sequence: Sequence[int]) -> int:
 
 
 def _uncounted(block: Block) -> frozenset[int]:
-    """The values that no way gives up or need not count: the state after the block, and what cannot run again."""
+    """The values that no option gives up or need not count: the state after the block, and what cannot run again."""
     problem = block.problem
     fixed = {v for op in problem.ops if not op.recomputable for v in op.outputs}
     return frozenset({*block.after, *fixed, *problem.results})

@@ -39,13 +39,13 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 
 from remat_solvers.problem import Problem
-from remat_solvers.recompute.rockmate.blocks import Block, BlockSearch, block_of, way_in
+from remat_solvers.recompute.rockmate.blocks import Block, BlockSearch, block_of, option_of
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.arrays import Ints
-from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, chain_view
+from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
 from remat_solvers.toolkit.chains.persistent_search import try_keeping_nothing, try_persistent_schedules
-from remat_solvers.toolkit.chains.schedule import Way, plain_ways
+from remat_solvers.toolkit.chains.schedule import SaveOption, keep_everything
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.programs.pulp_backend import Backend
 from remat_solvers.toolkit.requirements import missing_requirement
@@ -64,11 +64,11 @@ LEAST_PROGRAM_S = 0.001  # for an integer program
 
 @dataclass(frozen=True)
 class Rockmate:
-    """The best memory-persistent schedule of a chain of blocks, each run back in one of several exact ways."""
+    """The best memory-persistent schedule of a chain of blocks, each run back with one of several exact options."""
 
     slots: int = 500  # parts into which memory is divided
     stages: int = 100  # most blocks
-    cuts: BlockCuts | None = None  # where the step is cut, see `chain`; None: both ways
+    cuts: BlockCuts | None = None  # where the step is cut, see `cuts`; None: both kinds
     granularities: int = 3  # chains of `stages` blocks at most, of a fourth, of an eighth as many: the first so many
     peaks: int = 3  # peak budgets per block
     saves: int = 10  # saved budgets for each of them
@@ -82,8 +82,8 @@ class Rockmate:
     def __post_init__(self) -> None:
         check_options(
             self,
-            slots=(1, MOST_SLOTS),
-            stages=(1, MOST_STAGES),
+            slots=(1, MAX_SLOTS),
+            stages=(1, MAX_STAGES),
             granularities=(1, len(COARSER)),
             peaks=(1, MOST_BUDGETS),
             saves=(1, MOST_BUDGETS),
@@ -111,9 +111,9 @@ class Rockmate:
                 if not trials.expired:
                     blocks.solve(chain, left)
                     known = trials.best
-                    try_persistent_schedules(chain, self.slots, trials, blocks.ways(chain))
+                    try_persistent_schedules(chain, self.slots, trials, blocks.save_options(chain))
                     told = told if trials.best is known else ""
-                    told = try_keeping_nothing(chain, trials, blocks.frugal_ways(chain)) or told
+                    told = try_keeping_nothing(chain, trials, blocks.frugal_options(chain)) or told
         return replace(trials.outcome(), reason=", ".join([blocks.account(), *([told] if told else [])]))
 
     def _chains(self, problem: Problem) -> list[Chain]:
@@ -121,7 +121,7 @@ class Rockmate:
         chains: list[Chain] = []
         for parts in COARSER[: self.granularities]:
             for cuts in (self.cuts,) if self.cuts else CUTS:
-                chain = chain_view(problem, cuts=cuts, most=max(1, self.stages // parts))
+                chain = chain_view(problem, cuts=cuts, max_stages=max(1, self.stages // parts))
                 largest = max(len(stage.ops) + len(stage.backward) for stage in chain.stages)
                 if chain not in chains and (parts == 1 or largest <= self.exact_ops):
                     chains.append(chain)
@@ -155,22 +155,22 @@ class Blocks:
             until = None if end is None else watch.seconds + (end - watch.seconds) / left
             self._solve(self.searches[block], rooms[block], until)
 
-    def ways(self, chain: Chain) -> Sequence[Sequence[Way]]:
+    def save_options(self, chain: Chain) -> Sequence[Sequence[SaveOption]]:
         """Per stage its options, keeping everything first."""
-        ways = [
-            [*plain, *(way_in(chain, k, block, schedule) for schedule in self.searches[block].schedules[1:])]
-            for k, (block, plain) in enumerate(zip(self._of(chain), plain_ways(chain), strict=True))
+        options = [
+            [*plain, *(option_of(chain, k, block, schedule) for schedule in self.searches[block].schedules[1:])]
+            for k, (block, plain) in enumerate(zip(self._of(chain), keep_everything(chain), strict=True))
         ]
-        ways = undominated(chain, ways)
+        options = undominated(chain, options)
         self.chains += 1
-        self.stages += len(ways)
-        self.options += sum(map(len, ways))
-        return ways
+        self.stages += len(options)
+        self.options += sum(map(len, options))
+        return options
 
-    def frugal_ways(self, chain: Chain) -> Sequence[Sequence[Way]]:
+    def frugal_options(self, chain: Chain) -> Sequence[Sequence[SaveOption]]:
         """Per stage the one of the smallest peak."""
         return [
-            [way_in(chain, k, block, min(self.searches[block].schedules, key=lambda s: (s.peak_bytes, s.time_ns)))]
+            [option_of(chain, k, block, min(self.searches[block].schedules, key=lambda s: (s.peak_bytes, s.time_ns)))]
             for k, block in enumerate(self._of(chain))
         ]
 
@@ -205,23 +205,23 @@ class Blocks:
                 raise KeyboardInterrupt
 
 
-def undominated(chain: Chain, ways: Sequence[Sequence[Way]]) -> list[list[Way]]:
-    """The first way of each stage, and those others that no way equals or beats in every cost."""
-    costs = chain_costs(chain, ways)
+def undominated(chain: Chain, options: Sequence[Sequence[SaveOption]]) -> list[list[SaveOption]]:
+    """The first option of each stage, and those others that no option equals or beats in every cost."""
+    costs = chain_costs(chain, options)
     table = np.stack(
         [
             costs.save_ns,
             costs.leaf_ns,
-            costs.again_ns,
+            costs.repeat_ns,
             costs.backward_ns,
             costs.saved - costs.released,
             costs.save_peak,
-            costs.save_again_peak,
+            costs.resave_peak,
             costs.leaf_peak,
             costs.back_peak,
         ]
     )
-    return [[ways[k][w] for w in _minimal(table[:, : len(ways[k]), k])] for k in range(len(ways))]
+    return [[options[k][w] for w in _minimal(table[:, : len(options[k]), k])] for k in range(len(options))]
 
 
 def _minimal(costs: Ints) -> list[int]:

@@ -140,7 +140,7 @@ class _Run:
         self.count = len(chain.stages)
         forward = [sum(chain.problem.ops[op].time_ns for op in stage.ops) for stage in chain.stages]
         self.starts = np.array([0, *accumulate(forward)], dtype=np.float64)  # of each stage in the first forward
-        self.all_peak = costs.save_peak[0] + costs.first_around
+        self.all_peak = costs.save_peak[0] + costs.first_background
         self.ahead = np.cumsum(costs.backward_ns[0][::-1])[::-1]  # backward of a stage and all later ones
         self.coming: dict[tuple[int, int], list[_Labels]] = {}
         self.labels: dict[tuple[int, int], _Labels] = {}

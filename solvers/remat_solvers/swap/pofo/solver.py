@@ -38,9 +38,10 @@ from remat_solvers.problem import Problem
 from remat_solvers.registry import create
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.swap.pofo.program import Choice, Program, solve_chain
-from remat_solvers.toolkit.chains.chain import MOST_SLOTS, MOST_STAGES, Chain, Cuts, chain_view
+from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, chain_view
+from remat_solvers.toolkit.chains.cuts import Cuts
 from remat_solvers.toolkit.chains.persistent import persistent_schedule
-from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, least_memory, sequence_of
+from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, keep_nothing_steps, sequence_of
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.intervals import Absence, absences
@@ -68,7 +69,7 @@ class POFO:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        check_options(self, slots=(1, MOST_SLOTS), cells=(1, MOST_CELLS), stages=(1, MOST_STAGES))
+        check_options(self, slots=(1, MAX_SLOTS), cells=(1, MOST_CELLS), stages=(1, MAX_STAGES))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -81,7 +82,7 @@ class POFO:
             self._without_moves(trials)
             chains: list[Chain] = []
             for cuts in (self.cuts,) if self.cuts else CUTS:
-                chain = chain_view(problem, cuts=cuts, most=self.stages)
+                chain = chain_view(problem, cuts=cuts, max_stages=self.stages)
                 if chain not in chains and not trials.expired:
                     chains.append(chain)
                     self._try(chain, trials)
@@ -101,7 +102,7 @@ class POFO:
         problem = chain.problem
         left = max(1, trials.budget_bytes - problem.constant_bytes - problem.reserve_bytes)
         if trials.best is None:  # what the chain can do with the least memory
-            trials.fits(sequence_of(chain, least_memory(0, len(chain.stages))), "nothing kept")
+            trials.fits(sequence_of(chain, keep_nothing_steps(0, len(chain.stages))), "nothing kept")
         program = Program.of(chain, int(left * SHARES[-1]), self.slots)
         low, high = -1, len(SHARES)
         while high - low > 1 and not trials.expired:
@@ -125,10 +126,10 @@ class POFO:
         return trials.replay(plan, f"{memory_bytes} bytes for the chain").peak_bytes <= trials.budget_bytes
 
 
-def steps_of(program: Program, choices: Sequence[Choice]) -> list[Step]:
+def steps_of(program: Program, choices: Sequence[Choice]) -> list[ChainStep]:
     """The schedule of the decisions."""
-    forward: list[Step] = []
-    backward: list[list[Step]] = []
+    forward: list[ChainStep] = []
+    backward: list[list[ChainStep]] = []
     for choice in choices:
         last = choice.end == len(program.chain.stages)
         if choice.run_on:

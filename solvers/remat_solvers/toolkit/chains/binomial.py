@@ -22,7 +22,7 @@ from __future__ import annotations
 from math import comb
 
 from remat_solvers.errors import InputError
-from remat_solvers.toolkit.chains.schedule import Advance, Step, least_memory
+from remat_solvers.toolkit.chains.schedule import Advance, ChainStep, keep_nothing_steps
 
 __all__ = ["advance_length", "binomial_schedule", "forward_steps", "repetitions"]
 
@@ -64,10 +64,10 @@ def advance_length(steps: int, snapshots: int) -> int:
     return steps - _beta(s - 1, r - 1) - _beta(s - 2, r - 1)
 
 
-def binomial_schedule(steps: int, snapshots: int) -> list[Step]:
+def binomial_schedule(steps: int, snapshots: int) -> list[ChainStep]:
     """The schedule of `forward_steps(steps, snapshots)` forward steps, over stages 0..steps-1."""
-    schedule: list[Step] = []
-    stack: list[tuple[int, int, int] | Step] = [(0, steps, snapshots)]
+    schedule: list[ChainStep] = []
+    stack: list[tuple[int, int, int] | ChainStep] = [(0, steps, snapshots)]
     while stack:
         item = stack.pop()
         if not isinstance(item, tuple):
@@ -75,7 +75,7 @@ def binomial_schedule(steps: int, snapshots: int) -> list[Step]:
             continue
         first, length, free = item
         if length <= 1 or free == 1:
-            schedule += least_memory(first, first + length)
+            schedule += keep_nothing_steps(first, first + length)
             continue
         far = advance_length(length, free)
         stack += [(first, far, free), (first + far, length - far, free - 1), Advance(first, first + far)]

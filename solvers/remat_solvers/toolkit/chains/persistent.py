@@ -14,7 +14,7 @@ segment i..j with memory m (its input x_i not counted) is
 
 and inf where none is allowed. leaf_i: x̄_(i+1), the gradient of x_(i+1) and the peaks of the stage's forward and
 backward; sweep: the gradient of x_(j+1), and for each stage run the state before it, after it and its peak. Where a
-stage may be saved in several ways, each with its x̄, times and peaks, F_all is the cheapest of them.
+stage may be saved in several options, each with its x̄, times and peaks, F_all is the cheapest of them.
 
 From the paper's chain to a training step (`chain`, `costs`):
 
@@ -43,7 +43,7 @@ import numpy as np
 from remat_solvers.toolkit.arrays import Floats, Ints
 from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
-from remat_solvers.toolkit.chains.schedule import Advance, Back, Save, Step, Ways
+from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, SaveOptions
 
 __all__ = [
     "DiscretisedChain",
@@ -60,7 +60,7 @@ __all__ = [
 class DiscretisedChain:
     """A chain of L stages in whole slots of memory. [i, k] has rows 0..L-1, columns 0..L; [i, j] columns 0..L-1.
 
-    [w, ...]: per way w to save a stage and run its backward; a way that stage i does not have needs more than `slots`.
+    [w, ...]: per option w to save a stage and run its backward; one that stage i does not have needs more than `slots`.
     [r]: row r stands for stage r % L; rows from L on are the case in which no other stage keeps any of the state
     before it (see `entry`).
     """
@@ -81,9 +81,9 @@ class DiscretisedChain:
 def cost_table(chain: DiscretisedChain) -> Floats:
     """[r, j, m]: the cost of segment i..j, i of row r, with m slots beside its input; inf where it does not fit.
 
-    All memories are computed at once, as arrays: O(L^2 (L + ways) slots) time and O(L^2 slots) space.
+    All memories are computed at once, as arrays: O(L^2 (L + options) slots) time and O(L^2 slots) space.
     """
-    (ways, rows), width = chain.saved.shape, chain.slots + 1
+    (options, rows), width = chain.saved.shape, chain.slots + 1
     count = len(chain.state)
     pad = width  # infinite entries to the left of every row, for memories below 0
     cost = np.full((rows, count, pad + width), np.inf)
@@ -112,7 +112,7 @@ def cost_table(chain: DiscretisedChain) -> Floats:
                 row = cost[r, j, pad:]
                 if i < j:
                     np.min(np.add(sums, cost[r, i:j, pad:], out=both[: j - i]), axis=0, out=row)
-                for w in range(ways):
+                for w in range(options):
                     need_all = int(chain.leaf_need[w, r])
                     if i < j:
                         need_all = max(need_all, int(chain.save_need[w, r, j]))
@@ -139,15 +139,15 @@ def reference_cost_table(chain: DiscretisedChain) -> Floats:
 
 
 def _decisions(chain: DiscretisedChain, cost: Floats, r: int, j: int, m: int) -> list[tuple[float, int, int]]:
-    """(cost, k, w) of every way to begin segment i..j, i of row r, with m slots; k = i stands for F_all, in way w."""
+    """(cost, k, w) of every first step of segment i..j, i of row r, with m slots; k = i stands for F_all, option w."""
     if m < 0:
         return []
-    ways, count = chain.saved.shape[0], len(chain.state)
+    options, count = chain.saved.shape[0], len(chain.state)
     i = r % count
     if i == j:
-        return [(float(chain.leaf_time[w, i, i]), i, w) for w in range(ways) if m >= chain.leaf_need[w, r]]
+        return [(float(chain.leaf_time[w, i, i]), i, w) for w in range(options) if m >= chain.leaf_need[w, r]]
     decisions: list[tuple[float, int, int]] = []
-    for w in range(ways):
+    for w in range(options):
         if m >= max(chain.leaf_need[w, r], chain.save_need[w, r, j], chain.saved[w, r]):
             decisions.append((float(chain.save_time[w, i, j] + cost[i + 1, j, m - chain.saved[w, r]]), i, w))
     advance = chain.last_advance if j == count - 1 else chain.advance
@@ -160,11 +160,11 @@ def _decisions(chain: DiscretisedChain, cost: Floats, r: int, j: int, m: int) ->
 
 def persistent_schedule(
     chain: DiscretisedChain, cost: Floats, memory: int, first: int = 0, last: int | None = None
-) -> list[Step]:
+) -> list[ChainStep]:
     """The steps of the cheapest schedule of stages first..last with `memory` slots beside x_first; it must exist."""
-    steps: list[Step] = []
+    steps: list[ChainStep] = []
     count = len(chain.state)
-    stack: list[tuple[int, int, int] | Step] = [(first, count - 1 if last is None else last, memory)]
+    stack: list[tuple[int, int, int] | ChainStep] = [(first, count - 1 if last is None else last, memory)]
     while stack:
         item = stack.pop()
         if not isinstance(item, tuple):
@@ -174,9 +174,9 @@ def persistent_schedule(
         i = r % count
         _, k, w = min(_decisions(chain, cost, r, j, m))
         if i == j:
-            stack += [Back(i, w), Save(i, way=w)]
+            stack += [Back(i, w), Save(i, option=w)]
         elif k == i:
-            stack += [Back(i, w), (i + 1, j, m - int(chain.saved[w, r])), Save(i, onward=True, way=w)]
+            stack += [Back(i, w), (i + 1, j, m - int(chain.saved[w, r])), Save(i, onward=True, option=w)]
         else:
             stack += [(r, k - 1, m), (int(chain.entry[i, k]), j, m - int(chain.state[i, k])), Advance(i, k)]
     return steps
@@ -193,11 +193,11 @@ class DisjointStates:
     costs: ChainCosts  # of the stages in this case
 
 
-def disjoint_states(chain: Chain, ways: Ways | None = None) -> DisjointStates:
+def disjoint_states(chain: Chain, options: SaveOptions | None = None) -> DisjointStates:
     """The stages of `chain` in the case in which no other stage keeps any of the state before them."""
     states = [set(stage.state) for stage in chain.stages]
     starts = [max((h for h in range(k) if states[h].isdisjoint(states[k])), default=0) for k in range(len(states))]
-    return DisjointStates(starts, chain_costs(chain, ways, alone=True))
+    return DisjointStates(starts, chain_costs(chain, options, alone=True))
 
 
 def discretised(
@@ -213,12 +213,14 @@ def discretised(
     running = np.concatenate([[0.0], np.cumsum(costs.advance_ns, dtype=np.float64)])
     advance = running[None, :] - running[:-1, None]
     backward = costs.backward_ns.astype(np.float64)[..., None]
-    again = costs.again_ns[..., None]
+    again = costs.repeat_ns[..., None]
     last = np.arange(count) == count - 1  # segments of the first forward: every op runs anyway
-    sweep = np.where(last[:, None, None], costs.first_sweep[None], costs.sweep[None] + costs.around[:, None, None])
+    sweep = np.where(last[:, None, None], costs.first_sweep[None], costs.sweep[None] + costs.background[:, None, None])
     rows = [costs] if disjoint is None else [costs, disjoint.costs]
-    first_save = [row.save_peak + row.first_around for row in rows]
-    leaf_peak = [np.where(last, first, row.leaf_peak + row.around) for row, first in zip(rows, first_save, strict=True)]
+    first_save = [row.save_peak + row.first_background for row in rows]
+    leaf_peak = [
+        np.where(last, first, row.leaf_peak + row.background) for row, first in zip(rows, first_save, strict=True)
+    ]
     entry = np.tile(np.arange(count), (count, 1))
     for k, start in enumerate([] if disjoint is None else disjoint.starts):
         entry[: start + 1, k] += count
@@ -234,7 +236,7 @@ def discretised(
         save_need=up(
             np.concatenate(
                 [
-                    np.where(last, first[..., None], row.save_again_peak[..., None] + row.around)
+                    np.where(last, first[..., None], row.resave_peak[..., None] + row.background)
                     for row, first in zip(rows, first_save, strict=True)
                 ],
                 axis=1,

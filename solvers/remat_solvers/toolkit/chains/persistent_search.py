@@ -20,7 +20,7 @@ from remat_solvers.toolkit.chains.persistent import (
     disjoint_states,
     persistent_schedule,
 )
-from remat_solvers.toolkit.chains.schedule import Ways, least_memory, sequence_of
+from remat_solvers.toolkit.chains.schedule import SaveOptions, keep_nothing_steps, sequence_of
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["try_keeping_nothing", "try_persistent_schedules"]
@@ -29,19 +29,19 @@ BEYOND_BUDGET = 1.5  # memories in the table go up to this many times what the b
 PATIENCE = 6  # memories beyond the fastest that fits, in a row, whose replays do not
 
 
-def try_persistent_schedules(chain: Chain, slots: int, trials: Trials, ways: Ways | None = None) -> None:
+def try_persistent_schedules(chain: Chain, slots: int, trials: Trials, options: SaveOptions | None = None) -> None:
     """Replay the schedules in the last cells of both tables, one per cost; `trials` keeps the fastest that fits."""
     most_bytes = int(max(1, trials.budget_bytes - chain.problem.static_bytes) * BEYOND_BUDGET)
-    disjoint = disjoint_states(chain, ways)
+    disjoint = disjoint_states(chain, options)
     for discrete in (
-        discretised(chain_costs(chain, ways), most_bytes, slots, disjoint),
+        discretised(chain_costs(chain, options), most_bytes, slots, disjoint),
         discretised(disjoint.costs, most_bytes, slots),
     ):
         if not trials.expired:
-            _search_table(chain, discrete, trials, ways)
+            _search_table(chain, discrete, trials, options)
 
 
-def _search_table(chain: Chain, discrete: DiscretisedChain, trials: Trials, ways: Ways | None) -> None:
+def _search_table(chain: Chain, discrete: DiscretisedChain, trials: Trials, options: SaveOptions | None) -> None:
     cost = cost_table(discrete)
     whole = cost[0, -1]
     memories = [m for m in range(len(whole)) if np.isfinite(whole[m]) and (m == 0 or whole[m] < whole[m - 1])]
@@ -49,7 +49,7 @@ def _search_table(chain: Chain, discrete: DiscretisedChain, trials: Trials, ways
         return
 
     def sequence(memory: int) -> list[int]:
-        return sequence_of(chain, persistent_schedule(discrete, cost, memory), ways)
+        return sequence_of(chain, persistent_schedule(discrete, cost, memory), options)
 
     trials.search(memories, sequence, "memory of")
     forward_ns = sum(chain.problem.ops[op].time_ns for op in chain.problem.forward_ops)
@@ -61,12 +61,12 @@ def _search_table(chain: Chain, discrete: DiscretisedChain, trials: Trials, ways
             missed = 0 if trials.fits(sequence(memory), f"memory of {memory}") else missed + 1
 
 
-def try_keeping_nothing(chain: Chain, trials: Trials, ways: Ways | None = None) -> str:
+def try_keeping_nothing(chain: Chain, trials: Trials, options: SaveOptions | None = None) -> str:
     """Where no plan fits yet, replay the one that recomputes every stage from the start.
 
     Returns the reason to report where that fits, and an empty text otherwise.
     """
     if trials.best is not None or trials.expired:
         return ""
-    fits = trials.fits(sequence_of(chain, least_memory(0, len(chain.stages)), ways), "nothing kept")
+    fits = trials.fits(sequence_of(chain, keep_nothing_steps(0, len(chain.stages)), options), "nothing kept")
     return "no schedule of the tables fits; nothing is kept, every stage is recomputed from the start" if fits else ""

@@ -1,17 +1,17 @@
-"""Schedules of a chain: three small steps, and the op sequence that carries them out.
+"""Schedules of a chain in three kinds of steps, and the op sequence that carries them out.
 
-    Advance(first, end)   run the stages first..end-1 from the state of `first`; of what they make only the state of
+    Advance(first, end)   compute the stages first..end-1 from the state of `first`; of their values only the state of
                           `end` stays
-    Save(stage)           run a stage and keep what its backward reads (and with `onward` the state after it)
-    Back(stage)           run the backward of a stage; what was saved for it, and the state before it, are done with
+    Save(stage)           compute a stage and keep what its backward reads (and with `onward` the state after it)
+    Back(stage)           compute the backward of a stage; what was saved for it, and the state before it, are dropped
 
-Every stage is run for the first time in full, in order. Run again, only those ops run from which what shall stay
-follows, back to what is kept. Whatever a step leaves out of what it keeps is made again when it is wanted again; when
+The first time, every stage is computed in full, in order. Later, only those ops are recomputed from which the values to
+keep follow, back to values that are kept. A value that a step does not keep is recomputed when it is needed again. When
 bytes are freed follows from the sequence (`schedule.plan_from_sequence`).
 
-A stage may be saved in one of several ways (`Way`), which Save and Back name by their number. A way keeps less than
-everything, and its backward runs the rest again, from what was saved and the state before the stage. Where no ways are
-given there is one, `plain_way`: keep everything.
+A stage may be saved with one of several options (`SaveOption`), which Save and Back name by their number. An option
+keeps less than everything, and its backward recomputes the rest, from what was saved and the state before the stage.
+Where no options are given, each stage has one, which keeps everything (`keep_everything`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from remat_solvers.toolkit.chains.chain import Chain
 __all__ = [
     "Advance",
     "Back",
+    "ChainStep",
     "Save",
-    "Step",
-    "Way",
-    "Ways",
+    "SaveOption",
+    "SaveOptions",
     "forward_steps_of",
-    "least_memory",
+    "keep_everything",
+    "keep_nothing_steps",
     "needed_ops",
-    "plain_ways",
+    "save_option",
     "sequence_of",
-    "way_of",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Run stages `first` to `end` (excluded); keep the state of `end`. The state of `first` is kept and stays."""
+    """Compute the stages `first` to `end` (excluded), and keep the state of `end`. The state of `first` stays kept."""
 
     first: int
     end: int
@@ -48,100 +48,102 @@ class Advance:
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Run a stage; keep what its backward reads."""
+    """Compute a stage, and keep what its backward reads."""
 
     stage: int
     onward: bool = False  # keep the state after it as well: its backward does not come next
-    alone: bool = False  # give up the state before it
-    way: int = 0
+    alone: bool = False  # drop the state before it
+    option: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Back:
-    """Run the backward ops of a stage."""
+    """Compute the backward of a stage."""
 
     stage: int
-    way: int = 0  # in which it was saved
+    option: int = 0  # with which it was saved
 
 
-Step: TypeAlias = Advance | Save | Back
+ChainStep: TypeAlias = Advance | Save | Back
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How to run a stage forward, keeping what its backward shall find, and how to run that backward."""
+class SaveOption:
+    """The ops of a stage's forward, the values it keeps for its backward, and the ops of that backward."""
 
     forward: tuple[int, ...]  # its forward ops in order, perhaps with repeats
-    saved: tuple[int, ...]  # droppable values that `backward` reads before it makes them, of the stage or its state
-    backward: tuple[int, ...]  # its backward ops in order, among them forward ops that run again
+    saved: tuple[int, ...]  # droppable values that `backward` reads before it computes them, of the stage or its state
+    backward: tuple[int, ...]  # its backward ops in order, among them forward ops that are recomputed
 
 
-Ways: TypeAlias = Sequence[Sequence[Way]]  # per stage
+SaveOptions: TypeAlias = Sequence[Sequence[SaveOption]]  # per stage
 
 
-def way_of(chain: Chain, forward: Sequence[int], backward: Sequence[int]) -> Way:
-    """The way with these sequences of ops."""
-    made: set[int] = set()
+def save_option(chain: Chain, forward: Sequence[int], backward: Sequence[int]) -> SaveOption:
+    """The option with these sequences of ops."""
+    computed: set[int] = set()
     saved: set[int] = set()
     for op in backward:
-        saved.update(v for v in chain.problem.ops[op].inputs if chain.droppable[v] and v not in made)
-        made.update(chain.problem.ops[op].outputs)
-    return Way(tuple(forward), tuple(sorted(saved)), tuple(backward))
+        saved.update(v for v in chain.problem.ops[op].inputs if chain.droppable[v] and v not in computed)
+        computed.update(chain.problem.ops[op].outputs)
+    return SaveOption(tuple(forward), tuple(sorted(saved)), tuple(backward))
 
 
-def plain_ways(chain: Chain) -> Ways:
-    """Per stage the one way that keeps everything."""
-    return [[Way(stage.ops, stage.saved, stage.backward)] for stage in chain.stages]
+def keep_everything(chain: Chain) -> SaveOptions:
+    """Per stage, the one option that keeps everything that its backward reads."""
+    return [[SaveOption(stage.ops, stage.saved, stage.backward)] for stage in chain.stages]
 
 
-def forward_steps_of(steps: Iterable[Step]) -> int:
-    """Stages run forward: the cost that Gruslys et al. and Griewank count."""
+def forward_steps_of(steps: Iterable[ChainStep]) -> int:
+    """Number of times a stage is computed forward: the cost that Gruslys et al. and Griewank count."""
     return sum(step.end - step.first if isinstance(step, Advance) else isinstance(step, Save) for step in steps)
 
 
-def least_memory(first: int, end: int) -> list[Step]:
-    """Forward and backward of stages first..end-1, each from the state of `first` again: nothing else is kept."""
-    steps: list[Step] = []
+def keep_nothing_steps(first: int, end: int) -> list[ChainStep]:
+    """Forward and backward of the stages first..end-1, each recomputed from the state of `first`: the least memory."""
+    steps: list[ChainStep] = []
     for stage in range(end - 1, first - 1, -1):
         steps += [Advance(first, stage)] if stage > first else []
         steps += [Save(stage), Back(stage)]
     return steps
 
 
-def sequence_of(chain: Chain, steps: Iterable[Step], ways: Ways | None = None) -> list[int]:
-    """The ops of one training step, in execution order."""
-    run = _Run(chain, ways or plain_ways(chain))
+def sequence_of(chain: Chain, steps: Iterable[ChainStep], options: SaveOptions | None = None) -> list[int]:
+    """The ops of one training step in execution order, under the schedule `steps`."""
+    execution = _Execution(chain, options or keep_everything(chain))
     for step in steps:
         if isinstance(step, Advance):
-            run.advance(step)
+            execution.advance(step)
         elif isinstance(step, Save):
-            run.save(step)
+            execution.save(step)
         else:
-            run.back(step)
-    return run.sequence
+            execution.back(step)
+    return execution.sequence
 
 
 def needed_ops(chain: Chain, sequence: Sequence[int], targets: Iterable[int], kept: Sequence[int]) -> list[int]:
-    """Those of the forward ops `sequence` from which `targets` follow, back to what stays anyway or is `kept` (> 0)."""
+    """Those of the forward ops `sequence` from which `targets` follow, back to values that cannot be dropped or are
+    `kept` (per value, true or > 0)."""
     ops, drop = chain.problem.ops, chain.droppable
     needed = {v for v in targets if drop[v] and not kept[v]}
-    run: list[int] = []
+    backwards: list[int] = []
     for op in reversed(sequence):
         if not needed.isdisjoint(ops[op].outputs):
             needed.difference_update(ops[op].outputs)
             needed.update(v for v in ops[op].inputs if drop[v] and not kept[v])
-            run.append(op)
-    return run[::-1]
+            backwards.append(op)
+    return backwards[::-1]
 
 
-class _Run:
-    """What is kept is a stack of frames, since a state or saved values stay until their backward is through."""
+class _Execution:
+    """The values that are kept form a stack of frames, since a state or saved values stay until the end of their
+    backward."""
 
-    def __init__(self, chain: Chain, ways: Ways) -> None:
+    def __init__(self, chain: Chain, options: SaveOptions) -> None:
         self.chain = chain
-        self.ways = ways
+        self.options = options
         self.sequence: list[int] = []
-        self.started = 0  # stages that have run
+        self.started = 0  # stages that were computed
         self.kept = [0] * len(chain.droppable)  # per value, the number of frames that keep it
         self.frames: list[tuple[str, int, tuple[int, ...]]] = []
         self._push("state", 0, chain.state(0))
@@ -152,17 +154,17 @@ class _Run:
         self._push("state", step.end, self.chain.state(step.end))
 
     def save(self, step: Save) -> None:
-        way = self.ways[step.stage][step.way]
+        option = self.options[step.stage][step.option]
         after = self.chain.state(step.stage + 1) if step.onward else ()
-        self._forward(step.stage, step.stage + 1, way.forward, (*way.saved, *after))
+        self._forward(step.stage, step.stage + 1, option.forward, (*option.saved, *after))
         if step.alone:
             self._pop("state", step.stage)
-        self._push("saved", step.stage, way.saved)
+        self._push("saved", step.stage, option.saved)
         if step.onward:
             self._push("state", step.stage + 1, after)
 
     def back(self, step: Back) -> None:
-        self.sequence.extend(self.ways[step.stage][step.way].backward)
+        self.sequence.extend(self.options[step.stage][step.option].backward)
         self._pop("saved", step.stage)
         self._pop("state", step.stage)
 

@@ -42,7 +42,7 @@ class Unrolled(nn.Module):
 def test_steps_are_found_and_the_work_is_that_of_the_program(cell: type[nn.Module], every: bool) -> None:
     exported = remat.export(Unrolled(cell, 64, every), (torch.randn(64, STEPS, 64),), costs="roofline:cpu")
     problem = exported.problem
-    stages = len(chain_view(problem, cuts="renewed", most=1024).stages)
+    stages = len(chain_view(problem, cuts="renewed", max_stages=1024).stages)
     assert STEPS <= stages <= STEPS + 6
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
     for slots in (4, 8):
