@@ -23,7 +23,7 @@ from remat_solvers.formats import PlanFile, load, load_plan
 from remat_solvers.plan import Plan
 from remat_solvers.result import Limits, Result
 from remat_solvers.schedule import plan_with_tangents_first
-from remat_solvers.units import format_bytes, parse_link, read_budget
+from remat_solvers.units import ANY_PEAK_BYTES, format_bytes, parse_link, read_budget
 
 __all__ = ["apply", "export", "load", "solve"]
 
@@ -154,7 +154,7 @@ def _check_arguments(model: object, args: object, budget: int | str, options: St
         raise InputError(f"limits is a remat.Limits, such as Limits(seconds=60), not {limits!r}")
     if on_change not in get_args(OnChange):
         raise InputError(f"on_change must be one of {', '.join(get_args(OnChange))}, not {on_change!r}")
-    read_budget(budget, 10**15)
+    read_budget(budget, ANY_PEAK_BYTES)
 
 
 def _why_no_plan(result: Result) -> str:

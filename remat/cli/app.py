@@ -1,4 +1,4 @@
-"""The command line. Each command parses, asks the library, and prints; what is heavy is imported inside it."""
+"""The commands. Each reads its options, calls the library and prints; what is heavy is imported inside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remat.cli.request import Costs, LinkRate, Scratch, Seed, Source, TierName, export_model, pose, quiet, tier_named
+from remat.cli.request import (
+    AsJson,
+    Costs,
+    Request,
+    Scratch,
+    TierName,
+    asks,
+    export_model,
+    make_tier,
+    quiet,
+    read_request,
+)
 from remat.cli.terminal import Commands, ExitCode, check_writable, log, print_json, print_table, progress_printer
 
 if TYPE_CHECKING:
@@ -30,12 +41,11 @@ app = typer.Typer(
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 ProblemFile = Annotated[Path, typer.Argument(metavar="PROBLEM", help="an exported problem.json")]
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, in bytes and ns")]
 StatedLink = Annotated[
     str | None,
     typer.Option("--link", help="rate to the host that PLAN counts on, such as 25GB/s; default: the problem's"),
 ]
-BudgetText = Annotated[str, typer.Option("--budget", help="8GiB, 800MB, bytes, or 60% of the store-all peak")]
+SolverName = Annotated[str, typer.Option("--solver", help="a name from `remat solvers`")]
 
 
 @app.command()
@@ -60,41 +70,33 @@ def export(
 
 
 @app.command()
+@asks(time_limit=60.0, time_limit_help="seconds")
 def solve(
-    source: Source,
+    request: Request,
     budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, 60% of the store-all peak, or min")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="the plan.json to write")] = None,
-    solver: Annotated[str, typer.Option(help="a name from `remat solvers`")] = "auto",
-    link: LinkRate = None,
-    tier: TierName = "host",
-    scratch: Scratch = None,
-    time_limit: Annotated[float, typer.Option(help="seconds")] = 60.0,
-    costs: Costs = "measure",
-    seed: Seed = 0,
+    solver: SolverName = "auto",
     certificate: Annotated[Path | None, typer.Option(help="the certificate.json of the bound to write")] = None,
-    json: AsJson = False,
 ) -> int:
-    """Find the fastest plan within a budget; min: within the smallest that is found."""
+    """Find the fastest plan within a budget; min: within the smallest peak that is found."""
     import remat_solvers
     from remat.cli.text import result_lines
     from remat_solvers.formats import result_to_dict, save_certificate, save_plan
     from remat_solvers.registry import create
-    from remat_solvers.units import MIN
+    from remat_solvers.units import ANY_PEAK_BYTES, read_budget
 
     check_writable(output)
     check_writable(certificate)
-    budgets = [] if budget == MIN else [budget]
-    question = pose(
-        source, budgets, [solver], link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
-    )
+    read_budget(budget, ANY_PEAK_BYTES)
+    loaded = read_request(request, [solver])
     with quiet():
         result = remat_solvers.solve(
-            question.problem,
-            MIN if budget == MIN else question.budget_bytes(budget),
-            solver=create("auto", certify=True) if certificate and solver == "auto" else question.solver(solver),
-            limits=question.limits,
+            loaded.problem,
+            budget,
+            solver=create("auto", certify=True) if certificate and solver == "auto" else loaded.solver(solver),
+            limits=loaded.limits,
             on_progress=progress_printer(),
-            seed=seed,
+            seed=request.seed,
         )
     written = output if result.plan is not None else None
     if written is not None:
@@ -103,109 +105,97 @@ def solve(
         save_certificate(certificate, result.certificate)
     elif certificate is not None:
         log(f"{result.solver} has no certificate for this answer, so {certificate} is not written")
-    if json:
-        more = {"plan_file": None if written is None else str(written), **question.traffic()}
-        print_json({**result_to_dict(result), **more})
+    if request.json:
+        plan_file = {"plan_file": None if written is None else str(written)}
+        print_json({**result_to_dict(result), **plan_file, **loaded.describe_link()})
     else:
         log(f"{result.solver}: {result.status}. {result.status.sentence} {result.reason}".rstrip())
         print("\n".join(result_lines(result, written)), file=sys.stdout if result.plan is not None else sys.stderr)
-    return _code(result)
+    return _exit_code(result)
 
 
 @app.command()
+@asks(time_limit=30.0, time_limit_help="seconds for each solver")
 def compare(
-    source: Source,
-    budget: BudgetText,
+    request: Request,
+    budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, or 60% of the store-all peak")],
     solver: Annotated[list[str] | None, typer.Option(help="a name from `remat solvers`; may be repeated")] = None,
-    link: LinkRate = None,
-    tier: TierName = "host",
-    scratch: Scratch = None,
-    time_limit: Annotated[float, typer.Option(help="seconds for each method")] = 30.0,
-    costs: Costs = "measure",
-    seed: Seed = 0,
-    json: AsJson = False,
 ) -> int:
-    """Ask every solver, and show them side by side.
+    """Solve with every solver, and show the results side by side.
 
-    Each works in a process of its own; what needs the model itself, in this one.
+    Each runs in a process of its own; a solver that needs the model itself runs in this one.
     """
     from remat.cli.text import comparison_notes, comparison_table, row_line
     from remat.model_solvers.registry import MODEL_ENTRIES
-    from remat_solvers.comparing import compare as ask
+    from remat_solvers.comparing import compare as compare_solvers
     from remat_solvers.registry import solver_names
+    from remat_solvers.units import ANY_PEAK_BYTES, parse_budget
 
-    question = pose(
-        source, [budget], solver or (), link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
-    )
-    of_models = () if question.exported is None else (entry.name for entry in MODEL_ENTRIES)
+    parse_budget(budget, ANY_PEAK_BYTES)
+    loaded = read_request(request, solver or ())
+    model_solvers = () if loaded.exported is None else (entry.name for entry in MODEL_ENTRIES)
     with quiet():
-        comparison = ask(
-            question.problem,
-            question.budget_bytes(budget),
-            solvers=[question.solver(name) for name in solver or (*solver_names(), *of_models)],
-            limits=question.limits,
-            seed=seed,
+        comparison = compare_solvers(
+            loaded.problem,
+            budget,
+            solvers=[loaded.solver(name) for name in solver or (*solver_names(), *model_solvers)],
+            limits=loaded.limits,
+            seed=request.seed,
             on_row=lambda row: log(row_line(row)),
         )
-    if json:
-        print_json({**comparison.to_dict(), **question.traffic()})
+    if request.json:
+        print_json({**comparison.to_dict(), **loaded.describe_link()})
     else:
         print_table(comparison_table(comparison), comparison_notes(comparison))
     return ExitCode.OK
 
 
 @app.command()
+@asks(time_limit=300.0, time_limit_help="seconds for the whole curve; each budget has an even share")
 def sweep(
-    source: Source,
+    request: Request,
     points: Annotated[int, typer.Option(help="how many budgets to choose, from the smallest peak to store-all")] = 10,
     budgets: Annotated[str | None, typer.Option(help="these budgets instead, with commas: 90%,80%,8GiB")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="a .json file, or a new folder of plans")
     ] = None,
-    solver: Annotated[str, typer.Option(help="a name from `remat solvers`")] = "auto",
-    link: LinkRate = None,
-    tier: TierName = "host",
-    scratch: Scratch = None,
-    time_limit: Annotated[
-        float, typer.Option(help="seconds for the whole curve; each budget has an even share")
-    ] = 300.0,
-    costs: Costs = "measure",
-    seed: Seed = 0,
-    json: AsJson = False,
+    solver: SolverName = "auto",
 ) -> int:
     """Find the curve of time against peak, with a plan for each of its points."""
-    from remat.cli.sweep_files import check_place, point_line, save_curve, sweep_notes, sweep_table
+    import remat_solvers
+    from remat.cli.sweep_files import check_sweep_path, save_sweep_files
+    from remat.cli.text import point_line, sweep_notes, sweep_table
     from remat_solvers.formats import sweep_to_dict
     from remat_solvers.result import Status, Stopped
-    from remat_solvers.sweeping import sweep as find
+    from remat_solvers.units import ANY_PEAK_BYTES, parse_budget
 
-    chosen = None if budgets is None else [budget.strip() for budget in budgets.split(",")]
-    check_place(output)
-    question = pose(
-        source, chosen or (), [solver], link=link, tier=tier, scratch=scratch, time_limit=time_limit, costs=costs
-    )
+    given = None if budgets is None else [budget.strip() for budget in budgets.split(",")]
+    check_sweep_path(output)
+    for budget in given or ():
+        parse_budget(budget, ANY_PEAK_BYTES)
+    loaded = read_request(request, [solver])
     with quiet():
-        curve = find(
-            question.problem,
-            budgets=chosen,
+        curve = remat_solvers.sweep(
+            loaded.problem,
+            budgets=given,
             points=points,
-            solver=question.solver(solver),
-            limits=question.limits,
+            solver=loaded.solver(solver),
+            limits=loaded.limits,
             on_progress=progress_printer(),
             on_point=lambda point: log(point_line(point)),
-            seed=seed,
+            seed=request.seed,
         )
-    planned = [point for point in curve.points if point.plan is not None]
-    if planned and output is not None:
-        save_curve(output, curve)
-    if json:
+    with_plan = [point for point in curve.points if point.plan is not None]
+    if with_plan and output is not None:
+        save_sweep_files(output, curve)
+    if request.json:
         print_json(sweep_to_dict(curve))
     else:
-        print_table(sweep_table(curve), sweep_notes(curve, output if planned else None))
-    if planned:
+        print_table(sweep_table(curve), sweep_notes(curve, output if with_plan else None))
+    if with_plan:
         return ExitCode.OK
-    missed = any(point.status is Status.NOT_FOUND for point in curve.points) or not curve.points
-    return ExitCode.LIMIT if missed and curve.stopped is not Stopped.COMPLETE else ExitCode.NO_PLAN
+    unfinished = any(point.status is Status.NOT_FOUND for point in curve.points) or not curve.points
+    return ExitCode.LIMIT if unfinished and curve.stopped is not Stopped.COMPLETE else ExitCode.NO_PLAN
 
 
 @app.command()
@@ -215,18 +205,18 @@ def simulate(problem: ProblemFile, plan: PlanPath, link: StatedLink = None, json
     from remat_solvers.errors import PlanError
     from remat_solvers.simulate import simulate as replay
 
-    loaded, made = _pair(problem, plan, link)
+    loaded, plan_file = _load_pair(problem, plan, link)
     try:
-        timeline = replay(loaded, made.plan)
+        timeline = replay(loaded, plan_file.plan)
     except PlanError as error:
         log(f"the plan cannot be replayed: {error}. `remat validate` names everything that is wrong with it.")
         return ExitCode.FAILED
     if json:
         replayed = {**dataclasses.asdict(timeline), "memory_bytes": timeline.memory_bytes.tolist()}
-        recorded = {"recorded_peak_bytes": made.peak_bytes, "recorded_time_ns": made.time_ns}
-        print_json({**replayed, **recorded, "budget_bytes": made.budget_bytes, **describe_problem(loaded)})
+        recorded = {"recorded_peak_bytes": plan_file.peak_bytes, "recorded_time_ns": plan_file.time_ns}
+        print_json({**replayed, **recorded, "budget_bytes": plan_file.budget_bytes, **describe_problem(loaded)})
     else:
-        print("\n".join(replay_lines(loaded, made, timeline)))
+        print("\n".join(replay_lines(loaded, plan_file, timeline)))
     return ExitCode.OK
 
 
@@ -235,12 +225,12 @@ def validate(problem: ProblemFile, plan: PlanPath, link: StatedLink = None, json
     """Check PLAN against every rule, its own budget included."""
     from remat_solvers.validate import validate as check
 
-    loaded, made = _pair(problem, plan, link)
-    violations = check(loaded, made.plan, made.budget_bytes)
+    loaded, plan_file = _load_pair(problem, plan, link)
+    violations = check(loaded, plan_file.plan, plan_file.budget_bytes)
     if json:
         print_json({"valid": not violations, "violations": [dataclasses.asdict(v) for v in violations]})
     else:
-        print("\n".join(map(str, violations)) or f"valid: {len(made.plan)} actions")
+        print("\n".join(map(str, violations)) or f"valid: {len(plan_file.plan)} actions")
     return ExitCode.FAILED if violations else ExitCode.OK
 
 
@@ -250,28 +240,28 @@ def check_certificate(
     certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="a certificate.json")],
     json: AsJson = False,
 ) -> int:
-    """Prove the bound of CERTIFICATE again from PROBLEM, in exact arithmetic."""
+    """Prove the bound of CERTIFICATE anew from PROBLEM, in exact arithmetic."""
     from remat_solvers.certificates.check import check_certificate as check
     from remat_solvers.errors import CertificateError
     from remat_solvers.formats import load_certificate, load_problem
     from remat_solvers.units import format_bytes, format_ns
 
     loaded, claimed = load_problem(problem), load_certificate(certificate)
-    told = {"budget_bytes": claimed.budget_bytes, "order": claimed.order.value, "claimed_bound_ns": claimed.bound_ns}
+    facts = {"budget_bytes": claimed.budget_bytes, "order": claimed.order.value, "claimed_bound_ns": claimed.bound_ns}
     try:
         bound_ns = check(loaded, claimed)
     except CertificateError as error:
         if json:
-            print_json({"valid": False, **told, "bound_ns": None, "message": str(error)})
+            print_json({"valid": False, **facts, "bound_ns": None, "message": str(error)})
         else:
             log(f"rejected: {error}")
         return ExitCode.FAILED
     if json:
-        print_json({"valid": True, **told, "bound_ns": bound_ns, "message": ""})
+        print_json({"valid": True, **facts, "bound_ns": bound_ns, "message": ""})
     else:
         within = f"within {format_bytes(claimed.budget_bytes)} ({claimed.order.sentence.removesuffix('.').lower()})"
-        fact = "no plan fits" if bound_ns is None else f"no plan is faster than {format_ns(bound_ns)}"
-        print(f"proven: {fact} {within}")
+        bound = "no plan fits" if bound_ns is None else f"no plan is faster than {format_ns(bound_ns)}"
+        print(f"proven: {bound} {within}")
     return ExitCode.OK
 
 
@@ -283,12 +273,12 @@ def verify(model: Model, plan: PlanPath, tier: TierName = "host", scratch: Scrat
     from remat_solvers.errors import ApplyError, OffloadError
     from remat_solvers.formats import load_plan
 
-    made = load_plan(plan)  # before the model, which may take long
-    place = tier_named(tier, scratch)
+    plan_file = load_plan(plan)  # before the model, which may take long
+    chosen_tier = make_tier(tier, scratch)
     with quiet():
         loaded = load_model(model)
         try:
-            verification = remat.verify(loaded.model, made, loaded.args, loaded.kwargs, tier=place)
+            verification = remat.verify(loaded.model, plan_file, loaded.args, loaded.kwargs, tier=chosen_tier)
         except (ApplyError, OffloadError) as error:
             log(f"the plan cannot be run: {error}")
             return ExitCode.FAILED
@@ -325,19 +315,19 @@ def main() -> None:
     app()
 
 
-def _pair(problem: Path, plan: Path, link: str | None) -> tuple[Problem, PlanFile]:
-    """A problem, over `link` where one is stated, and a plan that was made for it."""
+def _load_pair(problem: Path, plan: Path, link: str | None) -> tuple[Problem, PlanFile]:
+    """A problem, with `link` where one is stated, and a plan that was made for it."""
     from remat_solvers.formats import load_plan, load_problem
     from remat_solvers.formats.plan_match import check_match
     from remat_solvers.units import parse_link
 
     stated = None if link is None else parse_link(link)
-    loaded, made = load_problem(problem), load_plan(plan)
-    check_match(loaded, made.plan, made.problem)
-    return loaded if stated is None else dataclasses.replace(loaded, link=stated), made
+    loaded, plan_file = load_problem(problem), load_plan(plan)
+    check_match(loaded, plan_file.plan, plan_file.problem)
+    return loaded if stated is None else dataclasses.replace(loaded, link=stated), plan_file
 
 
-def _code(result: Result) -> ExitCode:
+def _exit_code(result: Result) -> ExitCode:
     from remat_solvers.result import Status, Stopped
 
     if result.plan is not None:

@@ -1,7 +1,7 @@
-"""The model a command line names: `file.py:function` or `package.module:function`.
+"""Loads the model that a command line names as `file.py:function` or `package.module:function`.
 
-The function is called without arguments and returns `(model, args)` or `(model, args, kwargs)`: the module and what
-one training step calls it with.
+The function is called without arguments. It returns `(model, args)` or `(model, args, kwargs)`: the module, and the
+arguments with which one training step calls it.
 """
 
 from __future__ import annotations
@@ -36,31 +36,30 @@ class Loaded(NamedTuple):
 
 
 def load_model(spec: str) -> Loaded:
-    """What the function that `spec` names returns. Raises InputError that says what is wrong and what to try."""
-    where, colon, name = spec.rpartition(":")
-    if not colon or not where or not name:
+    """Call the function that `spec` names. Raises InputError, which says what is wrong and what to try."""
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name:
         raise InputError(f"{spec!r} names no function: write it as {_example(spec)}. {FORM}")
-    module = _load_file(spec, Path(where)) if where.endswith(".py") else _load_module(spec, where)
+    module = _load_file(spec, Path(place)) if place.endswith(".py") else _load_module(spec, place)
     return _check(spec, _call(spec, _find(spec, module, name)))
 
 
 def _example(spec: str) -> str:
-    where = spec.strip(":") or "train.py"
-    return f"{where}:make_model"
+    return f"{spec.strip(':') or 'train.py'}:make_model"
 
 
 def _load_file(spec: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{spec}: there is no file {str(path)!r} in {Path.cwd()}. Check the path; {FORM}")
     name = f"model_file_{path.stem}"  # not the bare stem: a user's `types.py` must not replace the library's
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.resolve().parent))  # as for `python file.py`: files beside it can be imported
     sys.modules[name] = module  # dataclasses and pickle look classes up there
     try:
-        found.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{spec}: importing {path} failed: {_reason(error)}. Try `python {path}`.") from error
@@ -85,9 +84,9 @@ def _find(spec: str, module: ModuleType, name: str) -> Callable[[], object]:
     if callable(function):
         return function  # type: ignore[no-any-return]
     own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
-    there = f"Functions it defines: {', '.join(own)}." if own else "It defines no function."
-    what = "is not a function" if function is not None else "does not exist"
-    raise InputError(f"{spec}: {name!r} {what} in {spec.rpartition(':')[0]}. {there}")
+    defined = f"Functions it defines: {', '.join(own)}." if own else "It defines no function."
+    problem = "is not a function" if function is not None else "does not exist"
+    raise InputError(f"{spec}: {name!r} {problem} in {spec.rpartition(':')[0]}. {defined}")
 
 
 def _call(spec: str, function: Callable[[], object]) -> object:
@@ -107,8 +106,8 @@ def _call(spec: str, function: Callable[[], object]) -> object:
 def _check(spec: str, returned: object) -> Loaded:
     from torch import nn
 
-    def wrong(what: str) -> InputError:
-        return InputError(f"{spec}: the function returned {what}. {RETURNS}")
+    def wrong(description: str) -> InputError:
+        return InputError(f"{spec}: the function returned {description}. {RETURNS}")
 
     if not isinstance(returned, tuple):
         raise wrong(f"a {type(returned).__name__}")
@@ -127,7 +126,7 @@ def _check(spec: str, returned: object) -> Loaded:
 
 
 def _reason(error: BaseException) -> str:
-    """The error in one line, with the place in the user's code that raised it."""
+    """The error in one line, with the line of the user's code that raised it."""
     text = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]

@@ -1,4 +1,4 @@
-"""How the command line talks: exit codes, one clear line per error, JSON alone on stdout, progress on stderr."""
+"""The output of the command line: exit codes, one clear line per error, JSON alone on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Commands", "ExitCode", "check_writable", "log", "print_json", "print_table", "progress_printer"]
 
-INTERRUPTED = 130  # what typer makes of Ctrl-C
+INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
 SECONDS_BETWEEN_REPORTS = 1.0
 
 
 class ExitCode(IntEnum):
-    """What a command's exit code says."""
+    """The exit codes of every command."""
 
     OK = 0
     BAD_INPUT = 1  # usage, or an input that cannot be used
@@ -46,7 +46,7 @@ class Commands(TyperGroup):
 
 
 def _guard(run: Callable[[], int | None]) -> ExitCode:
-    """What `run` returns, or what its error means."""
+    """The exit code that `run` returns, or that of its error, which is printed."""
     try:
         code = run() or ExitCode.OK
         if code != INTERRUPTED:
@@ -67,17 +67,17 @@ def _guard(run: Callable[[], int | None]) -> ExitCode:
 
 
 def log(message: str) -> None:
-    """A message for people, on stderr."""
+    """Print a message for people on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
 def print_json(data: Any) -> None:
-    """`data` as one line of JSON on stdout."""
+    """Print `data` as one line of JSON on stdout."""
     print(json.dumps(data, allow_nan=False, default=str))
 
 
 def print_table(table: Table, notes: Sequence[str] = ()) -> None:
-    """A table on stdout, and what there is to say about it below."""
+    """Print a table on stdout, with notes below it."""
     from rich.console import Console
 
     Console().print(table)
@@ -86,7 +86,7 @@ def print_table(table: Table, notes: Sequence[str] = ()) -> None:
 
 
 def check_writable(path: Path | None) -> None:
-    """Raise OSError now, not after minutes of work, where `path` could not be written later."""
+    """Raise OSError, before minutes of work, where `path` could not be written after it."""
     if path is None:
         return
     if path.is_dir():
