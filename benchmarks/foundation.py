@@ -85,8 +85,8 @@ def measure(case: Case) -> tuple[list[str], bool]:
     found = [_error(kept.peak_bytes + problem.constant_bytes, all_peak)]
     plans, equal = [], True
     for strategy in STRATEGIES:
-        trial = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).trials(problem)))
-        plan = plan_from_sequence(problem, trial.sequence(problem))
+        form = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).forms(problem)))
+        plan = plan_from_sequence(problem, form.sequence(problem))
         step = run_step(remat.apply(exported, plan), args, kwargs, exported)
         peak = simulate(problem, plan).peak_bytes
         found.append(_error(step.peak_bytes + problem.constant_bytes, peak))

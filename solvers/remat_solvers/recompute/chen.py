@@ -1,43 +1,42 @@
 """Chen, Xu, Zhang, Guestrin: Training Deep Nets with Sublinear Memory Cost. arXiv 1604.06174, 2016.
 
-The forward pass is cut into segments. Only the outputs of the ops at the cuts are kept; everything between is
-dropped after its last forward use, and recomputed when backward needs it. The published forms:
+The forward pass is cut into segments. Only the outputs of the ops at the cuts are kept. Everything between the cuts is
+dropped after its last forward use, and recomputed when backward needs it. The published forms are:
 
-sqrt        (section 4.1) n ops in k segments hold about n/k + k values, least at k = sqrt(n): 2 sqrt(n) values for
+sqrt        (section 4.1) n ops in k segments hold about n/k + k values, fewest at k = sqrt(n): 2 sqrt(n) values for
             one extra forward. On a graph every s-th candidate is a cut, s = int(sqrt(number of candidates)), as in
             Checkmate's code of this baseline; `segments` asks for another number of even segments.
 recursive   (section 4.3) g(n) = k + g(n / (k + 1)): k cuts in every segment, each segment handled the same way, down
             to segments without a candidate inside. k = 1: log2(n) values, n log2(n) forwards.
 budget      (algorithm 3, memory planning with budget b) one scan in topological order: temp += size(v); where v is a
-            candidate and temp > b: keep v, x += size kept, y = max(y, temp), temp = 0. x is what is kept, y the largest
-            segment. `threshold_bytes` gives b; without it b is searched as in the authors' code (mxnet-memonger,
-            search_plan): b = 0 gives (x, y), then b = sqrt(x y / 2), three rounds in all, then a grid of 6 from the
-            smallest y seen up to sqrt(2) times the last guess.
+            candidate and temp > b: keep v, x += size kept, y = max(y, temp), temp = 0. x is the size of everything
+            kept, y the size of the largest segment. `threshold_bytes` gives b; without it b is searched as in the
+            authors' code (mxnet-memonger, search_plan): b = 0 gives (x, y), then b = sqrt(x y / 2), three rounds in
+            all, then a grid of 6 from the smallest y seen up to sqrt(2) times the last guess.
 
-Candidates, C(v) in the paper, where it leaves the choice to the user:
+The candidates are C(v) in the paper, which leaves their choice to the user:
 
-articulation  the articulation points of the undirected forward graph (Checkmate's generalisation), on the ops that
-              lead to the forward op with the most ancestors: statistics and buffer updates on the side, which lead
-              nowhere in the forward pass, would make articulation points that separate nothing.
-linearised    every op, the topological order taken as a chain: its outputs are kept, and values that jump over a
-              cut are recomputed with the segment that reads them.
-crossing      every op, and a cut keeps all values that cross it (made up to there, read by a forward op after it), so
-              that a segment starts from what it needs. In memonger the user says so, by marking several nodes as one
-              stage: the states of a recurrent network at one time step.
+articulation  the articulation points of the undirected forward graph (Checkmate's generalisation);
+              `toolkit/graphs/articulation.py` says which ops count.
+linearised    every op: the topological order is taken as a chain. The outputs of the op at a cut are kept, and values
+              that jump over a cut are recomputed with the segment that reads them.
+crossing      every op, and a cut keeps all values that cross it (computed up to there, read by a forward op after it),
+              so that a segment starts from everything it needs. In memonger the user asks for this by marking several
+              nodes as one stage: the states of a recurrent network at one time step.
 
-Where the paper leaves more open, and what is done here:
+What is open in the paper, and what is done here:
 
 - size(v) of an op = the bytes of all its outputs; constants are not counted, since they stay anyway.
-- memonger works in whole MiB, here in bytes. Its cost is the measured size; here the replay's peak.
-- A dropped op runs again at most once (in the recursive form once per level), and only if something of it is needed.
-  Algorithm 1 recomputes a segment as a whole when backward reaches it; algorithm 2 mirrors each node by itself, so
-  that it runs when first read. `on_demand` False and True; None tries both.
-- The last segment: algorithm 1 drops it too; implementations since keep it, since backward needs it at once.
+- memonger works in whole MiB; here sizes are in bytes. Its cost is the measured size; here it is the replay's peak.
+- A dropped op is recomputed at most once (in the recursive form once per level), and only if one of its outputs is
+  needed. Algorithm 1 recomputes a segment as a whole when backward reaches it; algorithm 2 mirrors each node by itself,
+  so that it is recomputed when it is first read. `on_demand` False and True; None tries both.
+- The last segment: algorithm 1 drops it too; later implementations keep it, since backward needs it at once.
   `keep_last` False and True; None tries both.
 - Outputs of ops that are not recomputable are kept where they are needed again.
 
-Asked with a budget, every form that the options leave open is built and replayed, and the fastest plan within the
-budget is the answer. The method proves nothing, so it reports no bound.
+Every form that the options leave open is built and replayed, and the fastest plan within the budget is returned. The
+method proves nothing, so it reports no bound.
 """
 
 from __future__ import annotations
@@ -47,18 +46,15 @@ from dataclasses import dataclass
 from math import inf, isqrt
 from typing import ClassVar, Literal, TypeAlias
 
-from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
-from remat_solvers.schedule import plan_from_sequence
-from remat_solvers.simulate import simulate
+from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.graphs.articulation import articulation_positions
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_sequence, recursive
+from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["Chen", "Trial", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
+__all__ = ["Chen", "Form", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
 
 Strategy: TypeAlias = Literal["auto", "sqrt", "recursive", "budget"]
 Candidates: TypeAlias = Literal["auto", "articulation", "linearised", "crossing"]
@@ -67,9 +63,9 @@ Keeps: TypeAlias = Mapping[int, tuple[int, ...]]  # position of a candidate cut 
 
 STRATEGIES = ("sqrt", "recursive", "budget")
 CANDIDATES = ("articulation", "crossing", "linearised")
-FIRST_ROUNDS = 3  # nbegin in memonger's search_plan
-GRID = 6  # its ntrial
-FANOUTS = (1, 2, 3)  # k of the recursion when none is asked for
+FIRST_ROUNDS = 3  # called nbegin in memonger's search_plan
+GRID = 6  # called ntrial there
+FANOUTS = (1, 2, 3)  # k of the recursion when none is given
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Chen:
     """Drop between cuts, recompute once: the published forms of sublinear memory cost."""
 
     strategy: Strategy = "auto"  # which published form; auto: all
-    candidates: Candidates = "auto"  # where a cut may be; auto: all
+    candidates: Candidates = "auto"  # the ops after which a cut may be; auto: all
     segments: int | None = None  # sqrt: number of even segments; None: every int(sqrt(n))-th candidate is a cut
     k: int | None = None  # recursive: cuts per segment; None: 1, 2 and 3
     threshold_bytes: int | None = None  # budget: b of algorithm 3; None: memonger's search
@@ -96,42 +92,27 @@ class Chen:
         """The fastest of the published forms within the budget. See `registry.Solver`."""
         if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
-        watch = Stopwatch(limits)
-        best: tuple[int, int, Plan] | None = None  # time, peak, plan
-        smallest: int | None = None
-        stopped = Stopped.COMPLETE
-        try:
-            for trial in self.trials(problem):
-                if smallest is not None and watch.expired:
-                    stopped = Stopped.TIME
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        with trials:
+            for form in self.forms(problem):
+                if trials.expired:
                     break
-                sequence = trial.sequence(problem)
-                if best is not None and sum(problem.ops[op].time_ns for op in sequence) > best[0]:
-                    continue  # slower than what fits already
-                plan = plan_from_sequence(problem, sequence)
-                timeline = simulate(problem, plan)
-                time_ns, peak_bytes = timeline.time_ns, timeline.peak_bytes
-                smallest = peak_bytes if smallest is None else min(smallest, peak_bytes)
-                if peak_bytes <= budget_bytes and (best is None or (time_ns, peak_bytes) < best[:2]):
-                    best = time_ns, peak_bytes, plan
-                    if on_progress is not None:
-                        on_progress(Progress(watch.seconds, time_ns, peak_bytes, None, trial.form))
-        except KeyboardInterrupt:
-            stopped = Stopped.INTERRUPT
-        if best is None:
-            return Outcome(status=Status.NOT_FOUND, smallest_peak_bytes=smallest, stopped=stopped)
-        return Outcome(status=Status.FEASIBLE, plan=best[2], smallest_peak_bytes=smallest, stopped=stopped)
+                sequence = form.sequence(problem)
+                time_ns = sum(problem.ops[op].time_ns for op in sequence)
+                if trials.best is None or time_ns <= trials.best.time_ns:  # equally fast: its peak may be smaller
+                    trials.replay_sequence(sequence, form.name)
+        return trials.outcome()
 
-    def trials(self, problem: Problem) -> Iterator[Trial]:
+    def forms(self, problem: Problem) -> Iterator[Form]:
         """Every form that the options leave open, none twice."""
         seen: list[tuple[Segment, Keeps]] = []
-        for form, root, keeps in self._segmentations(problem):
+        for name, root, keeps in self._segmentations(problem):
             if (root, keeps) in seen:
                 continue
             seen.append((root, keeps))
             for keep_last in (False, True) if self.keep_last is None else (self.keep_last,):
                 for on_demand in (False, True) if self.on_demand is None else (self.on_demand,):
-                    yield Trial(form, root, keeps, keep_last, on_demand)
+                    yield Form(name, root, keeps, keep_last, on_demand)
 
     def _segmentations(self, problem: Problem) -> Iterator[tuple[str, Segment, Keeps]]:
         size = len(problem.forward_ops)
@@ -152,27 +133,27 @@ class Chen:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Form:
     """One form of the method, ready to be built."""
 
-    form: str  # for people
+    name: str  # for people
     root: Segment
     keeps: Keeps
     keep_last: bool
     on_demand: bool
 
     def sequence(self, problem: Problem) -> list[int]:
-        """The ops in execution order."""
+        """The ops in the order in which they are computed."""
         return recompute_sequence(problem, self.root, self.keeps, keep_last=self.keep_last, on_demand=self.on_demand)
 
 
 def sqrt_cuts(candidates: Sequence[int], segments: int | None) -> tuple[int, ...]:
-    """Every int(sqrt(n))-th of the n candidates; or the ends of `segments` even segments."""
+    """Take every int(sqrt(n))-th of the n candidates, or the ends of `segments` even segments, as cuts."""
     count = len(candidates)
     if segments is None:
         step = max(1, isqrt(count))
         return tuple(candidates[step - 1 :: step])
-    segments = max(1, min(segments, count))  # more have all candidates for ends
+    segments = max(1, min(segments, count))  # with more, every candidate would be an end, too
     return tuple(
         candidates[mark - 1] for mark in sorted({round(j * count / segments) for j in range(1, segments + 1)} - {0})
     )
@@ -198,7 +179,7 @@ def memory_plan(problem: Problem, keeps: Keeps, threshold: int) -> tuple[tuple[i
 
 
 def search_thresholds(problem: Problem, keeps: Keeps) -> tuple[int, ...]:
-    """The values of b that memonger's search_plan tries, in its order."""
+    """The values of b, in bytes, that memonger's search_plan tries, in its order."""
     tried: list[int] = []
     threshold = 0
     smallest_y: int | None = None
@@ -214,7 +195,7 @@ def search_thresholds(problem: Problem, keeps: Keeps) -> tuple[int, ...]:
 
 
 def candidate_cuts(problem: Problem, kind: str) -> Keeps:
-    """Where a cut may be (positions among the forward ops), and the values that a cut there keeps."""
+    """The positions, among the forward ops, after which a cut may be, and the values that a cut there keeps."""
     forward = problem.forward_ops
     if kind == "articulation":
         return {k: problem.ops[forward[k]].outputs for k in articulation_positions(problem)}

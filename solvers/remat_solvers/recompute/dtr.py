@@ -1,35 +1,35 @@
 """Kirisame et al.: Dynamic Tensor Rematerialization. ICLR 2021. Run offline, as a planner.
 
-DTR needs no plan: when an allocation fails it evicts the tensor t with the smallest h(t), and computes again what is
-missing when it is missing (`eviction.py`). Here the runtime is replayed on the problem's order, under the budget, and
-what it did is the plan. Its heuristics, with c0(t) the time of t's producer, m(t) bytes, s(t) time since last access:
+DTR needs no plan: when an allocation fails it evicts the tensor t with the smallest h(t), and it recomputes a missing
+value when the value is read (`toolkit/eviction/replay.py`). Here the runtime is replayed on the problem's order, under
+the budget, and its actions are the plan. Its heuristics, with c0(t) the time of t's producer, m(t) bytes and s(t) the
+time since the last access, are:
 
 h        [c0(t) + sum of c0 over e*(t)] / (m(t) s(t)).  e*(t), the evicted neighbourhood: the evicted tensors that must
-         be computed again to compute t, and the evicted tensors that need t, through evicted ones only
+         be recomputed to compute t, and the evicted tensors that need t, through evicted ones only
 h_eq     the same with connected components in place of e*: evicted tensors are kept in a union-find, undirected, each
-         component with the running sum of its c0, and t counts every component it touches. When a tensor is computed
-         again its c0 is subtracted and it moves to a component of its own; the others stay connected (phantom links)
+         component with the running sum of its c0, and t counts every component it touches. When a tensor is recomputed
+         its c0 is subtracted and it moves to a component of its own; the others stay connected (phantom links)
 h_local  c0(t) / (m(t) s(t))
 lru      1 / s(t)
 size     1 / m(t)
 msps     [c0(t) + sum of c0 over e_R(t)] / m(t), e_R: the evicted ancestors only (Capuchin's metric)
 
-Where the paper leaves more open, and what is done here:
+What is open in the paper, and what is done here:
 
-- Time since last access counts computed time, every op at least 1 ns. An access is being read or being computed.
+- Time since last access counts computed time, every op at least 1 ns. A value is accessed when it is read or computed.
 - An op with several outputs counts once in e*. Values of 0 bytes are never evicted.
-- deallocate: "eager" (the paper's default), "ignore", or None: both, and the better plan. What nothing can need any
-  more is gone for all: it is in no neighbourhood. `eviction.py` says when. "banish" is what happens to outputs of ops
-  that are not recomputable.
-- heuristic=None tries h_eq, the paper's choice, then the others; the fastest plan within the budget is the answer.
-- DTR's prototype looks at sqrt(n) random tensors and skips small ones, to be fast; a planner looks at all.
+- deallocate: "eager" (the paper's default), "ignore", or None: both, and the better plan is returned. A value that
+  nothing can need any more is in no neighbourhood; `toolkit/eviction/replay.py` says when that is. "banish" is applied
+  to outputs of ops that are not recomputable.
+- heuristic=None tries h_eq, the paper's choice, then the others; the fastest plan within the budget is returned.
+- DTR's prototype looks at sqrt(n) random tensors and skips small ones, to be fast; a planner looks at all of them.
 
 Success is not monotone in the budget (section 4 of the paper), and there is no bound.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
@@ -41,6 +41,7 @@ from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.eviction.neighbourhoods import Components, Graph, Neighbourhoods
 from remat_solvers.toolkit.eviction.replay import Deallocate, Evictor, Memory, Way, try_ways
+from remat_solvers.toolkit.eviction.scoring import ScoringEvictor
 from remat_solvers.toolkit.options import check_options
 
 __all__ = ["DTR", "HEURISTICS"]
@@ -52,10 +53,12 @@ HEURISTICS: tuple[Heuristic, ...] = ("h_eq", "h", "h_local", "msps", "lru", "siz
 
 @dataclass(frozen=True)
 class DTR:
-    """Evict by a heuristic when memory is short, compute again on demand."""
+    """Evict by a heuristic when memory is short, recompute on demand."""
 
     heuristic: Heuristic | None = None  # None: each in turn
-    deallocate: Deallocate | None = None  # what has no reader left: dropped, or left to the heuristic; None: both
+    deallocate: Deallocate | None = (
+        None  # a value without a reader left is dropped, or left to the heuristic; None: both
+    )
 
     name: ClassVar[str] = "dtr"
     version: ClassVar[str] = "1"
@@ -66,7 +69,7 @@ class DTR:
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest plan of the heuristics asked for. See `registry.Solver`."""
+        """The fastest plan of the chosen heuristics. See `registry.Solver`."""
         heuristics = HEURISTICS if self.heuristic is None else (self.heuristic,)
         deallocations: tuple[Deallocate, ...] = ("eager", "ignore")
         ways = [
@@ -77,46 +80,34 @@ class DTR:
         return try_ways(problem, budget_bytes, ways, limits, on_progress)
 
 
-class _Scored(ABC):
-    """Evicts the value of the smallest score."""
+class _ByAccess(ScoringEvictor):
+    """Keeps when each value was accessed last."""
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
-        self.bytes = np.array(memory.size, dtype=np.float64)
+    def __init__(self, memory: Memory, neighbours: Neighbourhoods | Components | None = None) -> None:
+        super().__init__(memory, neighbours)
         self.accessed = np.zeros(len(memory.size))
 
-    def choose(self, candidates: Indices) -> int:
-        return int(candidates[np.argmin(self.score(candidates))])
-
-    @abstractmethod
-    def score(self, candidates: Indices) -> Floats:
-        """One number per candidate; the smallest goes."""
-
     def staleness(self, candidates: Indices) -> Floats:
+        """s(t)."""
         return np.maximum(1.0, self.memory.now_ns - self.accessed[candidates])
 
-    def evicted(self, value: int) -> None:  # noqa: B027  (most scores need not know)
-        """`value` left the device."""
-
-    def gone(self, value: int) -> None:  # noqa: B027
-        """`value` will not be read again."""
-
     def computed(self, op: int, fresh: list[int]) -> None:
+        super().computed(op, fresh)
         self.accessed[list(self.memory.reads[op])] = self.memory.now_ns
         self.accessed[list(self.memory.problem.ops[op].outputs)] = self.memory.now_ns
 
 
-class _LRU(_Scored):
+class _LRU(_ByAccess):
     def score(self, candidates: Indices) -> Floats:
         return self.accessed[candidates]
 
 
-class _Size(_Scored):
+class _Size(ScoringEvictor):
     def score(self, candidates: Indices) -> Floats:
         return -self.bytes[candidates]
 
 
-class _HLocal(_Scored):
+class _HLocal(_ByAccess):
     def __init__(self, memory: Memory) -> None:
         super().__init__(memory)
         self.cost = np.array(Graph(memory.problem).c0, dtype=np.float64)
@@ -125,48 +116,31 @@ class _HLocal(_Scored):
         return self.cost[candidates] / (self.bytes[candidates] * self.staleness(candidates))
 
 
-class _Neighbourly(_Scored):
-    """With the cost of what is evicted around a value."""
-
-    around: Neighbourhoods | Components
-
-    def evicted(self, value: int) -> None:
-        self.around.evict(value)
-
-    def gone(self, value: int) -> None:
-        self.around.restore(value)
-
-    def computed(self, op: int, fresh: list[int]) -> None:
-        super().computed(op, fresh)
-        for value in fresh:
-            self.around.restore(value)
-
-
-class _H(_Neighbourly):
+class _H(_ByAccess):
     def __init__(self, memory: Memory) -> None:
-        super().__init__(memory)
-        self.around: Neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=True)
+        self.neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=True)
+        super().__init__(memory, self.neighbourhoods)
 
     def score(self, candidates: Indices) -> Floats:
-        return self.around.refresh(candidates) / (self.bytes[candidates] * self.staleness(candidates))
+        return self.neighbourhoods.refresh(candidates) / (self.bytes[candidates] * self.staleness(candidates))
 
 
-class _MSPS(_Neighbourly):
+class _HEq(_ByAccess):
     def __init__(self, memory: Memory) -> None:
-        super().__init__(memory)
-        self.around: Neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=False)
+        self.components = Components(Graph(memory.problem))
+        super().__init__(memory, self.components)
 
     def score(self, candidates: Indices) -> Floats:
-        return self.around.refresh(candidates) / self.bytes[candidates]
+        return self.components.cost_ns[candidates] / (self.bytes[candidates] * self.staleness(candidates))
 
 
-class _HEq(_Neighbourly):
+class _MSPS(ScoringEvictor):
     def __init__(self, memory: Memory) -> None:
-        super().__init__(memory)
-        self.around: Components = Components(Graph(memory.problem))
+        self.neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=False)
+        super().__init__(memory, self.neighbourhoods)
 
     def score(self, candidates: Indices) -> Floats:
-        return self.around.cost_ns[candidates] / (self.bytes[candidates] * self.staleness(candidates))
+        return self.neighbourhoods.refresh(candidates) / self.bytes[candidates]
 
 
 EVICTORS: dict[Heuristic, Callable[[Memory], Evictor]] = {

@@ -1,20 +1,20 @@
-"""What torch.utils.checkpoint around each block does: keep what enters a block, run the block again in backward.
+"""Checkpoints whole blocks, as torch.utils.checkpoint around each does: a block's input is kept, the rest recomputed.
 
-A block's inner values are dropped after the forward pass; what it reads from outside, and what others read of it, is
-kept. When backward first reads an inner value, the block runs again as far as backward needs it (early stop), from what
-is kept, and what backward reads of it stays until it is read. What is in no block is kept. So every block costs one
-more forward, the last one too, though backward needs it at once.
+The inner values of a block are dropped after the forward pass. The values that it reads from outside, and those of its
+own that other ops read, are kept. When backward first reads an inner value, the block is recomputed from these as far
+as backward needs it (early stop), and what backward reads of it stays until it is read. Values outside of all blocks
+are kept. So every block costs one more forward, the last one too, though backward needs it at once.
 
-Blocks, from the module paths of the ops: the outermost numbered module (`h.0` of `h.0.mlp.c_fc`, `layer1.0`), the
-members of the nn.Sequential or nn.ModuleList that people wrap; `level="inner"` takes the innermost. Where fewer than
-two ops' paths have a number, blocks are what lies between the articulation points of the forward graph
-(`toolkit/graphs/articulation.py`); with fewer than two of those the method does not apply.
+Blocks come from the module paths of the ops: the outermost numbered module (`h.0` of `h.0.mlp.c_fc`, `layer1.0`), which
+is a member of the nn.Sequential or nn.ModuleList that people wrap; `level="inner"` takes the innermost. Where fewer
+than two ops' paths have a number, blocks lie between the articulation points of the forward graph
+(`toolkit/graphs/articulation.py`); with fewer than two of those blocks the method does not apply.
 
 every: wrap every n-th block only, from the first on (torchtitan's selective checkpointing by layer). None tries 1 to 4,
-and the fastest plan within the budget is the answer.
+and the fastest plan within the budget is returned.
 
-Unlike torch, a buffer update inside a block is not run twice, and ops of a block that backward does not need are not
-run again.
+Unlike with torch, a buffer update inside a block is not repeated, and ops of a block that backward does not need are
+not recomputed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EVERY = (1, 2, 3, 4)
 class Segments:
     """torch.utils.checkpoint around each block."""
 
-    level: Level = "outer"  # of numbered modules inside each other, which one is the block
+    level: Level = "outer"  # which of nested numbered modules is the block
     every: int | None = None  # wrap every n-th block; None: 1 to 4
 
     name: ClassVar[str] = "segments"
@@ -55,7 +55,7 @@ class Segments:
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest of the forms asked for. See `registry.Solver`."""
+        """The fastest plan of the chosen `every`. See `registry.Solver`."""
         if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
         block_of = blocks(problem, self.level)
@@ -72,7 +72,7 @@ class Segments:
 
 
 def wrapped(problem: Problem, block_of: Mapping[int, int], every: int) -> list[int]:
-    """The ops in execution order, with every `every`-th block of `block_of` (op -> block) wrapped."""
+    """The ops in the order in which they are computed, every `every`-th block of `block_of` (op -> block) wrapped."""
     inside = {op: block for op, block in block_of.items() if block % every == 0}
     dropped = [
         may_drop
@@ -84,21 +84,21 @@ def wrapped(problem: Problem, block_of: Mapping[int, int], every: int) -> list[i
 
 
 def blocks(problem: Problem, level: Level = "outer") -> dict[int, int]:
-    """Forward op -> number of its block, from 0 in the order of the forward pass, for the ops that are in one."""
+    """The block of each forward op that is in one; blocks are numbered from 0 in the order of the forward pass."""
     names = {op: name for op in problem.forward_ops if (name := _numbered(problem.ops[op].module, level))}
     if len(set(names.values())) >= 2:
         order = {name: number for number, name in enumerate(dict.fromkeys(names.values()))}
         return {op: order[name] for op, name in names.items()}
     ends = set(articulation_positions(problem))
-    number, by_structure = 0, {}
+    number, block_of = 0, {}
     for position, op in enumerate(problem.forward_ops):
-        by_structure[op] = number
+        block_of[op] = number
         number += position in ends
-    return by_structure
+    return block_of
 
 
 def _numbered(module: str, level: Level) -> str:
-    """The path up to its outermost or innermost number; empty where there is none."""
+    """The module path up to its outermost or innermost number; empty where it has none."""
     parts = module.split(".")
     numbered = [k for k, part in enumerate(parts) if part.isdecimal()]
     if not numbered:

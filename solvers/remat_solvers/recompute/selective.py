@@ -1,15 +1,15 @@
-"""Selective activation checkpointing: keep what is dear to compute, recompute the rest just in time.
+"""Selective activation checkpointing: keep the outputs of expensive ops, recompute the rest just in time.
 
-The rule that people write by hand with torch.utils.checkpoint's `create_selective_checkpoint_contexts`, and that
-torchtitan has as a policy: outputs of matrix products, convolutions and attention are kept, everything else (norms,
-activations, dropout, elementwise ops) is dropped and computed again when backward first reads it, each op once. The
-policy per op in torchtitan keeps only every second matrix product, which trades more time for more memory.
+People write this rule by hand with torch.utils.checkpoint's `create_selective_checkpoint_contexts`, and torchtitan has
+it as a policy: outputs of matrix products, convolutions and attention are kept. Everything else (norms, activations,
+dropout, elementwise ops) is dropped and recomputed when backward first reads it, each op once. The policy per op in
+torchtitan keeps only every second matrix product, which trades more time for more memory.
 
-keep   the kinds that are kept, out of matmul, conv, attention, rnn
+keep   the kinds that are kept, out of matmul, conv, attention and rnn
 every  1: all matrix products are kept; 2: every second one, in the order of the forward pass; and so on
 
-None tries the published forms: every 1 and 2 of all kinds; then the fastest plan within the budget is the answer. An op
-is told by its target (`aten.mm.default`). A problem without an op of these kinds is not treated.
+None tries the published forms, every 1 and 2 of all kinds, and the fastest plan within the budget is returned. The kind
+of an op follows from its target (`toolkit/graphs/op_kinds.py`). A problem without an op of these kinds is not treated.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.graphs.op_kinds import OP_KINDS, OpKind, op_kind
 from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.toolkit.trials import Trials
 
@@ -35,7 +36,7 @@ class Selective:
     """Keep matrix products, convolutions and attention; recompute the rest."""
 
     keep: tuple[OpKind, ...] = OP_KINDS
-    every: int | None = None  # of the matrix products, every which one is kept; None: 1 and 2
+    every: int | None = None  # keep every n-th matrix product; None: 1 and 2
 
     name: ClassVar[str] = "selective"
     version: ClassVar[str] = "1"
@@ -46,11 +47,12 @@ class Selective:
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest of the forms asked for. See `registry.Solver`."""
-        kept = [op for op in problem.forward_ops if op_kind(problem.ops[op]) in self.keep]
-        if not problem.backward_ops or not kept:
-            what = f"no forward op is one of {', '.join(self.keep)}" if problem.backward_ops else "there is no backward"
-            return Outcome(status=Status.NOT_APPLICABLE, reason=f"selective: {what}")
+        """The fastest plan of the chosen `every`. See `registry.Solver`."""
+        if missing := missing_requirement(problem, self.name, "backward pass"):
+            return missing
+        if not any(op_kind(problem.ops[op]) in self.keep for op in problem.forward_ops):
+            reason = f"selective: no forward op is one of {', '.join(self.keep)}"
+            return Outcome(status=Status.NOT_APPLICABLE, reason=reason)
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
             for every in EVERY if self.every is None else (self.every,):
@@ -60,7 +62,7 @@ class Selective:
         return trials.outcome()
 
     def sequence(self, problem: Problem, every: int) -> list[int]:
-        """The ops in execution order where every `every`-th matrix product is kept, and all of the other kinds."""
+        """The ops in the order of computation; every `every`-th matrix product and all other kinds are kept."""
         dropped = droppable(problem)
         products = 0
         for op in problem.forward_ops:

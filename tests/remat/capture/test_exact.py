@@ -29,8 +29,8 @@ CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def chen_plans(exported: Exported) -> Iterator[Plan]:
     """One plan of each published form, whatever its peak."""
     for strategy in STRATEGIES:
-        trial = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).trials(exported.problem)))
-        yield plan_from_sequence(exported.problem, trial.sequence(exported.problem))
+        form = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).forms(exported.problem)))
+        yield plan_from_sequence(exported.problem, form.sequence(exported.problem))
 
 
 def check_peak(step: Step, exported: Exported, plan: Plan) -> None:

@@ -30,9 +30,9 @@ from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_se
 LIMITS = Limits()
 
 
-def only_trial(method: Chen, problem: Problem) -> list[int]:
-    (trial,) = method.trials(problem)
-    return trial.sequence(problem)
+def only_sequence(method: Chen, problem: Problem) -> list[int]:
+    (form,) = method.forms(problem)
+    return form.sequence(problem)
 
 
 @pytest.mark.parametrize("k", [2, 3, 4, 5, 10, 20])
@@ -46,7 +46,7 @@ def test_a_unit_chain_of_k_squared_layers_peaks_at_2k_with_one_extra_forward(k: 
     n = k * k
     problem = chain(n)
     method = Chen(strategy="sqrt", candidates="linearised", keep_last=False, on_demand=False)
-    sequence = only_trial(method, problem)
+    sequence = only_sequence(method, problem)
     assert simulate(problem, plan_from_sequence(problem, sequence)).peak_bytes == 2 * k
     assert len(sequence) - 2 * n + k == n
     assert max(Counter(sequence).values()) == 2
@@ -57,7 +57,7 @@ def test_k_segments_of_a_unit_chain_hold_n_over_k_plus_k(segments: int) -> None:
     n = 64
     problem = chain(n)
     method = Chen(strategy="sqrt", candidates="linearised", segments=segments, keep_last=False, on_demand=False)
-    plan = plan_from_sequence(problem, only_trial(method, problem))
+    plan = plan_from_sequence(problem, only_sequence(method, problem))
     longest = -(-n // segments)
     assert simulate(problem, plan).peak_bytes == segments + longest
 
@@ -70,7 +70,7 @@ def test_the_recursion_on_two_to_the_p_layers(p: int) -> None:
     n = 2**p
     problem = chain(n)
     method = Chen(strategy="recursive", candidates="linearised", k=1, keep_last=False, on_demand=False)
-    sequence = only_trial(method, problem)
+    sequence = only_sequence(method, problem)
     assert len(sequence) - 2 * n == n // 2 * (p - 1)
     assert simulate(problem, plan_from_sequence(problem, sequence)).peak_bytes == max(p + 2, 3)
 
@@ -235,8 +235,8 @@ def test_a_cut_keeps_what_crosses_it_when_asked_to() -> None:
 @settings(max_examples=150, deadline=None)
 def test_flat_forms_run_nothing_more_than_twice_and_only_what_may_run_again(n: int, seed: int) -> None:
     problem = training_graph(n, seed)
-    for trial in Chen(strategy="sqrt").trials(problem):
-        runs = Counter(trial.sequence(problem))
+    for form in Chen(strategy="sqrt").forms(problem):
+        runs = Counter(form.sequence(problem))
         assert max(runs.values()) <= 2
         again = {op for op, count in runs.items() if count > 1}
         assert all(problem.ops[op].recomputable and problem.ops[op].phase == "forward" for op in again)
@@ -247,8 +247,8 @@ def test_an_op_that_is_not_recomputable_runs_once_and_its_output_is_kept() -> No
     ops = tuple(replace(op, recomputable=i != 4) for i, op in enumerate(problem.ops))
     fixed = Problem("fixed", ops, problem.values, problem.results)
     method = Chen(strategy="sqrt", candidates="linearised", keep_last=False, on_demand=False)
-    assert len(only_trial(method, problem)) - len(only_trial(method, fixed)) == 1
-    assert Counter(only_trial(method, fixed))[4] == 1
+    assert len(only_sequence(method, problem)) - len(only_sequence(method, fixed)) == 1
+    assert Counter(only_sequence(method, fixed))[4] == 1
 
 
 def test_fastest_within_the_budget() -> None:

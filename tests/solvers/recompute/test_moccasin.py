@@ -21,11 +21,11 @@ from tests.solvers.makers import constrained_steps, corpus_problem, unit_chain
     [(4, 4, 2, 9), (5, 5, 2, 11), (6, 5, 2, 14), (6, 6, 2, 13), (6, 4, 2, None), (6, 4, 3, None), (6, 4, 5, 18)],
 )
 def test_known_optima_of_unit_chains(layers: int, budget: int, runs: int, optimum: int | None) -> None:
-    """6 layers in 4 slots need the first layers more often than C = 3 allows."""
+    """6 layers in 4 slots need more computations of the first layers than C = 3 allows."""
     result = solve(unit_chain(layers), budget, solver=Moccasin(runs))
     assert result.time_ns == optimum
     assert result.bound_ns is None
-    assert f"with at most {runs} runs per op" in result.reason
+    assert f"with at most {runs} computations per op" in result.reason
 
 
 def test_enough_runs_give_the_optimum_and_fewer_are_never_faster() -> None:

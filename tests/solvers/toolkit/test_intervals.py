@@ -31,8 +31,8 @@ from tests.solvers.makers import with_link
 
 def sequences(problem: Problem, random: Random) -> list[int]:
     """The problem's order, or one of Chen's with recomputation."""
-    trials = [list(trial.sequence(problem)) for trial in Chen().trials(problem)] if problem.backward_ops else []
-    return list(tangents_first(problem, random.choice([list(range(len(problem.ops))), *trials])))
+    chen = [list(form.sequence(problem)) for form in Chen().forms(problem)] if problem.backward_ops else []
+    return list(tangents_first(problem, random.choice([list(range(len(problem.ops))), *chen])))
 
 
 @given(n=st.integers(1, 16), seed=st.integers(0, 10**6))

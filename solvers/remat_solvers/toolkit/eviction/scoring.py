@@ -1,0 +1,45 @@
+"""The base of evictors that give every candidate a score: the value of the smallest score is evicted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from remat_solvers.toolkit.arrays import Floats, Indices
+from remat_solvers.toolkit.eviction.neighbourhoods import Components, Neighbourhoods
+from remat_solvers.toolkit.eviction.replay import Memory
+
+__all__ = ["ScoringEvictor"]
+
+
+class ScoringEvictor(ABC):
+    """Evicts the candidate of the smallest score, and keeps what is evicted around it up to date where one is given."""
+
+    def __init__(self, memory: Memory, neighbours: Neighbourhoods | Components | None = None) -> None:
+        self.memory = memory
+        self.bytes = np.array(memory.size, dtype=np.float64)
+        self._neighbours = neighbours
+
+    @abstractmethod
+    def score(self, candidates: Indices) -> Floats:
+        """One number per candidate."""
+
+    def choose(self, candidates: Indices) -> int:
+        """See `Evictor`."""
+        return int(candidates[np.argmin(self.score(candidates))])
+
+    def evicted(self, value: int) -> None:
+        """See `Evictor`."""
+        if self._neighbours is not None:
+            self._neighbours.evict(value)
+
+    def gone(self, value: int) -> None:
+        """See `Evictor`."""
+        if self._neighbours is not None:
+            self._neighbours.restore(value)
+
+    def computed(self, op: int, fresh: list[int]) -> None:
+        """See `Evictor`."""
+        for value in fresh:
+            self.gone(value)
