@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from remat.allocator import peak_while
 from remat.api import apply
 from remat.capture.exported import Differentiate, Exported, export
-from remat.capture.trace import untouched
+from remat.capture.python_state import preserved_model
 from remat.capture.trees import flatten, unflatten
 from remat.execute.module import RematModule
 from remat.execute.offload.tiers import HostTier, Tier
@@ -182,7 +182,7 @@ def _put_back(model: nn.Module, watched: Iterable[Tensor], updated: Sequence[Ten
     for tensor, _ in gradients:
         tensor.grad = None
     try:
-        with untouched(model):
+        with preserved_model(model):
             yield
     finally:
         for owner, name, buffer in owners:

@@ -20,14 +20,14 @@ from remat_solvers.errors import ExportError
 
 __all__ = [
     "Call",
+    "ModelSettings",
     "ModelState",
-    "Settings",
     "Signature",
     "TensorSpec",
     "autocast_state",
-    "differences",
     "read_call",
     "read_model",
+    "signature_differences",
     "unique_tensors",
 ]
 
@@ -104,7 +104,7 @@ _PLAIN = (int, float, complex, bool, str, bytes, type(None), enum.Enum, torch.dt
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSettings:
     """Plain attributes of a model's modules (`Dropout.p`, `BatchNorm2d.eps`), which its forward may have read."""
 
     names: tuple[tuple[str, ...], ...]  # per module, in the order of Module.modules()
@@ -112,7 +112,7 @@ class Settings:
     kinds: tuple[tuple[type, int], ...]  # per module: its class and how many hooks its forward runs
 
     @staticmethod
-    def of(model: nn.Module, set_by_forward: Collection[str]) -> Settings:
+    def of(model: nn.Module, set_by_forward: Collection[str]) -> ModelSettings:
         """All but those that forward itself sets, given as paths within the model."""
         names: list[tuple[str, ...]] = []
         values: list[Any] = []
@@ -126,13 +126,13 @@ class Settings:
             ]
             names.append(tuple(own))
             values.extend(module.__dict__[name] for name in own)
-        return Settings(tuple(names), tuple(values), tuple(_kind(module) for module in model.modules()))
+        return ModelSettings(tuple(names), tuple(values), tuple(_kind(module) for module in model.modules()))
 
     def differences(self, model: nn.Module) -> list[str]:
         """Sentences that name the settings that were changed since."""
         found = [
-            f"{path or 'the model'} is a {type(module).__name__} with {_kind(module)[1]} hooks, "
-            f"planned a {kind.__name__} with {hooks}"
+            f"{path or 'the model'} is a {type(module).__name__} with {_kind(module)[1]} hooks; "
+            f"the plan is for a {kind.__name__} with {hooks}"
             for (path, module), (kind, hooks) in zip(model.named_modules(), self.kinds, strict=False)
             if _kind(module) != (kind, hooks)
         ]
@@ -141,10 +141,10 @@ class Settings:
             for name in names:
                 before, after = next(values), module.__dict__.get(name)
                 if before is not after and before != after:
-                    found.append(f"{path}.{name} is {after!r}, planned {before!r}".removeprefix("."))
+                    found.append(f"{path}.{name} is {after!r}; the plan is for {before!r}".removeprefix("."))
         return found
 
-    def hold(self, modules: Iterable[nn.Module]) -> bool:
+    def match(self, modules: Iterable[nn.Module]) -> bool:
         """Whether they all are as they were."""
         modules = list(modules)
         if [_kind(module) for module in modules] != list(self.kinds):
@@ -199,7 +199,7 @@ def autocast_state(leaves: Sequence[Any], state: ModelState) -> tuple[tuple[str,
     )
 
 
-def differences(planned: Signature, called: Signature, model: nn.Module) -> list[str]:
+def signature_differences(planned: Signature, called: Signature, model: nn.Module) -> list[str]:
     """Sentences that name in what `called` differs from `planned`."""
     found: list[str] = []
     if planned.tree != called.tree:
@@ -213,11 +213,11 @@ def differences(planned: Signature, called: Signature, model: nn.Module) -> list
     for name, before, after in zip(names, planned.parameters, called.parameters, strict=False):
         found.extend(_leaf_difference(name, before, after))
     if len(planned.parameters) != len(called.parameters):
-        found.append(f"{len(called.parameters)} parameters and buffers, planned {len(planned.parameters)}")
+        found.append(f"{len(called.parameters)} parameters and buffers; the plan is for {len(planned.parameters)}")
     if planned.training != called.training:
         found.extend(_training_difference(planned.training, called.training, model))
     if planned.autocast != called.autocast:
-        found.append(f"autocast is {_autocast_words(called)}, planned {_autocast_words(planned)}")
+        found.append(f"autocast is {_autocast_words(called)}; the plan is for {_autocast_words(planned)}")
     return found
 
 
@@ -240,8 +240,8 @@ def _leaf_difference(name: str, old: Any, new: Any) -> list[str]:
     if isinstance(old, TensorSpec) and isinstance(new, TensorSpec):
         fields = ("shape", "stride", "dtype", "device", "requires_grad")
         pairs = [(f, getattr(old, f), getattr(new, f)) for f in fields]
-        return [f"{name}: {f} is {after}, planned {before}" for f, before, after in pairs if before != after]
-    return [f"{name} is {_words(new)}, planned {_words(old)}"]
+        return [f"{name}: {f} is {after}; the plan is for {before}" for f, before, after in pairs if before != after]
+    return [f"{name} is {_words(new)}; the plan is for {_words(old)}"]
 
 
 def _words(spec: Any) -> str:
@@ -252,7 +252,7 @@ def _words(spec: Any) -> str:
 
 def _training_difference(old: Sequence[bool], new: Sequence[bool], model: nn.Module) -> list[str]:
     if len(old) != len(new):
-        return [f"the model has {len(new)} modules, planned {len(old)}"]
+        return [f"the model has {len(new)} modules; the plan is for {len(old)}"]
     changed = [name or "the model" for (name, _), a, b in zip(model.named_modules(), old, new, strict=True) if a != b]
     more = f" and {len(changed) - 1} more modules" if len(changed) > 1 else ""
     return [f"the training mode of {changed[0]}{more} was changed"]

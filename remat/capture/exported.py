@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from remat.capture.call import Call, ModelState, Settings, Signature, read_call, read_model, unique_tensors
+from remat.capture.call import Call, ModelSettings, ModelState, Signature, read_call, read_model, unique_tensors
 from remat.capture.costs.assign import add_costs, main_device
 from remat.capture.costs.roofline import Hardware
-from remat.capture.joint import Joint, inputs_read, is_random, make_joint, tensors_of
+from remat.capture.joint import JointGraph, inputs_read, is_random, make_joint, tensors_of
 from remat.capture.lower import Lowered, lower
 from remat.capture.output_corrections import correct_outputs
 from remat.capture.trace import Capture, capture
@@ -33,10 +33,10 @@ class Exported:
     """The captured step. `problem` is what solvers see; the rest is what `apply` needs to execute a plan of it."""
 
     problem: Problem
-    joint: Joint
+    joint: JointGraph
     lowered: Lowered
     signature: Signature  # the calls it is valid for
-    settings: Settings  # the attributes of the model it is valid for
+    settings: ModelSettings  # the attributes of the model it is valid for
     output_tree: Tree
     output_leaves: tuple[tuple[bool, Any], ...]  # per leaf of the output: (a tensor, the value otherwise)
     model: nn.Module
@@ -79,7 +79,7 @@ class Exported:
         devices = {tensors_of(node)[0].device for node in self.joint.nodes if is_random(node)}
         return tuple(sorted(devices, key=str))
 
-    def capture_again(self) -> Capture:
+    def recapture(self) -> Capture:
         """The step traced once more, as AOTAutograd gives it: nodes have the names they had the first time."""
         with self.autocast():
             return capture(
@@ -90,7 +90,7 @@ class Exported:
                 loss_only=self.differentiate == "loss",
             )
 
-    def for_all_outputs(self) -> tuple[Exported, Any]:
+    def recapture_for_all_outputs(self) -> tuple[Exported, Any]:
         """This step captured anew with a gradient through every output, and its store-all plan. Nothing is timed."""
         from remat_solvers.schedule import store_all
 

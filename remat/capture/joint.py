@@ -1,6 +1,6 @@
 """The joint graph in a form that can be planned: pure ops in running order, updates and copies made explicit.
 
-From a capture to a `Joint`:
+From a capture to a `JointGraph`:
 - nodes whose result nothing needs are dropped; forward nodes come first, backward nodes after;
 - buffer updates, which AOTAutograd returns as extra outputs, become `copy_` nodes;
 - running statistics, which training-mode batch norm ignores in its backward, are no longer passed to it;
@@ -20,14 +20,14 @@ from torch._functorch._aot_autograd import descriptors as desc
 from torch._functorch._aot_autograd.schemas import OutputType
 
 from remat.capture.call import ModelState
-from remat.capture.source_location import KEY
+from remat.capture.source_location import ORIGIN_KEY
 from remat.capture.trace import Capture
 from remat_solvers.errors import ExportError
 
 __all__ = [
-    "Joint",
-    "Output",
-    "Source",
+    "InputSource",
+    "JointGraph",
+    "ReturnedTensor",
     "clone_as",
     "device_of",
     "inputs_read",
@@ -51,7 +51,7 @@ STATISTICS_ONLY: frozenset[Any] = frozenset({aten._native_batch_norm_legit_funct
 
 
 @dataclass(frozen=True)
-class Source:
+class InputSource:
     """Where a placeholder of the joint graph gets its tensor."""
 
     kind: Literal["parameter", "buffer", "argument"]
@@ -59,12 +59,12 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Output:
+class ReturnedTensor:
     """One tensor the model returns: computed by the graph, an argument itself, or a view made outside the graph."""
 
     node: fx.Node | None  # None: `base` gives it
     base: int = -1  # view of: index into outputs (>= 0)
-    source: Source | None = None  # view of, or exactly, this parameter, buffer or argument
+    source: InputSource | None = None  # view of, or exactly, this parameter, buffer or argument
     replay: Any = None  # AOTAutograd's OutputAliasInfo, to make the view; None: the base itself
     like: Tensor | None = None  # fake tensor with the layout of the view
     requires_grad: bool = False
@@ -75,16 +75,16 @@ Role: TypeAlias = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointGraph:
     """A training step as one pure graph. Nodes are in running order; `meta["val"]` holds fake tensors."""
 
     graph_module: fx.GraphModule
-    inputs: tuple[tuple[fx.Node, Source], ...]
+    inputs: tuple[tuple[fx.Node, InputSource], ...]
     tangents: tuple[tuple[fx.Node, int], ...]  # with the output each belongs to
-    outputs: tuple[Output, ...]
-    gradients: tuple[tuple[fx.Node, Source], ...]
+    outputs: tuple[ReturnedTensor, ...]
+    gradients: tuple[tuple[fx.Node, InputSource], ...]
     role: dict[fx.Node, Role]  # of every call_function node
-    place: dict[fx.Node, tuple[str, str]]  # module path and source line, where known
+    origins: dict[fx.Node, tuple[str, str]]  # module path and source line, where known
     mutated: frozenset[fx.Node]  # placeholders that the step updates
 
     @property
@@ -145,7 +145,7 @@ def clone_as(tensor: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tens
     return torch.empty_strided(size, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def inputs_read(joint: Joint) -> frozenset[fx.Node]:
+def inputs_read(joint: JointGraph) -> frozenset[fx.Node]:
     """Placeholders on whose contents an output or a gradient depends; statistics that are only updated do not count."""
     stack = [o.node for o in joint.outputs if o.node is not None] + [node for node, _ in joint.gradients]
     seen: set[fx.Node] = set()
@@ -162,7 +162,7 @@ def inputs_read(joint: Joint) -> frozenset[fx.Node]:
     return frozenset(node for node in seen if node.op == "placeholder")
 
 
-def make_joint(captured: Capture, state: ModelState) -> Joint:
+def make_joint(captured: Capture, state: ModelState) -> JointGraph:
     """Bring a capture into planning form."""
     module = captured.graph_module
     graph = module.graph
@@ -183,14 +183,14 @@ def make_joint(captured: Capture, state: ModelState) -> Joint:
     updated = _add_updates(graph, updates)
     roots = [o.node for o in outputs if o.node is not None] + [node for node, _ in gradients] + updated
     role = _drop_and_order(graph, roots, [o.node for o in outputs if o.node is not None] + updated)
-    joint = Joint(
+    joint = JointGraph(
         graph_module=module,
         inputs=tuple(inputs.items()),
         tangents=tuple(tangents),
         outputs=tuple(outputs),
         gradients=tuple(gradients),
         role=role,
-        place=_places(graph),
+        origins=_origins(graph),
         mutated=frozenset(buffer for buffer, _ in updates),
     )
     _check_updates(joint)
@@ -199,19 +199,19 @@ def make_joint(captured: Capture, state: ModelState) -> Joint:
 
 def _read_placeholders(
     graph: fx.Graph, returned: list[tuple[Any, Any]], state: ModelState
-) -> tuple[dict[fx.Node, Source], list[tuple[fx.Node, int]]]:
+) -> tuple[dict[fx.Node, InputSource], list[tuple[fx.Node, int]]]:
     kinds = (desc.PlainAOTOutput, desc.IntermediateBaseAOTOutput)
     position: dict[Any, int] = {what: i for i, what in enumerate(w for _, w in returned if isinstance(w, kinds))}
-    inputs: dict[fx.Node, Source] = {}
+    inputs: dict[fx.Node, InputSource] = {}
     tangents: list[tuple[fx.Node, int]] = []
     for node in graph.find_nodes(op="placeholder"):
         what = node.meta["desc"]
         if isinstance(what, desc.ParamAOTInput):
-            inputs[node] = Source("parameter", int(what.target[1:]))
+            inputs[node] = InputSource("parameter", int(what.target[1:]))
         elif isinstance(what, desc.BufferAOTInput):
-            inputs[node] = Source("buffer", int(what.target[1:]))
+            inputs[node] = InputSource("buffer", int(what.target[1:]))
         elif isinstance(what, desc.PlainAOTInput):
-            inputs[node] = Source("argument", what.idx)
+            inputs[node] = InputSource("argument", what.idx)
         elif isinstance(what, desc.TangentAOTInput):
             if isinstance(what.output, desc.InputMutationAOTOutput):
                 changed = _name_of(what.output.mutated_input, state)
@@ -233,35 +233,37 @@ def _name_of(what: Any, state: ModelState) -> str:
     return f"argument {what.idx}" if isinstance(what, desc.PlainAOTInput) else "an input"
 
 
-def _read_outputs(captured: Capture, returned: list[tuple[Any, Any]], inputs: dict[fx.Node, Source]) -> list[Output]:
+def _read_outputs(
+    captured: Capture, returned: list[tuple[Any, Any]], inputs: dict[fx.Node, InputSource]
+) -> list[ReturnedTensor]:
     """User outputs in order, then the bases that some of them are views of."""
     infos = captured.metadata.output_info
     grads = captured.requires_grad
     plain = {d.idx: n for n, d in returned if isinstance(d, desc.PlainAOTOutput)}
     bases = [n for n, d in returned if isinstance(d, desc.IntermediateBaseAOTOutput)]
     sources = list(inputs.values())
-    outputs: list[Output] = []
+    outputs: list[ReturnedTensor] = []
     for index, info in enumerate(infos):
         node = plain[index]
         like = node.meta["val"] if isinstance(node, fx.Node) else None
         kind = info.output_type
         common: dict[str, Any] = {"requires_grad": grads[index]}
         if kind is OutputType.is_input:
-            outputs.append(Output(None, source=sources[info.base_idx], **common))
+            outputs.append(ReturnedTensor(None, source=sources[info.base_idx], **common))
         elif kind is OutputType.alias_of_input:
-            outputs.append(Output(None, source=sources[info.base_idx], replay=info, like=like, **common))
+            outputs.append(ReturnedTensor(None, source=sources[info.base_idx], replay=info, like=like, **common))
         elif kind is OutputType.alias_of_intermediate_base_is_user_output:
-            outputs.append(Output(None, base=info.base_idx, replay=info, like=like, **common))
+            outputs.append(ReturnedTensor(None, base=info.base_idx, replay=info, like=like, **common))
         elif kind in (OutputType.alias_of_intermediate, OutputType.alias_of_intermediate_save_as_output):
-            outputs.append(Output(None, base=len(infos) + info.base_idx, replay=info, like=like, **common))
+            outputs.append(ReturnedTensor(None, base=len(infos) + info.base_idx, replay=info, like=like, **common))
         else:
-            outputs.append(Output(node, like=like, **common))
-    outputs.extend(Output(node, like=node.meta["val"], requires_grad=True, visible=False) for node in bases)
+            outputs.append(ReturnedTensor(node, like=like, **common))
+    outputs.extend(ReturnedTensor(node, like=node.meta["val"], requires_grad=True, visible=False) for node in bases)
     return outputs
 
 
 def _read_updates(
-    captured: Capture, returned: list[tuple[Any, Any]], inputs: dict[fx.Node, Source]
+    captured: Capture, returned: list[tuple[Any, Any]], inputs: dict[fx.Node, InputSource]
 ) -> list[tuple[fx.Node, fx.Node]]:
     """Pairs of a placeholder and the node that holds its new contents."""
     by_desc = {node.meta["desc"]: node for node in inputs}
@@ -298,14 +300,14 @@ def _clone_gradients(
     graph: fx.Graph,
     end: fx.Node,
     returned: list[tuple[Any, Any]],
-    inputs: dict[fx.Node, Source],
-    outputs: list[Output],
-) -> list[tuple[fx.Node, Source]]:
+    inputs: dict[fx.Node, InputSource],
+    outputs: list[ReturnedTensor],
+) -> list[tuple[fx.Node, InputSource]]:
     """Gradients with their sources. One that autograd would copy (docs/execution.md) gets an explicit clone."""
     by_desc = {node.meta["desc"]: node for node in inputs}
     taken = {storage_of(node.meta["val"]) for node in graph.find_nodes(op="placeholder")}
     taken |= {storage_of(o.node.meta["val"]) for o in outputs if o.node is not None}
-    gradients: list[tuple[fx.Node, Source]] = []
+    gradients: list[tuple[fx.Node, InputSource]] = []
     for node, what in returned:
         if not isinstance(what, desc.GradAOTOutput) or node is None:
             continue
@@ -399,12 +401,12 @@ def _drop_and_order(graph: fx.Graph, roots: list[fx.Node], forward_roots: list[f
     return role
 
 
-def _places(graph: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
+def _origins(graph: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
     """Module and line of each node; backward nodes have those of their forward node."""
     by_sequence: dict[Any, tuple[str, str]] = {}
     places: dict[fx.Node, tuple[str, str]] = {}
     for node in graph.nodes:
-        place = (node.meta.get("custom") or {}).get(KEY)
+        place = (node.meta.get("custom") or {}).get(ORIGIN_KEY)
         sequence = node.meta.get("seq_nr")
         if place is None:
             place = by_sequence.get(sequence)
@@ -415,7 +417,7 @@ def _places(graph: fx.Graph) -> dict[fx.Node, tuple[str, str]]:
     return places
 
 
-def _check_updates(joint: Joint) -> None:
+def _check_updates(joint: JointGraph) -> None:
     """A backward that reads a buffer the forward has already overwritten would be silently wrong."""
     mutated = {storage_of(node.meta["val"]): node for node in joint.mutated}
     for node in joint.nodes:
@@ -423,7 +425,7 @@ def _check_updates(joint: Joint) -> None:
             for read in node.all_input_nodes:
                 for tensor in tensors_of(read):
                     if storage_of(tensor) in mutated:
-                        where = " at ".join(p for p in reversed(joint.place.get(node, ())) if p)
+                        where = " at ".join(p for p in reversed(joint.origins.get(node, ())) if p)
                         raise ExportError(
                             f"{where or node.name}: the backward needs the old contents of a buffer that the forward "
                             "updates in place. Read a clone of the buffer before updating it."

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from remat.capture.call import ModelState
-from remat.capture.joint import STATISTICS_ONLY, Joint, is_random, storage_of, target_name, tensors_of
-from remat.capture.rnn.ops import BACKWARD as RNN_BACKWARD
+from remat.capture.joint import STATISTICS_ONLY, JointGraph, is_random, storage_of, target_name, tensors_of
+from remat.capture.rnn.ops import RNN_BACKWARD
 from remat_solvers.problem import Effect, Kind, Op, Problem, Value
 
 __all__ = ["Lowered", "lower"]
@@ -34,13 +34,13 @@ class Lowered:
     views: frozenset[fx.Node]  # nodes that only look at existing storages
 
 
-def lower(joint: Joint, state: ModelState, name: str) -> Lowered:
+def lower(joint: JointGraph, state: ModelState, name: str) -> Lowered:
     """The problem of `joint`, with zero times and workspaces."""
     return _Lowering(joint, state).run(name)
 
 
 class _Lowering:
-    def __init__(self, joint: Joint, state: ModelState) -> None:
+    def __init__(self, joint: JointGraph, state: ModelState) -> None:
         self._joint = joint
         self._state = state
         self._value_of: dict[int, int] = {}  # storage -> value
@@ -118,7 +118,7 @@ class _Lowering:
             return
         inputs = tuple(dict.fromkeys(v for read in node.all_input_nodes for v in self._values_of.get(read, ())))
         effects, recomputable = self._effects(node, inputs)
-        module, source = self._joint.place.get(node, ("", ""))
+        module, source = self._joint.origins.get(node, ("", ""))
         self._op_nodes.append(node)
         self._ops.append(
             Op(

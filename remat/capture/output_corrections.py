@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from remat.capture.costs.measure import WHOLE_STORAGE, prepared, recorded_memory
-from remat.capture.joint import Joint, storage_of, tensors_of
-from remat.capture.rnn import ops as rnn
+from remat.capture.costs.measure import READS_WHOLE_STORAGE, measure_memory, synthetic_call
+from remat.capture.joint import JointGraph, storage_of, tensors_of
+from remat.capture.rnn.ops import RNN_FORWARD
 
 __all__ = ["correct_outputs"]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
-def correct_outputs(joint: Joint) -> None:
+def correct_outputs(joint: JointGraph) -> None:
     """Replace, in the metadata of `joint`, outputs whose real layout differs from the traced one."""
     for node in joint.nodes:
-        if node.target is rnn.FORWARD:
+        if node.target is RNN_FORWARD:
             _correct_tape(node)
         elif node.target is torch.ops.aten.native_layer_norm.default and _is_mixed(node):
-            for position, real in enumerate(prepared(node)()):  # type: ignore[arg-type, var-annotated]
+            for position, real in enumerate(synthetic_call(node)()):  # type: ignore[arg-type, var-annotated]
                 _correct(node, position, real.shape, real.dtype)
-        elif node.target in WHOLE_STORAGE:
+        elif node.target in READS_WHOLE_STORAGE:
             _correct_copy(node)
 
 
@@ -39,7 +39,7 @@ def _is_mixed(node: fx.Node) -> bool:
 
 
 def _correct_tape(node: fx.Node) -> None:
-    _, kept = recorded_memory(node)
+    _, kept = measure_memory(node)
     *outputs, _ = tensors_of(node)
     tape_bytes = kept - sum(t.untyped_storage().nbytes() for t in outputs)
     _correct(node, len(outputs), (max(0, tape_bytes),), torch.uint8)

@@ -6,6 +6,7 @@ do at every step is an error here (draws, tensors it changes) or is said in the 
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import re
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from remat.capture.source_location import user_line
 from remat_solvers.errors import ExportError
 
-__all__ = ["PythonState"]
+__all__ = ["PythonState", "preserved_model"]
 
 log = logging.getLogger("remat")
 
@@ -150,3 +151,43 @@ def _is_in_place(func: Any) -> bool:
 def _numpy_state() -> tuple[bytes, int]:
     _, keys, position, *_ = np.random.get_state()
     return np.asarray(keys).tobytes(), int(position)
+
+
+@contextmanager
+def preserved_model(model: nn.Module) -> Iterator[None]:
+    """Restore generators and module attributes, contents of lists, dicts and sets included, that a forward may set."""
+    attributes = [(module, _plain_attributes(module)) for module in model.modules()]
+    held = [value for _, found in attributes for value in found.values() if isinstance(value, (list, dict, set))]
+    contents = [copy.copy(value) for value in held]
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        for module, before in attributes:
+            for name in set(_plain_attributes(module)) - set(before):
+                del module.__dict__[name]
+            module.__dict__.update(before)
+        for value, content in zip(held, contents, strict=True):
+            _restore(value, content)
+
+
+def _restore(value: Any, content: Any) -> None:
+    if len(value) == len(content) and all(a is b for a, b in zip(_parts(value), _parts(content), strict=True)):
+        return
+    value.clear()
+    if isinstance(value, list):
+        value.extend(content)
+    else:
+        value.update(content)
+
+
+def _parts(value: Any) -> list[Any]:
+    return [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    registries = ("_parameters", "_buffers", "_modules")
+    return {name: value for name, value in module.__dict__.items() if name not in registries}

@@ -17,9 +17,9 @@ from torch import nn
 from torch.fx import traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["KEY", "is_user_file", "locating", "user_line"]
+__all__ = ["ORIGIN_KEY", "is_user_file", "recording_origins", "user_line"]
 
-KEY = "remat_where"  # in node.meta["custom"]: (module path, source line)
+ORIGIN_KEY = "remat_origin"  # in node.meta["custom"]: (module path, source line)
 
 _OWN_ROOTS = (
     os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
@@ -28,7 +28,7 @@ _OWN_ROOTS = (
 
 
 @contextmanager
-def locating(model: nn.Module) -> Iterator[None]:
+def recording_origins(model: nn.Module) -> Iterator[None]:
     """Stamp nodes traced inside with the module path within `model` and the source line."""
     paths = {module: name for name, module in model.named_modules()}
     stack: list[str] = []
@@ -63,7 +63,7 @@ class _Stamp(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if fx_traceback.has_preserved_node_meta():
             place = (self._stack[-1] if self._stack else "", user_line())
-            fx_traceback.current_meta["custom"] = {KEY: place}
+            fx_traceback.current_meta["custom"] = {ORIGIN_KEY: place}
         return func(*args, **(kwargs or {}))
 
 

@@ -7,16 +7,13 @@ the random generators are restored.
 
 from __future__ import annotations
 
-import copy
 import logging
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
@@ -25,14 +22,14 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from remat.capture.call import Call, ModelState, Settings, unique_tensors
-from remat.capture.python_state import PythonState
-from remat.capture.rnn import ops as rnn
-from remat.capture.source_location import is_user_file, locating
+from remat.capture.call import Call, ModelSettings, ModelState, unique_tensors
+from remat.capture.python_state import PythonState, preserved_model
+from remat.capture.rnn.ops import opaque_rnns
+from remat.capture.source_location import is_user_file, recording_origins
 from remat.capture.trees import Tree, flatten, unflatten
 from remat_solvers.errors import ExportError
 
-__all__ = ["Capture", "capture", "untouched"]
+__all__ = ["Capture", "capture"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Capture:
     output_leaves: list[tuple[bool, Any]]  # per leaf: (is a tensor, its value otherwise)
     requires_grad: list[bool]  # per tensor the model returns
     differentiated: list[bool]  # per tensor the model returns: a gradient through it is planned for
-    settings: Settings  # attributes the forward may have read
+    settings: ModelSettings  # attributes the forward may have read
 
 
 def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool, loss_only: bool) -> Capture:
@@ -66,16 +63,16 @@ def _trace(traced: _Traced, *, unroll_rnn: bool, compiling: bool) -> Capture:
     model = traced.model
     tensors = unique_tensors(traced.call.leaves)
     with ExitStack() as stack:
-        stack.enter_context(untouched(model))
+        stack.enter_context(preserved_model(model))
         stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", compiling))
         stack.enter_context(mock.patch.object(torch.utils.checkpoint, "CheckpointFunction", _PlainCheckpoint))
         stack.enter_context(_unlogged())
-        stack.enter_context(locating(model))
+        stack.enter_context(recording_origins(model))
         stack.enter_context(functorch_config.patch(backward_pass_autocast="off"))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(tracing(TracingContext(FakeTensorMode(allow_non_fake_inputs=True))))
         if not unroll_rnn:
-            stack.enter_context(rnn.opaque())
+            stack.enter_context(opaque_rnns())
         try:
             joint = aot_export_joint_with_descriptors(stack, traced, tuple(_fake_leaves(tensors)))
         except ExportError:
@@ -91,7 +88,7 @@ def _trace(traced: _Traced, *, unroll_rnn: bool, compiling: bool) -> Capture:
             traced.output_leaves,
             traced.requires_grad,
             traced.differentiated,
-            Settings.of(model, traced.python_state.set_by_forward),
+            ModelSettings.of(model, traced.python_state.set_by_forward),
         )
 
 
@@ -125,7 +122,10 @@ class _Traced(nn.Module):
         model = self.model
         hook = model.register_forward_hook(_WriteBack(owned))
         try:
-            with untouched(model), self.python_state.watching():  # traced several times, each time from the same state
+            with (
+                preserved_model(model),
+                self.python_state.watching(),
+            ):  # traced several times, each time from the same state
                 output = torch.func.functional_call(model, owned, args, kwargs, tie_weights=True)
         finally:
             hook.remove()
@@ -197,46 +197,6 @@ def _fake_leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Leaves that share storage with the arguments; AOTAutograd fakes them."""
     for tensor in tensors:
         yield tensor.detach().requires_grad_(tensor.requires_grad)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Restore generators and module attributes, contents of lists, dicts and sets included, that a forward may set."""
-    attributes = [(module, _plain_attributes(module)) for module in model.modules()]
-    held = [value for _, found in attributes for value in found.values() if isinstance(value, (list, dict, set))]
-    contents = [copy.copy(value) for value in held]
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        for module, before in attributes:
-            for name in set(_plain_attributes(module)) - set(before):
-                del module.__dict__[name]
-            module.__dict__.update(before)
-        for value, content in zip(held, contents, strict=True):
-            _restore(value, content)
-
-
-def _restore(value: Any, content: Any) -> None:
-    if len(value) == len(content) and all(a is b for a, b in zip(_parts(value), _parts(content), strict=True)):
-        return
-    value.clear()
-    if isinstance(value, list):
-        value.extend(content)
-    else:
-        value.update(content)
-
-
-def _parts(value: Any) -> list[Any]:
-    return [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    registries = ("_parameters", "_buffers", "_modules")
-    return {name: value for name, value in module.__dict__.items() if name not in registries}
 
 
 @contextmanager

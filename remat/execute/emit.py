@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph import _BoxedCodeGen
 
-from remat.capture.joint import Joint, device_of, is_random, tensors_of
+from remat.capture.joint import JointGraph, device_of, is_random, tensors_of
 from remat.capture.lower import Lowered
-from remat.capture.rnn import ops as rnn
+from remat.capture.rnn.ops import RNN_FORWARD, RUNTIME_CALLS
 from remat.execute.emitted_calls import drawing, hold, remembering, replaying
-from remat.execute.offload.session import arrive, fetch, offload, settle
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.schedule import forward_action_count
@@ -44,9 +43,9 @@ class Emitted:
 
     forward: fx.GraphModule
     backward: fx.GraphModule
-    forward_inputs: tuple[int, ...]  # indices into Joint.inputs
-    backward_inputs: tuple[int, ...]  # indices into Joint.inputs
-    tangents: tuple[int, ...]  # indices into Joint.tangents
+    forward_inputs: tuple[int, ...]  # indices into JointGraph.inputs
+    backward_inputs: tuple[int, ...]  # indices into JointGraph.inputs
+    tangents: tuple[int, ...]  # indices into JointGraph.tangents
     offloaded: tuple[int, ...]  # values that the plan offloads; without any there is no session
 
 
@@ -70,7 +69,7 @@ class _Phase:
     statements: int = 0
 
 
-def emit(joint: Joint, lowered: Lowered, plan: Plan, *, updates: bool = True) -> Emitted:
+def emit(joint: JointGraph, lowered: Lowered, plan: Plan, *, updates: bool = True) -> Emitted:
     """Graphs that execute `plan`; with updates=False the model's buffers are left alone.
 
     Raises ApplyError for actions this executor does not do.
@@ -79,7 +78,7 @@ def emit(joint: Joint, lowered: Lowered, plan: Plan, *, updates: bool = True) ->
 
 
 class _Emitter:
-    def __init__(self, joint: Joint, lowered: Lowered, plan: Plan, updates: bool) -> None:
+    def __init__(self, joint: JointGraph, lowered: Lowered, plan: Plan, updates: bool) -> None:
         self._updates = updates
         self._joint, self._lowered, self._plan = joint, lowered, plan
         self._problem = lowered.problem
@@ -180,7 +179,7 @@ class _Emitter:
         self._take_outputs(op, made, statistics_kept)
 
     def _call(self, node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        target = rnn.AT_RUN_TIME.get(node.target, node.target)
+        target = RUNTIME_CALLS.get(node.target, node.target)
         return target, *self._arguments(node.args, node.kwargs)
 
     def _arguments(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -204,7 +203,7 @@ class _Emitter:
         if instance is None or instance.node is None:
             return  # the recomputation did not make it
         if value in self._offloaded:
-            self._phase.graph.call_function(settle, (self._session, value, instance.node))
+            self._phase.graph.call_method("release", (self._session, value, instance.node))
             return
         unused_input = instance.node.op == "placeholder" and not instance.node.users
         if unused_input or instance.last_use < self._phase.statements:
@@ -224,13 +223,13 @@ class _Emitter:
         if instance is None or instance.node is None:
             return  # the recomputation did not make it, since nobody reads it any more
         self._sent.add(value)
-        self._phase.graph.call_function(offload, (self._session, value, instance.node))
+        self._phase.graph.call_method("offload", (self._session, value, instance.node))
 
     def _fetch(self, value: int) -> None:
         if value not in self._sent:
             self._phase.live[value] = _Instance(None, self._phase.statements)
             return
-        node = self._phase.graph.call_function(fetch, (self._session, value))
+        node = self._phase.graph.call_method("fetch", (self._session, value))
         self._phase.statements += 1  # it allocates: what is freed later is held until then
         self._phase.live[value] = _Instance(node, self._phase.statements, coming=True)
 
@@ -239,7 +238,7 @@ class _Emitter:
         for value in values:
             instance = self._phase.live.get(value)
             if instance is not None and instance.coming:
-                self._phase.graph.call_function(arrive, (self._session, value, instance.node))
+                self._phase.graph.call_method("wait_for_fetch", (self._session, value))
                 instance.coming = False
 
     def _updated(self, node: fx.Node) -> bool:
@@ -331,7 +330,7 @@ class _Emitter:
 
     def _is_object(self, value: int) -> bool:
         node, position = self._lowered.base[value]
-        return node.target is rnn.FORWARD and position == len(tensors_of(node)) - 1
+        return node.target is RNN_FORWARD and position == len(tensors_of(node)) - 1
 
     def _is_recomputed(self, op: int, later: tuple[Action, ...]) -> bool:
         return any(isinstance(action, Compute) and action.op == op for action in later)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from remat.capture.call import Call, ModelState, differences, read_call, read_model, unique_tensors
+from remat.capture.call import Call, ModelState, read_call, read_model, signature_differences, unique_tensors
 from remat.execute.planned import Planned, Planner
 from remat.execute.program import Program
 from remat.execute.summary import report_text
@@ -74,7 +74,7 @@ class RematModule(nn.Module):
         state = read_model(model)
         call = read_call(model, state, args, kwargs)
         for planned in self._planned:
-            if planned.signature == call.signature and planned.settings.hold(model.modules()):
+            if planned.signature == call.signature and planned.settings.match(model.modules()):
                 return self._run(self._ready(planned, args, kwargs), state, call)
         if not self.training:
             return model(*args, **kwargs)
@@ -102,7 +102,8 @@ class RematModule(nn.Module):
             return self._run(planned.program, state, call)
         model = self.original
         compared = (
-            differences(p.signature, call.signature, model) + p.settings.differences(model) for p in self._planned
+            signature_differences(p.signature, call.signature, model) + p.settings.differences(model)
+            for p in self._planned
         )
         found = min(compared, key=len, default=[])
         raise ChangedError(

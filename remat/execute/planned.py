@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from remat.capture.call import Settings, Signature
+from remat.capture.call import ModelSettings, Signature
 from remat.capture.exported import Differentiate, Exported, export
 from remat.execute.offload.tiers import Tier
 from remat.execute.program import Program
@@ -27,7 +27,7 @@ class Planned:
     """One planned kind of call. It is stored without its program, which `recaptured` builds again."""
 
     signature: Signature  # the calls that the plan is for
-    settings: Settings  # the attributes of the model that the plan is for
+    settings: ModelSettings  # the attributes of the model that the plan is for
     problem: Problem
     plan: Plan
     result: Result | None  # None: the plan came from the caller

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch._functorch._aot_autograd.functional_utils import gen_alias_from_base
 
 from remat.capture.exported import Exported
-from remat.capture.joint import Joint, Output, inputs_read
+from remat.capture.joint import JointGraph, ReturnedTensor, inputs_read
 from remat.capture.trees import unflatten
 from remat.execute.emit import Emitted, emit
 from remat.execute.emitted_calls import RNG_LOCK, coerce, restore_rng, save_rng
-from remat.execute.offload.engines import make_transfers
+from remat.execute.offload.engines import make_engine
 from remat.execute.offload.tiers import HostTier, Tier
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Plan
@@ -42,7 +42,7 @@ class Program:
         self.exported = exported
         self.plan = plan
         joint = exported.joint
-        self._joint: Joint = joint
+        self._joint: JointGraph = joint
         self._emitted: Emitted = emit(joint, exported.lowered, plan, updates=updates)
         self._sources = tuple(source for _, source in joint.inputs)
         self._place = {source: i for i, source in enumerate(self._sources)}
@@ -53,7 +53,7 @@ class Program:
         self._planned = {self._computed.index(output) for _, output in joint.tangents}
         self._random_devices = _random_devices(exported)
         sizes = {v: exported.problem.values[v].bytes for v in self._emitted.offloaded}
-        self._transfers = make_transfers(exported.device, tier, sizes) if sizes else None
+        self._engine = make_engine(exported.device, tier, sizes) if sizes else None
         self._late: Program | None = None
         read = inputs_read(joint)
         self._read = [i for i, (node, _) in enumerate(joint.inputs) if node in read]
@@ -70,7 +70,7 @@ class Program:
     def run_forward(self, ctx: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         states = [(device, save_rng(device)) for device in self._random_devices]
         emitted = self._emitted
-        feed: list[Any] = [] if self._transfers is None else [self._transfers.begin()]
+        feed: list[Any] = [] if self._engine is None else [self._engine.begin()]
         feed += [inputs[i] for i in emitted.forward_inputs]
         with torch._C._DisableAutocast():
             outputs, saved, objects = emitted.forward(feed)
@@ -160,7 +160,7 @@ class Program:
                 restore_rng(device, state)
 
     def _make_late(self) -> Program:
-        late = Program(*self.exported.for_all_outputs(), updates=False)
+        late = Program(*self.exported.recapture_for_all_outputs(), updates=False)
         log.warning(
             "a gradient arrived through an output planned without one (the plan was made for the loss alone); "
             "the step was run again, outside the budget. Pass differentiate='all' to plan for every output."
@@ -175,7 +175,7 @@ class Program:
         leaves = [next(tensors) if is_tensor else leaf for is_tensor, leaf in self.exported.output_leaves]
         return unflatten(leaves, self.exported.output_tree)
 
-    def _output(self, index: int, output: Output, computed: dict[int, Tensor], inputs: list[Tensor]) -> Tensor:
+    def _output(self, index: int, output: ReturnedTensor, computed: dict[int, Tensor], inputs: list[Tensor]) -> Tensor:
         if output.node is not None:
             return computed[index]
         base = computed[output.base] if output.source is None else inputs[self._place[output.source]]

@@ -53,7 +53,7 @@ class TorchBudget:
         """
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
-            captured = self.exported.capture_again()
+            captured = self.exported.recapture()
             try:
                 with deadline(trials.watch.remaining, (networkx, torch.fx, torch._functorch)):
                     self._try_all(captured, trials)

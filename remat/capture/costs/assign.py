@@ -7,9 +7,9 @@ import dataclasses
 import torch
 
 from remat.capture.costs import roofline
-from remat.capture.costs.measure import Measured, measure
+from remat.capture.costs.measure import OpCosts, measure_ops
 from remat.capture.costs.roofline import Hardware
-from remat.capture.joint import Joint, tensors_of
+from remat.capture.joint import JointGraph, tensors_of
 from remat.capture.lower import Lowered
 from remat_solvers.errors import InputError
 from remat_solvers.problem import Costs, Problem
@@ -17,7 +17,7 @@ from remat_solvers.problem import Costs, Problem
 __all__ = ["add_costs", "main_device"]
 
 
-def add_costs(joint: Joint, lowered: Lowered, costs: str | Hardware) -> Problem:
+def add_costs(joint: JointGraph, lowered: Lowered, costs: str | Hardware) -> Problem:
     """The problem of `lowered` with times, workspaces, and a record of where they come from."""
     device = main_device(joint)
     if costs == "measure":
@@ -27,15 +27,15 @@ def add_costs(joint: Joint, lowered: Lowered, costs: str | Hardware) -> Problem:
     kind, _, name = str(costs).partition(":")
     if kind != "roofline":
         raise InputError(f"costs must be 'measure', 'roofline', 'roofline:NAME' or a Hardware, not {costs!r}")
-    return _estimated(lowered, roofline.find(name or roofline.name_of(device)), device)
+    return _estimated(lowered, roofline.find_hardware(name or roofline.hardware_name(device)), device)
 
 
 def _measured(lowered: Lowered, device: torch.device) -> Problem:
     problem = lowered.problem
     if device.type == "meta":
         raise InputError("costs='measure' cannot time a model on the meta device: name a device, costs='roofline:a100'")
-    found = measure([node for node in lowered.op_nodes if node is not None])
-    per_op: list[Measured | None] = [None if node is None else found[node] for node in lowered.op_nodes]
+    found = measure_ops([node for node in lowered.op_nodes if node is not None])
+    per_op: list[OpCosts | None] = [None if node is None else found[node] for node in lowered.op_nodes]
     return dataclasses.replace(
         problem,
         ops=tuple(
@@ -43,7 +43,7 @@ def _measured(lowered: Lowered, device: torch.device) -> Problem:
             for op, m in zip(problem.ops, per_op, strict=True)
         ),
         costs=Costs(
-            source="measure",
+            source="measure_ops",
             device=device_name(device),
             threads=torch.get_num_threads(),
             torch=str(torch.__version__),
@@ -55,7 +55,7 @@ def _measured(lowered: Lowered, device: torch.device) -> Problem:
 
 def _estimated(lowered: Lowered, hardware: Hardware, device: torch.device) -> Problem:
     problem = lowered.problem
-    times = [0 if node is None else roofline.time_ns(node, hardware) for node in lowered.op_nodes]
+    times = [0 if node is None else roofline.estimate_ns(node, hardware) for node in lowered.op_nodes]
     return dataclasses.replace(
         problem,
         ops=tuple(dataclasses.replace(op, time_ns=t) for op, t in zip(problem.ops, times, strict=True)),
@@ -70,7 +70,7 @@ def device_name(device: torch.device) -> str:
     return roofline.cpu_name() if device.type == "cpu" else device.type
 
 
-def main_device(joint: Joint) -> torch.device:
+def main_device(joint: JointGraph) -> torch.device:
     """The device most of the step's bytes are on."""
     sizes: dict[torch.device, int] = {}
     for node in joint.nodes:

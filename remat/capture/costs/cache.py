@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-__all__ = ["cache_path", "read", "write"]
+__all__ = ["Row", "cache_path", "read_rows", "write_rows"]
 
 Row = tuple[int, int, int, int]
 """time_ns, spread_ns, workspace_bytes, kept_bytes"""
@@ -32,7 +32,7 @@ def cache_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remat" / "costs.sqlite"
 
 
-def read(keys: Iterable[str]) -> dict[str, Row]:
+def read_rows(keys: Iterable[str]) -> dict[str, Row]:
     """The known ones among `keys`."""
     path = cache_path()
     if not path.exists():
@@ -51,7 +51,7 @@ def read(keys: Iterable[str]) -> dict[str, Row]:
     return found
 
 
-def write(rows: Mapping[str, Row]) -> None:
+def write_rows(rows: Mapping[str, Row]) -> None:
     """Remember `rows`."""
     path = cache_path()
     try:

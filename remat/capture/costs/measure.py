@@ -1,4 +1,4 @@
-"""Measured costs: each distinct op signature is run alone, on synthetic tensors, on the real device.
+"""OpCosts costs: each distinct op signature is run alone, on synthetic tensors, on the real device.
 
 The time of an op is the least of several runs in warm memory: what it allocates is there already, as a step in a
 training loop finds what the step before has freed (`memory.warmed`; CUDA's caching allocator does so by itself). Memory
@@ -21,15 +21,15 @@ import torch
 from torch import Tensor, fx
 
 from remat.allocator import recording, warmed
-from remat.capture.costs import cache as cost_cache
+from remat.capture.costs.cache import Row, read_rows, write_rows
 from remat.capture.costs.roofline import cpu_name
 from remat.capture.joint import device_of, target_name, tensors_of
-from remat.capture.rnn import ops as rnn
+from remat.capture.rnn.ops import RUNTIME_CALLS, is_tape
 from remat_solvers.errors import ExportError
 
-__all__ = ["WHOLE_STORAGE", "Measured", "measure", "prepared", "recorded_memory", "signature_of"]
+__all__ = ["READS_WHOLE_STORAGE", "OpCosts", "measure_memory", "measure_ops", "signature_of", "synthetic_call"]
 
-WHOLE_STORAGE: frozenset[Any] = frozenset({torch.ops.aten.copy.default})
+READS_WHOLE_STORAGE: frozenset[Any] = frozenset({torch.ops.aten.copy.default})
 """Ops that read all of the storage their first argument lies in."""
 
 _LEAST_RUNS, _MOST_RUNS, _ENOUGH_NS = 3, 9, 10_000_000
@@ -38,7 +38,7 @@ _START, _END = 1_000_003, 1_000_033  # bytes of marker allocations around an op;
 
 
 @dataclass(frozen=True)
-class Measured:
+class OpCosts:
     """Costs of one execution of an op."""
 
     time_ns: int  # least of several runs
@@ -47,11 +47,11 @@ class Measured:
     kept_bytes: int  # held after the op, its outputs alive
 
 
-def measure(nodes: Sequence[fx.Node]) -> dict[fx.Node, Measured]:
+def measure_ops(nodes: Sequence[fx.Node]) -> dict[fx.Node, OpCosts]:
     """Costs per node; nodes with equal signatures are measured once, known ones are read from the cache."""
     keys = {node: signature_of(node) for node in nodes}
     first = {key: node for node, key in reversed(keys.items())}
-    rows = cost_cache.read(first)
+    rows = read_rows(first)
     missing = {key: node for key, node in first.items() if key not in rows}
     generators = _save_generators(missing.values())
     try:
@@ -59,9 +59,9 @@ def measure(nodes: Sequence[fx.Node]) -> dict[fx.Node, Measured]:
     finally:
         _restore_generators(generators)
     if fresh:
-        cost_cache.write(fresh)
+        write_rows(fresh)
         rows |= fresh
-    return {node: Measured(*rows[key]) for node, key in keys.items()}
+    return {node: OpCosts(*rows[key]) for node, key in keys.items()}
 
 
 def signature_of(node: fx.Node) -> str:
@@ -69,7 +69,7 @@ def signature_of(node: fx.Node) -> str:
     device = device_of(node)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} x{torch.get_num_threads()}"
     arguments = [_words(a) for a in (*node.args, *sorted(node.kwargs.items()))]
-    if node.target in WHOLE_STORAGE:
+    if node.target in READS_WHOLE_STORAGE:
         arguments.append(tensors_of(node.all_input_nodes[0])[0].untyped_storage().nbytes())
     return json.dumps([target_name(node), arguments, where, torch.__version__])
 
@@ -84,7 +84,7 @@ def _words(argument: Any) -> Any:
     return "generator" if isinstance(argument, torch.Generator) else repr(argument)
 
 
-def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
+def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, Row]:
     memory: dict[str, tuple[int, int]] = {}
     on_cpu = {key: node for key, node in nodes.items() if device_of(node).type != "cuda"}
     if on_cpu:
@@ -94,7 +94,7 @@ def _measure_all(nodes: dict[str, fx.Node]) -> dict[str, cost_cache.Row]:
         memory = dict(zip(on_cpu, _windows(record.changes), strict=True))
     for key in nodes.keys() - on_cpu.keys():
         memory[key] = _cuda_memory(nodes[key])
-    rows: dict[str, cost_cache.Row] = {}
+    rows: dict[str, Row] = {}
     for key, node in nodes.items():
         peak, kept = memory[key]
         times = _timed(node, peak + _SLACK if key in on_cpu else 0)
@@ -106,7 +106,7 @@ def _timed(node: fx.Node, room_bytes: int) -> tuple[int, int]:
     """(least, median - least) of several runs, in ns; each begins with `room_bytes` of the heap free and warm."""
     device = device_of(node)
     clock = _cuda_clock(device) if device.type == "cuda" else _clock
-    call = prepared(node, repeatable=True)
+    call = synthetic_call(node, repeatable=True)
     runs: list[int] = []
     call()
     while len(runs) < _LEAST_RUNS or (len(runs) < _MOST_RUNS and sum(runs) < _ENOUGH_NS):
@@ -135,7 +135,7 @@ def _cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], int]:
     return clock
 
 
-def recorded_memory(node: fx.Node) -> tuple[int, int]:
+def measure_memory(node: fx.Node) -> tuple[int, int]:
     """(peak, kept) bytes of one execution, inputs not counted."""
     if device_of(node).type == "cuda":
         return _cuda_memory(node)
@@ -145,7 +145,7 @@ def recorded_memory(node: fx.Node) -> tuple[int, int]:
 
 
 def _run_between_markers(node: fx.Node) -> None:
-    call = prepared(node)
+    call = synthetic_call(node)
     torch.empty(_START, dtype=torch.uint8)
     made = call()
     torch.empty(_END, dtype=torch.uint8)
@@ -168,7 +168,7 @@ def _windows(changes: Sequence[int]) -> list[tuple[int, int]]:
 
 def _cuda_memory(node: fx.Node) -> tuple[int, int]:
     device = device_of(node)
-    call = prepared(node)
+    call = synthetic_call(node)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
@@ -190,14 +190,14 @@ def _created_bytes(node: fx.Node) -> int:
     return sum(made.values())
 
 
-def prepared(node: fx.Node, *, repeatable: bool = False) -> Callable[[], object]:
+def synthetic_call(node: fx.Node, *, repeatable: bool = False) -> Callable[[], object]:
     """The op on synthetic inputs of its own; with `repeatable` ready to be called several times."""
-    target: Any = rnn.AT_RUN_TIME.get(node.target, node.target)
+    target: Any = RUNTIME_CALLS.get(node.target, node.target)
     made: dict[fx.Node, Any] = {}
 
     def value_of(read: fx.Node) -> Any:
         if read not in made:
-            whole = node.target in WHOLE_STORAGE and read is node.args[0]
+            whole = node.target in READS_WHOLE_STORAGE and read is node.args[0]
             made[read] = _whole(read.meta["val"]) if whole else _synthetic(read, repeatable)
         return made[read]
 
@@ -228,10 +228,10 @@ def _synthetic(node: fx.Node, repeatable: bool) -> Any:
         for part in str(node.target).split("."):
             held = getattr(held, part)
         return held
-    if rnn.is_tape(node):
+    if is_tape(node):
         forward = node.args[0]
         assert isinstance(forward, fx.Node)
-        tape = prepared(forward)()[-1]  # type: ignore[index]
+        tape = synthetic_call(forward)()[-1]  # type: ignore[index]
         tape.keep = repeatable
         return tape
     return torch.utils._pytree.tree_map_only(Tensor, _like, node.meta["val"])

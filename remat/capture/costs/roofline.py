@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from remat.capture.joint import tensors_of
 from remat_solvers.errors import InputError
 
-__all__ = ["HARDWARE", "Hardware", "find", "name_of", "time_ns"]
+__all__ = ["HARDWARE", "Hardware", "estimate_ns", "find_hardware", "hardware_name"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
 )
 
 
-def find(name: str) -> Hardware:
+def find_hardware(name: str) -> Hardware:
     """The named device. Raises InputError listing the names."""
     try:
         return HARDWARE[name.lower()]
@@ -65,7 +65,7 @@ def find(name: str) -> Hardware:
         raise InputError(f"no roofline for {name!r}: use one of {known}, or pass a Hardware") from None
 
 
-def name_of(device: torch.device) -> str:
+def hardware_name(device: torch.device) -> str:
     """The name under which the device at hand is in the table."""
     if device.type == "cuda":
         model = torch.cuda.get_device_name(device).lower().replace(" ", "")
@@ -89,7 +89,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def time_ns(node: fx.Node, hardware: Hardware) -> int:
+def estimate_ns(node: fx.Node, hardware: Hardware) -> int:
     """Estimated time of one op, in ns."""
     inputs = [t for read in node.all_input_nodes for t in tensors_of(read)]
     outputs = tensors_of(node)

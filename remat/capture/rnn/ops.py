@@ -26,7 +26,16 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from remat.capture.rnn.packed import KnownSizes, sizes_of
 from remat_solvers.errors import ExportError
 
-__all__ = ["AT_RUN_TIME", "BACKWARD", "FORWARD", "Tape", "is_tape", "opaque", "run_backward", "run_forward"]
+__all__ = [
+    "RNN_BACKWARD",
+    "RNN_FORWARD",
+    "RUNTIME_CALLS",
+    "Tape",
+    "is_tape",
+    "opaque_rnns",
+    "run_backward",
+    "run_forward",
+]
 
 _LAYER = "bool has_biases, int num_layers, float dropout, bool training, bool bidirectional, bool batch_first"
 torch.library.define(
@@ -38,8 +47,8 @@ torch.library.define(
     "(Tensor tape, Tensor input, Tensor[] hidden, Tensor[] weights, Tensor[] outputs, Tensor?[] grads, bool[] needs)"
     " -> Tensor[]",
 )
-FORWARD = torch.ops.remat.rnn_forward.default
-BACKWARD = torch.ops.remat.rnn_backward.default
+RNN_FORWARD = torch.ops.remat.rnn_forward.default
+RNN_BACKWARD = torch.ops.remat.rnn_backward.default
 
 _MODES = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _SAVED_PER_UNIT = {"lstm": 6, "gru": 5, "rnn_tanh": 1, "rnn_relu": 1}  # gates and states kept per hidden unit
@@ -234,7 +243,7 @@ def _refer(records: list[_Saved], sources: list[Tensor]) -> None:
             saved.tensor = None
 
 
-AT_RUN_TIME: Mapping[Any, Any] = MappingProxyType({FORWARD: run_forward, BACKWARD: run_backward})
+RUNTIME_CALLS: Mapping[Any, Any] = MappingProxyType({RNN_FORWARD: run_forward, RNN_BACKWARD: run_backward})
 """What is called in place of the opaque ops when a graph runs."""
 
 
@@ -243,7 +252,7 @@ def is_tape(node: fx.Node) -> bool:
     if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return False
     forward = node.args[0]
-    return bool(forward.target is FORWARD and node.args[1] == len(forward.meta["val"]) - 1)
+    return bool(forward.target is RNN_FORWARD and node.args[1] == len(forward.meta["val"]) - 1)
 
 
 class _Opaque(torch.autograd.Function):
@@ -254,7 +263,7 @@ class _Opaque(torch.autograd.Function):
         ctx: Any, mode: str, layer: tuple[Any, ...], states: int, batch_sizes: Sequence[int] | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         input, hidden, weights = tensors[0], tensors[1 : 1 + states], tensors[1 + states :]
-        *outputs, tape = FORWARD(mode, input, batch_sizes, list(hidden), list(weights), *layer)
+        *outputs, tape = RNN_FORWARD(mode, input, batch_sizes, list(hidden), list(weights), *layer)
         ctx.save_for_backward(tape, *tensors, *outputs)
         ctx.states, ctx.tensors = states, len(tensors)
         ctx.set_materialize_grads(False)
@@ -266,7 +275,7 @@ class _Opaque(torch.autograd.Function):
         tensors, outputs = saved[: ctx.tensors], saved[ctx.tensors :]
         needs = list(ctx.needs_input_grad[4:])
         hidden, weights = tensors[1 : 1 + ctx.states], tensors[1 + ctx.states :]
-        found = iter(BACKWARD(tape, tensors[0], hidden, weights, outputs, list(grads), needs))
+        found = iter(RNN_BACKWARD(tape, tensors[0], hidden, weights, outputs, list(grads), needs))
         return (None, None, None, None, *(next(found) if need else None for need in needs))
 
 
@@ -296,7 +305,7 @@ class _Kernels:
 
 
 @contextmanager
-def opaque() -> Iterator[None]:
+def opaque_rnns() -> Iterator[None]:
     """Trace RNN modules as opaque ops. Under autocast they are traced step by step: their dtypes differ per kernel."""
     with mock.patch.object(torch.nn.modules.rnn, "_VF", _Kernels(torch._VF)), KnownSizes():
         yield

@@ -9,9 +9,9 @@ import time
 import torch
 
 from remat.allocator import warmed
-from remat.capture.costs import cache as cost_cache
+from remat.capture.costs.cache import read_rows, write_rows
 from remat.capture.costs.roofline import cpu_name
-from remat.execute.offload.engines import make_transfers
+from remat.execute.offload.engines import make_engine
 from remat.execute.offload.tiers import DiskTier, Tier
 from remat_solvers.problem import Link
 
@@ -29,14 +29,14 @@ def measure_link(device: torch.device, tier: Tier) -> Link:
     OffloadError where the tier cannot be used.
     """
     key = _key(device, tier)
-    known = cost_cache.read([key]).get(key)
+    known = read_rows([key]).get(key)
     if known is None:
         with warmed(2 * LARGE_BYTES if device.type == "cpu" else 0):
             small, large = _times(device, tier, SMALL_BYTES), _times(device, tier, LARGE_BYTES)
         to_host, to_device = _rate(small[0], large[0]), _rate(small[1], large[1])
         latency_ns = max(0, small[0] - _copy_ns(to_host), small[1] - _copy_ns(to_device))
         known = (to_host, to_device, latency_ns, 0)
-        cost_cache.write({key: known})
+        write_rows({key: known})
     return Link(to_host_bytes_per_s=known[0], to_device_bytes_per_s=known[1], latency_ns=known[2])
 
 
@@ -50,17 +50,17 @@ def _copy_ns(rate: int) -> int:
 
 def _times(device: torch.device, tier: Tier, size_bytes: int) -> tuple[int, int]:
     """Median ns of one copy of `size_bytes` to the tier, and of one back."""
-    transfers = make_transfers(device, tier, {0: size_bytes})
+    engine = make_engine(device, tier, {0: size_bytes})
     value = torch.zeros(size_bytes, dtype=torch.uint8, device=device)
     out, back = [], []
     for _ in range(RUNS + 1):  # the first one warms up
-        session = transfers.begin()
+        session = engine.begin()
         begin = _now(device)
         session.offload(0, value)
-        session.settle(0, value)
+        session.release(0, value)
         middle = _now(device)
         content = session.fetch(0)
-        session.arrive(0)
+        session.wait_for_fetch(0)
         end = _now(device)
         out.append(middle - begin)
         back.append(end - middle)

@@ -23,7 +23,7 @@ from weakref import WeakSet
 from remat.execute.offload.storage import Content
 from remat.execute.offload.tiers import BLOCK_BYTES
 
-__all__ = ["Pool", "Session", "Transfers", "arrive", "fetch", "offload", "places_of", "settle"]
+__all__ = ["OffloadEngine", "Session", "SlabPool", "slab_offsets"]
 
 S = TypeVar("S")
 
@@ -42,15 +42,15 @@ class Session(ABC):
         """What was offloaded, in fresh memory of the device that fills until `arrive`."""
 
     @abstractmethod
-    def arrive(self, value: int) -> None:
+    def wait_for_fetch(self, value: int) -> None:
         """Compute goes on when the fetch of `value` has ended. Raises OffloadError where it failed."""
 
     @abstractmethod
-    def settle(self, value: int, content: Content) -> None:
+    def release(self, value: int, content: Content) -> None:
         """Compute goes on when no copy of `value` is under way. Raises OffloadError where one failed."""
 
 
-class Transfers(ABC):
+class OffloadEngine(ABC):
     """Where the sessions of one program come from."""
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Transfers(ABC):
         """A session for one step. Raises OffloadError where the tier has no room."""
 
 
-class Pool(Generic[S]):
+class SlabPool(Generic[S]):
     """Slabs that wait for the next step: as many as the latest steps had in flight together."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Pool(Generic[S]):
             self._together.append(self._out)
             return self._free.pop() if self._free else None
 
-    def give(self, slab: S | None) -> None:
+    def put_back(self, slab: S | None) -> None:
         """The step is over; keep `slab`, if it has one that is fit for use, for a later one."""
         with self._lock:
             self._out -= 1
@@ -94,12 +94,12 @@ class Pool(Generic[S]):
             pool._forget()
 
 
-_POOLS: WeakSet[Pool[Any]] = WeakSet()
+_POOLS: WeakSet[SlabPool[Any]] = WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=Pool.forget_all)
+    os.register_at_fork(after_in_child=SlabPool.forget_all)
 
 
-def places_of(size_bytes: Mapping[int, int]) -> tuple[dict[int, int], int]:
+def slab_offsets(size_bytes: Mapping[int, int]) -> tuple[dict[int, int], int]:
     """Per value its first byte in a slab, where a block begins, and the slab's size."""
     places: dict[int, int] = {}
     end = 0
@@ -107,23 +107,3 @@ def places_of(size_bytes: Mapping[int, int]) -> tuple[dict[int, int], int]:
         places[value] = end
         end += ceil(size / BLOCK_BYTES) * BLOCK_BYTES
     return places, end
-
-
-def offload(session: Session, value: int, content: Content) -> None:
-    """Start copying `value` out."""
-    session.offload(value, content)
-
-
-def fetch(session: Session, value: int) -> Content:
-    """Start copying `value` back."""
-    return session.fetch(value)
-
-
-def arrive(session: Session, value: int, content: Content) -> None:
-    """Wait for the fetch of `value`, whose `content` lives at least until here."""
-    session.arrive(value)
-
-
-def settle(session: Session, value: int, content: Content) -> None:
-    """Wait for all copies of `value`, whose `content` lives at least until here."""
-    session.settle(value, content)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from remat.capture.rnn.ops import Tape
 
-__all__ = ["Content", "Form", "Moved", "form_of", "let_go", "parts_of"]
+__all__ = ["Content", "Layout", "Storages", "free_tape", "layout_of", "storages_of"]
 
 Content: TypeAlias = Tensor | Tape
 """What a value is when a plan runs: a tensor, or the tape of a fused recurrent layer."""
 
-Moved: TypeAlias = list[Tensor]
+Storages: TypeAlias = list[Tensor]
 """A value as one-dimensional byte tensors, one per storage."""
 
 
@@ -29,21 +29,21 @@ class _Layout:
     stride: tuple[int, ...]
     offset: int
 
-    def over(self, parts: Moved) -> Tensor:
+    def over(self, parts: Storages) -> Tensor:
         flat = parts[self.storage]
         empty = torch.empty(0, dtype=self.dtype, device=flat.device)
         return empty.set_(flat.untyped_storage(), self.offset, self.size, self.stride)
 
 
 @dataclass(frozen=True)
-class Form:
+class Layout:
     """How to make a value again out of its bytes."""
 
     sizes: tuple[int, ...]  # bytes per storage
     layouts: tuple[_Layout, ...]  # per tensor
     tape: Tape | None  # the emptied tape that takes the tensors
 
-    def content(self, parts: Moved) -> Content:
+    def content(self, parts: Storages) -> Content:
         """The value whose storages are `parts`."""
         tensors = [layout.over(parts) for layout in self.layouts]
         if self.tape is None:
@@ -52,17 +52,17 @@ class Form:
         return self.tape
 
 
-def parts_of(content: Content) -> Moved:
+def storages_of(content: Content) -> Storages:
     """The storages of `content`, as bytes."""
     return list(_flats(_tensors(content)).values())
 
 
-def form_of(content: Content) -> Form:
-    """The form of `content`."""
+def layout_of(content: Content) -> Layout:
+    """The layout of `content`."""
     tensors = _tensors(content)
     flats = _flats(tensors)
     index = {key: k for k, key in enumerate(flats)}
-    return Form(
+    return Layout(
         sizes=tuple(flat.numel() for flat in flats.values()),
         layouts=tuple(
             _Layout(index[_key(t)], t.dtype, tuple(t.shape), t.stride(), int(t.storage_offset())) for t in tensors
@@ -71,7 +71,7 @@ def form_of(content: Content) -> Form:
     )
 
 
-def let_go(content: Content) -> None:
+def free_tape(content: Content) -> None:
     """Free the device memory of a value that has left; a tensor's goes with its last reference.
 
     A tape is held by its graph, so it is emptied; not where the running backward keeps the graph for another one.

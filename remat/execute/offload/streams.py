@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from remat.execute.offload.session import Pool, Session, Transfers, places_of
-from remat.execute.offload.storage import Content, Form, Moved, form_of, let_go, parts_of
+from remat.execute.offload.session import OffloadEngine, Session, SlabPool, slab_offsets
+from remat.execute.offload.storage import Content, Layout, Storages, free_tape, layout_of, storages_of
 from remat_solvers.errors import OffloadError
 from remat_solvers.units import format_bytes
 
-__all__ = ["CudaDevice", "Event", "Stream", "StreamDevice", "StreamTransfers"]
+__all__ = ["CudaDevice", "Event", "Stream", "StreamDevice", "StreamEngine"]
 
 
 class Event(Protocol):
@@ -102,14 +102,14 @@ class _Slab:
     last_fetch: Event | None = None  # of the step that used it before
 
 
-class StreamTransfers(Transfers):
+class StreamEngine(OffloadEngine):
     """Sessions that copy to pinned memory. `size_bytes`: per value that is offloaded, its bytes."""
 
     def __init__(self, device: StreamDevice, size_bytes: Mapping[int, int]) -> None:
         self.device = device
-        self.places, self.slab_bytes = places_of(size_bytes)
+        self.places, self.slab_bytes = slab_offsets(size_bytes)
         self.to_host, self.to_device = device.stream(), device.stream()
-        self.pool: Pool[_Slab] = Pool()
+        self.pool: SlabPool[_Slab] = SlabPool()
 
     def begin(self) -> Session:
         slab = self.pool.take()
@@ -117,7 +117,7 @@ class StreamTransfers(Transfers):
             try:
                 slab = _Slab(self.device.pinned(self.slab_bytes))
             except RuntimeError as error:
-                self.pool.give(None)
+                self.pool.put_back(None)
                 raise OffloadError(
                     "host", self.slab_bytes, f"no pinned memory ({format_bytes(self.slab_bytes)}): {error}"
                 ) from error
@@ -125,52 +125,52 @@ class StreamTransfers(Transfers):
 
 
 class _StreamSession(Session):
-    def __init__(self, transfers: StreamTransfers, slab: _Slab) -> None:
-        self._transfers = transfers
-        self._device = transfers.device
+    def __init__(self, engine: StreamEngine, slab: _Slab) -> None:
+        self._engine = engine
+        self._device = engine.device
         self._slab = slab
-        self._forms: dict[int, Form] = {}
-        self._leaving: dict[int, Moved] = {}  # what copies under way read, until compute waits for them
-        self._coming: dict[int, Moved] = {}  # what copies under way fill, until compute waits for them
+        self._layouts: dict[int, Layout] = {}
+        self._leaving: dict[int, Storages] = {}  # what copies under way read, until compute waits for them
+        self._coming: dict[int, Storages] = {}  # what copies under way fill, until compute waits for them
         self._streams: dict[int, Stream] = {}  # per value, the stream its memory belongs to
         self._last_fetch: Event | None = None
         if slab.last_fetch is not None:
-            transfers.to_host.wait_event(slab.last_fetch)
+            engine.to_host.wait_event(slab.last_fetch)
 
     def offload(self, value: int, content: Content) -> None:
-        lane = self._transfers.to_host
+        lane = self._engine.to_host
         self._streams[value] = self._after_compute(lane)
         if value in self._coming:
             lane.wait_event(self._slab.came[value])
-        self._forms[value] = form_of(content)
-        self._leaving[value] = parts_of(content)
+        self._layouts[value] = layout_of(content)
+        self._leaving[value] = storages_of(content)
         for room, part in self._pairs(value, self._leaving[value]):
             self._device.copy(lane, room, part)
         self._end(self._slab.left, value, lane)
 
     def fetch(self, value: int) -> Content:
-        form = self._forms[value]
-        parts = [self._device.room(size) for size in form.sizes]
-        lane = self._transfers.to_device
+        layout = self._layouts[value]
+        parts = [self._device.room(size) for size in layout.sizes]
+        lane = self._engine.to_device
         self._streams[value] = self._after_compute(lane)
         self._coming[value] = parts
         for room, part in self._pairs(value, parts):
             self._device.copy(lane, part, room)
         self._last_fetch = self._end(self._slab.came, value, lane)
-        return form.content(parts)
+        return layout.content(parts)
 
-    def arrive(self, value: int) -> None:
+    def wait_for_fetch(self, value: int) -> None:
         if self._coming.get(value) is not None:
             self._device.compute().wait_event(self._slab.came[value])
             del self._coming[value]
 
-    def settle(self, value: int, content: Content) -> None:
+    def release(self, value: int, content: Content) -> None:
         if self._leaving.get(value) is not None:
             self._device.compute().wait_event(self._slab.left[value])
             del self._leaving[value]
-        self.arrive(value)
-        if value in self._forms:
-            let_go(content)
+        self.wait_for_fetch(value)
+        if value in self._layouts:
+            free_tape(content)
 
     def _after_compute(self, lane: Stream) -> Stream:
         event, compute = self._device.event(), self._device.compute()
@@ -178,8 +178,8 @@ class _StreamSession(Session):
         lane.wait_event(event)
         return compute
 
-    def _pairs(self, value: int, parts: Moved) -> list[tuple[Tensor, Tensor]]:
-        place = self._transfers.places[value]
+    def _pairs(self, value: int, parts: Storages) -> list[tuple[Tensor, Tensor]]:
+        place = self._engine.places[value]
         pairs = []
         for part in parts:
             pairs.append((self._slab.room[place : place + part.numel()], part))
@@ -200,4 +200,4 @@ class _StreamSession(Session):
         self._leaving.clear()
         self._coming.clear()
         self._slab.last_fetch = self._last_fetch
-        self._transfers.pool.give(self._slab)
+        self._engine.pool.put_back(self._slab)

@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 
-from remat.execute.offload.session import Pool, Session, Transfers, places_of
-from remat.execute.offload.storage import Content, Form, form_of, let_go, parts_of
+from remat.execute.offload.session import OffloadEngine, Session, SlabPool, slab_offsets
+from remat.execute.offload.storage import Content, Layout, free_tape, layout_of, storages_of
 from remat.execute.offload.tiers import Bytes, Slab, Tier
 from remat_solvers.errors import OffloadError
 
-__all__ = ["ThreadTransfers"]
+__all__ = ["ThreadEngine"]
 
 
 class _Lanes:
@@ -33,13 +33,13 @@ class _Lanes:
 _LANES = _Lanes()
 
 
-class ThreadTransfers(Transfers):
+class ThreadEngine(OffloadEngine):
     """Sessions that copy to `tier`. `size_bytes`: per value that is offloaded, its bytes."""
 
     def __init__(self, tier: Tier, size_bytes: Mapping[int, int]) -> None:
         self.tier = tier
-        self.places, self.slab_bytes = places_of(size_bytes)
-        self.pool: Pool[Slab] = Pool()
+        self.places, self.slab_bytes = slab_offsets(size_bytes)
+        self.pool: SlabPool[Slab] = SlabPool()
 
     def begin(self) -> Session:
         slab = self.pool.take()
@@ -47,16 +47,16 @@ class ThreadTransfers(Transfers):
             try:
                 slab = self.tier.slab(self.slab_bytes)
             except BaseException:
-                self.pool.give(None)
+                self.pool.put_back(None)
                 raise
         return _ThreadSession(self, slab)
 
 
 class _ThreadSession(Session):
-    def __init__(self, transfers: ThreadTransfers, slab: Slab) -> None:
-        self._transfers = transfers
+    def __init__(self, engine: ThreadEngine, slab: Slab) -> None:
+        self._engine = engine
         self._slab = slab
-        self._forms: dict[int, Form] = {}
+        self._layouts: dict[int, Layout] = {}
         self._leaving: dict[int, Future[None]] = {}
         self._coming: dict[int, Future[None]] = {}
         self._failed = False
@@ -65,32 +65,32 @@ class _ThreadSession(Session):
     def offload(self, value: int, content: Content) -> None:
         if os.getpid() != self._process:
             raise self._forked(value)
-        self._forms[value] = form_of(content)
-        arrays = [flat.numpy() for flat in parts_of(content)]
-        move = partial(_write, self._slab, self._transfers.places[value], arrays, self._coming.get(value))
+        self._layouts[value] = layout_of(content)
+        arrays = [flat.numpy() for flat in storages_of(content)]
+        move = partial(_write, self._slab, self._engine.places[value], arrays, self._coming.get(value))
         self._leaving[value] = _LANES.to_host.submit(move)
 
     def fetch(self, value: int) -> Content:
-        form = self._forms[value]
-        parts = [torch.empty(size, dtype=torch.uint8) for size in form.sizes]
+        layout = self._layouts[value]
+        parts = [torch.empty(size, dtype=torch.uint8) for size in layout.sizes]
         arrays = [flat.numpy() for flat in parts]
-        move = partial(_read, self._slab, self._transfers.places[value], arrays)
+        move = partial(_read, self._slab, self._engine.places[value], arrays)
         self._coming[value] = _LANES.to_device.submit(move)
-        return form.content(parts)
+        return layout.content(parts)
 
-    def arrive(self, value: int) -> None:
+    def wait_for_fetch(self, value: int) -> None:
         self._wait(value, self._coming.get(value))
 
-    def settle(self, value: int, content: Content) -> None:
+    def release(self, value: int, content: Content) -> None:
         self._wait(value, self._leaving.get(value))
         self._wait(value, self._coming.get(value))
-        if value in self._forms:
-            let_go(content)
+        if value in self._layouts:
+            free_tape(content)
 
     def _forked(self, value: int) -> OffloadError:
         message = "the step began in the process that this one was forked from; begin a new one"
         return OffloadError(
-            self._transfers.tier.name, sum(self._forms[value].sizes) if value in self._forms else 0, message
+            self._engine.tier.name, sum(self._layouts[value].sizes) if value in self._layouts else 0, message
         )
 
     def _wait(self, value: int, copy: Future[None] | None) -> None:
@@ -107,9 +107,9 @@ class _ThreadSession(Session):
         if os.getpid() != self._process:
             return
         if self._failed:
-            self._transfers.pool.give(None)  # the slab goes with the last copy that uses it
+            self._engine.pool.put_back(None)  # the slab goes with the last copy that uses it
             return
-        give = partial(self._transfers.pool.give, self._slab)
+        give = partial(self._engine.pool.put_back, self._slab)
         last = next(reversed(self._coming.values()), None)
         if last is None:  # a later step's copies to the host follow in the same queue
             give()

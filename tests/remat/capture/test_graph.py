@@ -22,7 +22,7 @@ import remat
 from remat.allocator import peak_while
 from remat.capture.exported import Exported
 from remat.capture.joint import tensors_of
-from remat.capture.rnn import ops as rnn
+from remat.capture.rnn.ops import RNN_BACKWARD, RNN_FORWARD, RUNTIME_CALLS
 from remat.capture.trees import flatten
 from remat_solvers.formats import load_problem
 from remat_solvers.problem import Op, Problem
@@ -84,8 +84,8 @@ def test_storages_are_those_of_a_real_run(case: Case) -> None:
             new = {storage(t): t.untyped_storage().nbytes() for t in leaves(real[node]) if storage(t) not in held}
             held |= new.keys()
             expected = sorted(new.values())
-            if node.target is rnn.FORWARD:
-                continue  # the tape is no tensor; test_capture_rnn measures it
+            if node.target is RNN_FORWARD:
+                continue  # the tape is no tensor; rnn/test_rnn.py measures it
             planned = sorted(problem.values[v].bytes for v in op_of[node].outputs) if node in op_of else []
             assert planned == expected, node
             checked += len(planned)
@@ -101,9 +101,9 @@ def real_input(node: fx.Node) -> Any:
 
 
 def run(node: fx.Node, real: dict[fx.Node, Any]) -> Any:
-    call: Any = rnn.AT_RUN_TIME.get(node.target, node.target)
+    call: Any = RUNTIME_CALLS.get(node.target, node.target)
     args, kwargs = fx.map_arg((node.args, node.kwargs), real.__getitem__)
-    if node.target is rnn.BACKWARD:
+    if node.target is RNN_BACKWARD:
         args[0].keep = True
     result = call(*args, **kwargs)
     return None if node.target is torch.ops.aten.copy_.default else result

@@ -189,7 +189,7 @@ def test_draws_outside_torch_are_refused(draw: Callable[[], float]) -> None:
 
 
 def test_draws_of_a_private_python_generator_are_the_users_choice() -> None:
-    """A generator made and seeded in forward gives the same numbers at every call, planned or not."""
+    """A generator made and seeded in forward gives the same numbers at every call; the plan is for or not."""
     model = Lambda(lambda self, x: self.body(x) * random.Random(1).random(), body=seeded(mlp))
     expected = step(model, seeded(rows))
     model.zero_grad()
@@ -365,7 +365,7 @@ def test_an_error_of_the_models_own_names_its_line() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         raise KeyError("mode")  # the line
 
-    with pytest.raises(remat.ExportError, match=r"test_capture_models\.py:\d+: .*KeyError: 'mode'"):
+    with pytest.raises(remat.ExportError, match=r"test_models_captured\.py:\d+: .*KeyError: 'mode'"):
         roofline(Lambda(forward, body=mlp()), rows())
 
 
@@ -382,9 +382,9 @@ def plain_values(self: Any, x: Tensor, *, times: int, wide: bool, mode: str | No
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"times": 3}, "3, planned 2"),
-        ({"wide": False}, "False, planned True"),
-        ({"mode": None}, "None, planned 'sine'"),
+        ({"times": 3}, "3; the plan is for 2"),
+        ({"wide": False}, "False; the plan is for True"),
+        ({"mode": None}, "None; the plan is for 'sine'"),
     ],
 )
 def test_values_are_baked_in_and_guarded(changed: dict[str, Any], words: str) -> None:

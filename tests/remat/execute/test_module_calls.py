@@ -189,23 +189,29 @@ def resized(net: Any) -> Any:
 
 
 DIFFERENCES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "shape": (lambda net: net(batch(rows=3), scale=2.0), r"argument leaf 0: shape is \(3, 8\), planned \(64, 8\)"),
-    "dtype": (lambda net: net(batch().double(), scale=2.0), r"dtype is torch.float64, planned torch.float32"),
-    "stride": (lambda net: net(batch().T.contiguous().T, scale=2.0), r"stride is \(1, 64\), planned \(8, 1\)"),
-    "requires_grad": (lambda net: net(batch().requires_grad_(), scale=2.0), "requires_grad is True, planned False"),
-    "value": (lambda net: net(batch(), scale=3.0), "leaf 1 is 3.0, planned 2.0"),
-    "type of a value": (lambda net: net(batch(), scale=2), "leaf 1 is 2, planned 2.0"),
+    "shape": (
+        lambda net: net(batch(rows=3), scale=2.0),
+        r"argument leaf 0: shape is \(3, 8\); the plan is for \(64, 8\)",
+    ),
+    "dtype": (lambda net: net(batch().double(), scale=2.0), r"dtype is torch.float64; the plan is for torch.float32"),
+    "stride": (lambda net: net(batch().T.contiguous().T, scale=2.0), r"stride is \(1, 64\); the plan is for \(8, 1\)"),
+    "requires_grad": (
+        lambda net: net(batch().requires_grad_(), scale=2.0),
+        "requires_grad is True; the plan is for False",
+    ),
+    "value": (lambda net: net(batch(), scale=3.0), "leaf 1 is 3.0; the plan is for 2.0"),
+    "type of a value": (lambda net: net(batch(), scale=2), "leaf 1 is 2; the plan is for 2.0"),
     "value to tensor": (
         lambda net: net(batch(), scale=torch.tensor(2.0)),
-        r"leaf 1 is a tensor of shape \(\), planned 2.0",
+        r"leaf 1 is a tensor of shape \(\); the plan is for 2.0",
     ),
     "another keyword": (lambda net: net(batch(), scale=2.0, mode="mean"), "arguments are nested otherwise"),
     "a keyword less": (lambda net: net(batch()), "arguments are nested otherwise"),
-    "parameter frozen": (frozen, "inner.0.0.weight: requires_grad is False, planned True"),
-    "parameter resized": (resized, r"inner.0.0.weight: shape is \(8, 16\), planned \(8, 8\)"),
+    "parameter frozen": (frozen, "inner.0.0.weight: requires_grad is False; the plan is for True"),
+    "parameter resized": (resized, r"inner.0.0.weight: shape is \(8, 16\); the plan is for \(8, 8\)"),
     "submodule in evaluation": (dropout_off, "training mode of inner.2.3 was changed"),
-    "module added": (grown, "the model has 33 modules, planned 32"),
-    "autocast": (in_autocast, "autocast is torch.bfloat16 on cpu, planned off"),
+    "module added": (grown, "the model has 33 modules; the plan is for 32"),
+    "autocast": (in_autocast, "autocast is torch.bfloat16 on cpu; the plan is for off"),
 }
 
 
@@ -302,7 +308,7 @@ def test_dataclass_and_enum_arguments() -> None:
     assert torch.equal(net(example()), model(example()))
     with pytest.raises(remat.ChangedError, match="BLUE"):
         net(example(Color.BLUE))
-    with pytest.raises(remat.ChangedError, match=r"0.75, planned 0.5"):
+    with pytest.raises(remat.ChangedError, match=r"0.75; the plan is for 0.5"):
         net(example(scale=0.75))
 
 
@@ -336,7 +342,7 @@ def test_planned_inside_autocast() -> None:
     training_loss(output).backward()
     training_loss(expected).backward()
     assert different(gradients_of(net), gradients_of(expected_model)) == []
-    with pytest.raises(remat.ChangedError, match=r"autocast is off, planned torch.bfloat16 on cpu"):
+    with pytest.raises(remat.ChangedError, match=r"autocast is off; the plan is for torch.bfloat16 on cpu"):
         net(*args)
     with torch.autocast("cpu", torch.float16), pytest.raises(remat.ChangedError, match=r"autocast is torch.float16"):
         net(*args)

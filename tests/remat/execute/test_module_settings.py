@@ -18,7 +18,7 @@ def test_a_changed_attribute_is_another_call() -> None:
     net = storing_all(model, (batch(),))
     net(batch())
     model[2][3].p = 0.9
-    with pytest.raises(remat.ChangedError, match=r"2\.3\.p is 0\.9, planned 0\.2"):
+    with pytest.raises(remat.ChangedError, match=r"2\.3\.p is 0\.9; the plan is for 0\.2"):
         net(batch())
     model[2][3].p = 0.2
     net(batch())
@@ -100,7 +100,7 @@ def test_a_replaced_module_or_a_new_hook_is_another_call() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8))
     net = storing_all(model, (batch(),))
     model[1] = nn.Tanh()
-    with pytest.raises(remat.ChangedError, match="1 is a Tanh with 0 hooks, planned a Sigmoid"):
+    with pytest.raises(remat.ChangedError, match="1 is a Tanh with 0 hooks; the plan is for a Sigmoid"):
         net(batch())
     model[1] = nn.Sigmoid()
     net(batch())

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 import remat
-from remat.capture.costs import cache as cost_cache
 from remat.capture.costs import measure
+from remat.capture.costs.cache import cache_path, read_rows
 from remat.capture.costs.measure import signature_of
 from remat_solvers.formats import load_problem
 from remat_solvers.problem import Op, Problem
@@ -165,11 +165,11 @@ def test_rows_of_another_kind_are_measured_again(timed: Counter[str], cache: Pat
 
 WRITER = """
 import sys
-from remat.capture.costs import cache as cost_cache
+from remat.capture.costs.cache import cache_path, read_rows, write_rows
 for i in range(60):
     key = f"{sys.argv[1]}-{i}"
-    cost_cache.write({key: (i, 1, 2, 3), "both": (7, 7, 7, 7)})
-    assert cost_cache.read([key, "both"]) == {key: (i, 1, 2, 3), "both": (7, 7, 7, 7)}, key
+    write_rows({key: (i, 1, 2, 3), "both": (7, 7, 7, 7)})
+    assert read_rows([key, "both"]) == {key: (i, 1, 2, 3), "both": (7, 7, 7, 7)}, key
 """
 
 
@@ -178,14 +178,14 @@ def test_two_processes_at_once() -> None:
     writers = [subprocess.Popen([*command, str(i)], env=child_environment()) for i in range(2)]
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     keys = [f"{i}-{k}" for i in range(2) for k in range(60)]
-    assert len(cost_cache.read(keys)) == 120
+    assert len(read_rows(keys)) == 120
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cost_cache.cache_path() == tmp_path / "cache" / "costs.sqlite"
+    assert cache_path() == tmp_path / "cache" / "costs.sqlite"
     monkeypatch.delenv("REMAT_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cost_cache.cache_path() == tmp_path / "xdg" / "remat" / "costs.sqlite"
+    assert cache_path() == tmp_path / "xdg" / "remat" / "costs.sqlite"
 
 
 # What is measured

@@ -86,9 +86,9 @@ def test_a_plan_that_moves_values_runs_without_a_stated_link() -> None:
 
 
 def test_a_device_that_nothing_is_moved_from_is_refused() -> None:
-    from remat.execute.offload.engines import make_transfers
+    from remat.execute.offload.engines import make_engine
 
     with pytest.raises(ApplyError, match="offloading from meta is not supported"):
-        make_transfers(torch.device("meta"), HostTier(), {0: 1})
+        make_engine(torch.device("meta"), HostTier(), {0: 1})
     with pytest.raises(ApplyError, match="the tier disk is for the CPU"):
-        make_transfers(torch.device("cuda"), DiskTier(), {0: 1})
+        make_engine(torch.device("cuda"), DiskTier(), {0: 1})

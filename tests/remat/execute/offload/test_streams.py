@@ -23,8 +23,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import remat
 from remat.execute import program
 from remat.execute.offload import streams
-from remat.execute.offload.session import Transfers
-from remat.execute.offload.streams import StreamTransfers
+from remat.execute.offload.session import OffloadEngine
+from remat.execute.offload.streams import StreamEngine
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
 from remat_solvers.generate import random_plan
@@ -178,9 +178,9 @@ class QueueDevice(EagerDevice):
         self.compute_stream.tasks.append(read)
 
 
-def random_step(device: QueueDevice, transfers: Transfers, random: Random, *, abandon: bool) -> None:
+def random_step(device: QueueDevice, engine: OffloadEngine, random: Random, *, abandon: bool) -> None:
     """Values are made, read, sent, dropped and fetched at random, by the rules that every emitted graph keeps."""
-    session = transfers.begin()
+    session = engine.begin()
     here: dict[int, tuple[Tensor, int]] = {}  # value -> (tensor, what it is full of)
     away: dict[int, int] = {}
     sent: dict[int, int] = {}
@@ -189,13 +189,13 @@ def random_step(device: QueueDevice, transfers: Transfers, random: Random, *, ab
         if value in here:
             tensor, number = here[value]
             if choice < 0.4:
-                session.arrive(value)
+                session.wait_for_fetch(value)
                 device.check(tensor, number)
             elif choice < 0.7:
                 session.offload(value, tensor)
                 sent[value] = number
             else:
-                session.settle(value, tensor)
+                session.release(value, tensor)
                 del here[value]
                 if sent.get(value) == number:
                     away[value] = number
@@ -211,15 +211,15 @@ def random_step(device: QueueDevice, transfers: Transfers, random: Random, *, ab
             device.write(tensor, here[value][1])
             del tensor
     for value in () if abandon else list(here):
-        session.settle(value, here[value][0])
+        session.release(value, here[value][0])
 
 
 def wrong_reads(seed: int) -> int:
     """How many kernels of a few random steps read what they should not."""
     random, device = Random(seed), QueueDevice(seed)
-    transfers = StreamTransfers(device, dict.fromkeys(range(6), 16))
+    engine = StreamEngine(device, dict.fromkeys(range(6), 16))
     for _ in range(6):
-        random_step(device, transfers, random, abandon=random.random() < 0.3)
+        random_step(device, engine, random, abandon=random.random() < 0.3)
     while device.advance():
         pass
     assert not any(stream.tasks for stream in device.streams)
@@ -235,8 +235,8 @@ class Careless:
 
     WAITS: ClassVar[dict[str, str]] = {
         "a copy starts after the kernels given before it": "_after_compute",
-        "a value is read after its fetch": "arrive",
-        "memory goes back after the copies that use it": "settle",
+        "a value is read after its fetch": "wait_for_fetch",
+        "memory goes back after the copies that use it": "release",
         "a step that ends early waits for its copies": "__del__",
     }
 
@@ -246,7 +246,7 @@ def test_every_wait_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if name == "__del__":
 
         def end(session: Any) -> None:
-            session._transfers.pool.give(session._slab)
+            session._engine.pool.put_back(session._slab)
 
         monkeypatch.setattr(streams._StreamSession, "__del__", end)
     else:
@@ -264,7 +264,7 @@ def test_steps_are_bit_equal_however_late_copies_run(name: str, monkeypatch: pyt
     kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
     for seed in range(4):
         device = EagerDevice(seed, eager=seed / 4)
-        monkeypatch.setattr(program, "make_transfers", lambda _, __, sizes, d=device: StreamTransfers(d, sizes))
+        monkeypatch.setattr(program, "make_engine", lambda _, __, sizes, d=device: StreamEngine(d, sizes))
         plan = random_plan(problem, seed)
         assert validate(problem, plan) == []
         net = remat.apply(exported, plan)
@@ -276,33 +276,33 @@ def test_steps_are_bit_equal_however_late_copies_run(name: str, monkeypatch: pyt
 
 def test_two_steps_in_flight_have_a_slab_each() -> None:
     device = EagerDevice(0, eager=0)
-    transfers = StreamTransfers(device, {0: 8})
+    engine = StreamEngine(device, {0: 8})
     a, b = torch.arange(8, dtype=torch.uint8), torch.arange(8, 16, dtype=torch.uint8)
-    first, second = transfers.begin(), transfers.begin()
+    first, second = engine.begin(), engine.begin()
     first.offload(0, a)
     second.offload(0, b)
     for session, tensor in ((first, a), (second, b)):
-        session.settle(0, tensor)
+        session.release(0, tensor)
         back = session.fetch(0)
-        session.arrive(0)
+        session.wait_for_fetch(0)
         assert torch.equal(torch.as_tensor(back), tensor)
 
 
 def test_the_next_step_writes_after_the_last_one_has_read() -> None:
     """Also where it computes on another stream, which has not waited for the fetches of the one before."""
     device = EagerDevice(1, eager=0)
-    transfers = StreamTransfers(device, {0: 4})
+    engine = StreamEngine(device, {0: 4})
     value = torch.full((4,), 1, dtype=torch.uint8)
-    session = transfers.begin()
+    session = engine.begin()
     session.offload(0, value)
-    session.settle(0, value)
+    session.release(0, value)
     session.fetch(0)
-    session.arrive(0)
-    fetched = transfers.to_device.end  # type: ignore[attr-defined]
+    session.wait_for_fetch(0)
+    fetched = engine.to_device.end  # type: ignore[attr-defined]
     del session
-    transfers.begin()
-    (wait,) = transfers.to_host.tasks  # type: ignore[attr-defined]
-    assert (wait.stream, wait.place) == (transfers.to_device, fetched)
+    engine.begin()
+    (wait,) = engine.to_host.tasks  # type: ignore[attr-defined]
+    assert (wait.stream, wait.place) == (engine.to_device, fetched)
 
 
 def test_no_pinned_memory_is_told_with_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,22 +312,22 @@ def test_no_pinned_memory_is_told_with_the_bytes(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(device, "pinned", refuse)
-    transfers: Transfers = StreamTransfers(device, {0: 4096})
+    engine: OffloadEngine = StreamEngine(device, {0: 4096})
     with pytest.raises(OffloadError, match=r"host failed for 4096 bytes: no pinned memory"):
-        transfers.begin()
+        engine.begin()
 
 
 def test_an_abandoned_fetch_holds_back_the_stream_that_its_memory_belongs_to() -> None:
     """The graph may die where another stream is current."""
     device = QueueDevice(0)
-    transfers = StreamTransfers(device, {0: 16})
+    engine = StreamEngine(device, {0: 16})
     side, default = device.stream(), device.compute_stream
     device.eager = 0
     device.compute_stream = side
-    session = transfers.begin()
+    session = engine.begin()
     value = device.room(16)
     session.offload(0, value)
-    session.settle(0, value)
+    session.release(0, value)
     before = side.end
     session.fetch(0)
     device.compute_stream = default

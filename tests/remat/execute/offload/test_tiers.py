@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import remat
 from remat.capture.exported import Exported
 from remat.execute.offload import tiers
-from remat.execute.offload.threads import ThreadTransfers
+from remat.execute.offload.threads import ThreadEngine
 from remat.execute.offload.tiers import BLOCK_BYTES, CHUNK_BYTES, Bytes, DiskTier, HostTier, Slab, Tier
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
@@ -159,14 +159,14 @@ def test_copies_run_beside_compute() -> None:
         def slab(self, size_bytes: int) -> Slab:
             return Meeting()
 
-    session = ThreadTransfers(MeetingTier(), {0: 16}).begin()
+    session = ThreadEngine(MeetingTier(), {0: 16}).begin()
     value = torch.zeros(4)
     session.offload(0, value)
     assert going.wait(10)  # the copy is under way while this thread goes on
     done.set()
-    session.settle(0, value)
+    session.release(0, value)
     back = session.fetch(0)
-    session.arrive(0)
+    session.wait_for_fetch(0)
     assert np.all(torch.as_tensor(back).numpy().view(np.uint8) == 7)
 
 
