@@ -31,9 +31,10 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import baseline, store_all
 from remat_solvers.toolkit.arrays import Floats, Indices
-from remat_solvers.toolkit.eviction.neighbourhoods import Graph, Neighbourhoods
-from remat_solvers.toolkit.eviction.replay import NEVER, Deallocate, Memory, Way, try_ways
+from remat_solvers.toolkit.eviction.memory import NEVER, Deallocate, Memory
+from remat_solvers.toolkit.eviction.neighbourhoods import Neighbourhoods, ValueGraph
 from remat_solvers.toolkit.eviction.scoring import ScoringEvictor
+from remat_solvers.toolkit.eviction.settings import EvictionSetting, try_settings
 from remat_solvers.toolkit.options import check_options
 
 __all__ = ["WEIGHTS", "Belady"]
@@ -63,12 +64,12 @@ class Belady:
         """The fastest plan of the chosen weights. See `registry.Solver`."""
         deallocations: tuple[Deallocate, ...] = ("eager", "ignore")
         peak_op = _peak_op(problem)
-        ways = [
-            Way(f"{weight}, {deallocate}", partial(_Farthest, weight=weight, peak_op=peak_op), deallocate)
+        settings = [
+            EvictionSetting(f"{weight}, {deallocate}", partial(_Farthest, weight=weight, peak_op=peak_op), deallocate)
             for deallocate in (deallocations if self.deallocate is None else (self.deallocate,))
             for weight in (WEIGHTS if self.weight is None else (self.weight,))
         ]
-        return try_ways(problem, budget_bytes, ways, limits, on_progress)
+        return try_settings(problem, budget_bytes, settings, limits, on_progress)
 
 
 def _peak_op(problem: Problem) -> int:
@@ -82,7 +83,7 @@ class _Farthest(ScoringEvictor):
     """Scores a value by minus its weighed distance."""
 
     def __init__(self, memory: Memory, *, weight: Weight, peak_op: int) -> None:
-        graph = Graph(memory.problem)
+        graph = ValueGraph(memory.problem)
         self.neighbourhoods = Neighbourhoods(graph, descendants=False) if weight in ("cost", "saving") else None
         super().__init__(memory, self.neighbourhoods)
         self.weight = weight

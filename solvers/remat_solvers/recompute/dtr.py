@@ -39,9 +39,10 @@ import numpy as np
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.arrays import Floats, Indices
-from remat_solvers.toolkit.eviction.neighbourhoods import Components, Graph, Neighbourhoods
-from remat_solvers.toolkit.eviction.replay import Deallocate, Evictor, Memory, Way, try_ways
+from remat_solvers.toolkit.eviction.memory import Deallocate, Evictor, Memory
+from remat_solvers.toolkit.eviction.neighbourhoods import Components, Neighbourhoods, ValueGraph
 from remat_solvers.toolkit.eviction.scoring import ScoringEvictor
+from remat_solvers.toolkit.eviction.settings import EvictionSetting, try_settings
 from remat_solvers.toolkit.options import check_options
 
 __all__ = ["DTR", "HEURISTICS"]
@@ -72,12 +73,12 @@ class DTR:
         """The fastest plan of the chosen heuristics. See `registry.Solver`."""
         heuristics = HEURISTICS if self.heuristic is None else (self.heuristic,)
         deallocations: tuple[Deallocate, ...] = ("eager", "ignore")
-        ways = [
-            Way(f"{heuristic}, {deallocate}", EVICTORS[heuristic], deallocate)
+        settings = [
+            EvictionSetting(f"{heuristic}, {deallocate}", EVICTORS[heuristic], deallocate)
             for heuristic in heuristics
             for deallocate in (deallocations if self.deallocate is None else (self.deallocate,))
         ]
-        return try_ways(problem, budget_bytes, ways, limits, on_progress)
+        return try_settings(problem, budget_bytes, settings, limits, on_progress)
 
 
 class _ByAccess(ScoringEvictor):
@@ -110,7 +111,7 @@ class _Size(ScoringEvictor):
 class _HLocal(_ByAccess):
     def __init__(self, memory: Memory) -> None:
         super().__init__(memory)
-        self.cost = np.array(Graph(memory.problem).c0, dtype=np.float64)
+        self.cost = np.array(ValueGraph(memory.problem).c0, dtype=np.float64)
 
     def score(self, candidates: Indices) -> Floats:
         return self.cost[candidates] / (self.bytes[candidates] * self.staleness(candidates))
@@ -118,7 +119,7 @@ class _HLocal(_ByAccess):
 
 class _H(_ByAccess):
     def __init__(self, memory: Memory) -> None:
-        self.neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=True)
+        self.neighbourhoods = Neighbourhoods(ValueGraph(memory.problem), descendants=True)
         super().__init__(memory, self.neighbourhoods)
 
     def score(self, candidates: Indices) -> Floats:
@@ -127,7 +128,7 @@ class _H(_ByAccess):
 
 class _HEq(_ByAccess):
     def __init__(self, memory: Memory) -> None:
-        self.components = Components(Graph(memory.problem))
+        self.components = Components(ValueGraph(memory.problem))
         super().__init__(memory, self.components)
 
     def score(self, candidates: Indices) -> Floats:
@@ -136,7 +137,7 @@ class _HEq(_ByAccess):
 
 class _MSPS(ScoringEvictor):
     def __init__(self, memory: Memory) -> None:
-        self.neighbourhoods = Neighbourhoods(Graph(memory.problem), descendants=False)
+        self.neighbourhoods = Neighbourhoods(ValueGraph(memory.problem), descendants=False)
         super().__init__(memory, self.neighbourhoods)
 
     def score(self, candidates: Indices) -> Floats:

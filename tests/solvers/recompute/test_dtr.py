@@ -19,8 +19,10 @@ from remat_solvers.recompute.dtr import DTR, EVICTORS, HEURISTICS
 from remat_solvers.result import Status
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.solving import solve
-from remat_solvers.toolkit.eviction.neighbourhoods import REACH, Components, Graph, Neighbourhoods
-from remat_solvers.toolkit.eviction.replay import PATIENCE, THRASHING, Memory, Replay
+from remat_solvers.toolkit.eviction.memory import Memory
+from remat_solvers.toolkit.eviction.neighbourhoods import REACH, Components, Neighbourhoods, ValueGraph
+from remat_solvers.toolkit.eviction.replay import Replay
+from remat_solvers.toolkit.eviction.settings import PATIENCE, THRASHING
 from remat_solvers.validate import validate
 
 
@@ -33,7 +35,7 @@ def forward(*reads: tuple[int, ...], times: tuple[int, ...] = (), sizes: tuple[i
 
 def test_the_evicted_neighbourhood_of_the_paper() -> None:
     """Section 2: with t0, t2, t3, t6 resident, e*(t2) = {t1, t4} and e*(t3) = {t1, t4, t5}."""
-    graph = Graph(forward((), (0,), (1,), (1,), (2, 3), (3,), (4, 5)))
+    graph = ValueGraph(forward((), (0,), (1,), (1,), (2, 3), (3,), (4, 5)))
     around = Neighbourhoods(graph, descendants=True)
     for value in (1, 4, 5):
         around.evict(value)
@@ -52,7 +54,7 @@ def test_neighbourhoods_are_what_evicted_paths_reach(seed: int, n: int) -> None:
     problem = random_layered(n, seed)
     graph = nx.DiGraph([(v, op) for op in range(n) for v in problem.ops[op].inputs])
     graph.add_nodes_from(range(n))
-    exact, above = (Neighbourhoods(Graph(problem), descendants=both) for both in (True, False))
+    exact, above = (Neighbourhoods(ValueGraph(problem), descendants=both) for both in (True, False))
     rng = np.random.default_rng(seed)
     evicted: set[int] = set()
     for _ in range(25):
@@ -72,7 +74,7 @@ def test_neighbourhoods_are_what_evicted_paths_reach(seed: int, n: int) -> None:
 
 def test_components_leave_phantom_links() -> None:
     """a - b - c evicted is one component; b computed again leaves a and c linked, without b's cost."""
-    graph = Graph(forward((), (0,), (1,), (2,), (3,), times=(1, 10, 100, 1000, 10000)))
+    graph = ValueGraph(forward((), (0,), (1,), (2,), (3,), times=(1, 10, 100, 1000, 10000)))
     around = Components(graph)
     for value in (1, 2, 3):
         around.evict(value)
@@ -88,7 +90,7 @@ def test_components_leave_phantom_links() -> None:
 def test_a_neighbourhood_is_followed_through_the_nearest_values() -> None:
     """A chain of which all but the ends is evicted: both ends see REACH values, and the farther end goes unseen."""
     n = 3 * REACH
-    around = Neighbourhoods(Graph(forward((), *((i,) for i in range(n - 1)))), descendants=True)
+    around = Neighbourhoods(ValueGraph(forward((), *((i,) for i in range(n - 1)))), descendants=True)
     for value in range(1, n - 1):
         around.evict(value)
     assert around.refresh(np.array([0, n - 1])).tolist() == [1 + REACH, 1 + REACH]
@@ -100,7 +102,7 @@ def test_a_neighbourhood_is_followed_through_the_nearest_values() -> None:
 @settings(max_examples=150, deadline=None)
 def test_running_sums_are_those_of_a_plain_reading(seed: int, n: int) -> None:
     problem = random_layered(n, seed)
-    graph = Graph(problem)
+    graph = ValueGraph(problem)
     rng = np.random.default_rng(seed)
     exact = Neighbourhoods(graph, descendants=True)
     linked = Components(graph)
@@ -115,13 +117,13 @@ def test_running_sums_are_those_of_a_plain_reading(seed: int, n: int) -> None:
             for component in members.values():
                 component.discard(value)
         else:
-            near = [k for k, c in members.items() if any(x in c for x in graph.around[value])]
+            near = [k for k, c in members.items() if any(x in c for x in graph.neighbours[value])]
             members[step] = {value}.union(*(members.pop(k) for k in near))
         here = [v for v in range(n) if not exact.evicted[v]]
         costs = exact.refresh(every)
         for v in here:
             assert costs[v] == sum(graph.op_ns[op] for op in exact.ops(v))
-            touched = [c for c in members.values() if any(x in c for x in graph.around[v])]
+            touched = [c for c in members.values() if any(x in c for x in graph.neighbours[v])]
             assert linked.cost_ns[v] == graph.c0[v] + sum(graph.c0[x] for c in touched for x in c)
 
 
@@ -140,7 +142,7 @@ def evictions(heuristic: str, problem: Problem, budget_bytes: int) -> list[int]:
         evictor.choose = choose_and_tell  # type: ignore[method-assign]
         return evictor
 
-    assert Replay(problem, budget_bytes, watched, most_ns=10**9).run()  # type: ignore[arg-type]
+    assert Replay(problem, budget_bytes, watched, limit_ns=10**9).run()  # type: ignore[arg-type]
     return seen
 
 
@@ -219,7 +221,7 @@ def test_every_eviction_of_a_replay_has_the_least_score(heuristic: str) -> None:
             def watched(memory: Memory) -> Watched:
                 return Watched(heuristic, memory, chosen)
 
-            Replay(problem, budget_bytes, watched, most_ns=10**5).run()
+            Replay(problem, budget_bytes, watched, limit_ns=10**5).run()
     assert len(chosen) > 200
     assert all(chosen)
 
@@ -259,7 +261,7 @@ def test_every_replay_is_a_valid_plan(n: int, seed: int, share: float, eager: bo
     budget_bytes = int(share * unmodified.peak_bytes)
     for heuristic in HEURISTICS:
         deallocate = "eager" if eager else "ignore"
-        run = Replay(problem, budget_bytes, EVICTORS[heuristic], deallocate=deallocate, most_ns=10**9)  # type: ignore[arg-type]
+        run = Replay(problem, budget_bytes, EVICTORS[heuristic], deallocate=deallocate, limit_ns=10**9)  # type: ignore[arg-type]
         assert run.run()
         sequence = run.sequence
         runs = Counter(sequence)

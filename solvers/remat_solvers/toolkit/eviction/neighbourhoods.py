@@ -1,12 +1,13 @@
-"""What it takes to compute an evicted value again: DTR's evicted neighbourhood e*, and its cheap stand-in.
+"""Costs of recomputing a value with its evicted neighbourhood: DTR's e*, and the cheap approximation of its paper.
 
 e*(t) = the evicted ancestors that are needed to compute t, and the evicted descendants that need t, each through
-evicted values only. `Neighbourhoods` keeps the sum of c0 over e* (or over its ancestors only) per value, and computes
-it anew for those values whose neighbourhood has changed. Each direction is followed breadth first, through the nearest
-REACH evicted values: what has more around it is dear anyway, and where everything does, the replay is thrashing.
+evicted values only. `Neighbourhoods` keeps, per value, the sum of c0 over e* (or over its ancestors only), where c0 is
+the time of a value's producer. It computes the sum anew for those values whose neighbourhood has changed. Each
+direction is followed breadth first, through the nearest REACH evicted values: a value with more of them around it is
+expensive anyway, and where all values have more, the replay is thrashing.
 
 `Components` keeps the undirected connected components of the evicted values instead, in a union-find with running
-sums. A value that is computed again leaves its component, which is not split for it.
+sums. A value that is recomputed leaves its component, which is not split for it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Indices, Ints
 
-__all__ = ["REACH", "Components", "Graph", "Neighbourhoods"]
+__all__ = ["REACH", "Components", "Neighbourhoods", "ValueGraph"]
 
 REACH = 16  # evicted values that a neighbourhood is followed through, in each direction
 
 
-class Graph:
-    """Values as nodes: an edge from every value an op reads to every one it makes, constants left out."""
+class ValueGraph:
+    """A graph of values: an edge from every value that an op reads to every one that it computes; no constants."""
 
     def __init__(self, problem: Problem) -> None:
         ops, producer = problem.ops, problem.producer
@@ -38,7 +39,7 @@ class Graph:
             tuple(w for reader in readers for w in ops[reader].outputs) if moving[v] else ()
             for v, readers in enumerate(problem.consumers)
         ]
-        self.around = [tuple(dict.fromkeys((*p, *c))) for p, c in zip(self.parents, self.children, strict=True)]
+        self.neighbours = [tuple(dict.fromkeys((*p, *c))) for p, c in zip(self.parents, self.children, strict=True)]
 
     @property
     def c0(self) -> list[int]:
@@ -49,7 +50,7 @@ class Graph:
 class Neighbourhoods:
     """Sums over e*, or over its ancestors only; an op with several outputs counts once."""
 
-    def __init__(self, graph: Graph, *, descendants: bool) -> None:
+    def __init__(self, graph: ValueGraph, *, descendants: bool) -> None:
         self.graph = graph
         self.descendants = descendants
         size = len(graph.producer)
@@ -62,30 +63,30 @@ class Neighbourhoods:
         self._spread(value)
 
     def restore(self, value: int) -> None:
-        """`value` is on the device again, or gone for good."""
+        """`value` is resident again, or will not be needed any more."""
         if self.evicted[value]:
             self._spread(value)
             self.evicted[value] = 0
         self.stale.add(value)
 
-    def refresh(self, wanted: Indices) -> Ints:
-        """The costs of `wanted` values."""
+    def refresh(self, values: Indices) -> Ints:
+        """The costs of these values, up to date."""
         if self.stale:
             op_ns = self.graph.op_ns
-            for value in self.stale.intersection(wanted.tolist()):
+            for value in self.stale.intersection(values.tolist()):
                 self.cost_ns[value] = sum(map(op_ns.__getitem__, self.ops(value)))
                 self.stale.discard(value)
-        return self.cost_ns[wanted]
+        return self.cost_ns[values]
 
     def ops(self, value: int) -> set[int]:
         """The producers of `value` and of e*(value)."""
-        around = self._through(value, self.graph.parents)
+        values = self._through(value, self.graph.parents)
         if self.descendants:
-            around += self._through(value, self.graph.children)
-        return set(map(self.graph.producer.__getitem__, around))
+            values += self._through(value, self.graph.children)
+        return set(map(self.graph.producer.__getitem__, values))
 
     def _spread(self, value: int) -> None:
-        """Mark as stale every value on the device that sees `value` through evicted ones (and some that are not)."""
+        """Mark as stale every resident value with `value` in its neighbourhood (and some others)."""
         graph = self.graph
         for edges in (graph.children, graph.parents) if self.descendants else (graph.children,):
             self.stale.update(*map(edges.__getitem__, self._through(value, edges)))
@@ -94,24 +95,24 @@ class Neighbourhoods:
         """`value` and the nearest evicted values along `edges`, breadth first."""
         evicted = self.evicted
         through, seen = [value], {value}
-        for at in through:
-            for near in edges[at]:
-                if evicted[near] and near not in seen:
-                    seen.add(near)
-                    through.append(near)
+        for node in through:
+            for neighbour in edges[node]:
+                if evicted[neighbour] and neighbour not in seen:
+                    seen.add(neighbour)
+                    through.append(neighbour)
             if len(through) > REACH:
                 break
         return through
 
 
 class Components:
-    """Connected components of evicted values, with per value c0 + the sums of the components it touches.
+    """Connected components of evicted values; the cost of a value is c0 + the sums of the components next to it.
 
     For every component X and value r, counts[X][r] is the number of r's neighbours in X; a component of which r has a
     neighbour adds its sum to cost_ns[r] once.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: ValueGraph) -> None:
         self.graph = graph
         self.c0 = graph.c0
         self.cost_ns = np.array(self.c0, dtype=np.int64)
@@ -128,24 +129,24 @@ class Components:
         self.members[name] = {value}
         self.sums[name] = self.c0[value]
         counts = self.counts[name] = np.zeros(len(self.c0), dtype=np.int32)
-        around = list(self.graph.around[value])
-        counts[around] = 1
-        self.cost_ns[around] += self.c0[value]
-        for other in {self.component[near] for near in around} - {-1, name}:
+        neighbours = list(self.graph.neighbours[value])
+        counts[neighbours] = 1
+        self.cost_ns[neighbours] += self.c0[value]
+        for other in {self.component[n] for n in neighbours} - {-1, name}:
             name = self._merge(name, other)
 
     def restore(self, value: int) -> None:
-        """`value` is on the device again, or gone for good: its c0 is subtracted, nothing is split."""
+        """`value` is resident again, or will not be needed any more: its c0 is subtracted, nothing is split."""
         name = self.component[value]
         if name < 0:
             return
         self.component[value] = -1
         self.members[name].discard(value)
-        counts, around = self.counts[name], list(self.graph.around[value])
+        counts, neighbours = self.counts[name], list(self.graph.neighbours[value])
         self.cost_ns[counts > 0] -= self.c0[value]
         self.sums[name] -= self.c0[value]
-        counts[around] -= 1
-        self.cost_ns[[near for near in around if counts[near] == 0]] -= self.sums[name]
+        counts[neighbours] -= 1
+        self.cost_ns[[n for n in neighbours if counts[n] == 0]] -= self.sums[name]
         if not self.members[name]:
             del self.members[name], self.counts[name], self.sums[name]
 

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from remat_solvers.toolkit.arrays import Floats, Indices
+from remat_solvers.toolkit.eviction.memory import Memory
 from remat_solvers.toolkit.eviction.neighbourhoods import Components, Neighbourhoods
-from remat_solvers.toolkit.eviction.replay import Memory
 
 __all__ = ["ScoringEvictor"]
 
