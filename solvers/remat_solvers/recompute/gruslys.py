@@ -2,29 +2,30 @@
 
 NIPS 2016, arXiv 1606.03401.
 
-A recurrent network of t steps, m slots of memory beside the state that enters. C(t, m) is the least number of forward
-steps, the one inside each backward step included, when the slot of the running state is one of the m:
+A recurrent network of t steps has m slots of memory beside the state that enters. C(t, m) is the smallest number of
+forward steps, the one inside each backward step included, when the slot of the running state is one of the m:
 
-hidden     hidden states are stored; a step is run again right before its backward, to have its internal state:
+hidden     Hidden states are stored. A step is recomputed right before its backward, for its internal state:
                C(t, m) = min over 1 <= y < t of   y + C(t - y, m - 1) + C(y, m)
-           In closed form t + r t - binom(m + r, m + 1), r the least with t <= binom(m + r, m).
-internal   what the backward of a step needs is stored with the first run:
+           In closed form t + r t - binom(m + r, m + 1), r the smallest with t <= binom(m + r, m).
+internal   The internal state, which the backward of a step needs, is stored when the step is computed:
                C(t, m) = min over 1 <= y <= t of  y + C(t - y, m - 1) + C(y - 1, m)
-mixed      either; a hidden state takes 1 slot, an internal one `internal_size` slots, a:
+mixed      Either is stored; a hidden state takes 1 slot, an internal one `internal_size` slots, a:
                C(t, m) = min of  y + C(t - y, m - 1) + C(y, m)      for y < t
                          and     y + C(t - y, m - a) + C(y - 1, m)  for y <= t
-    with C(0, m) = 0, no storing without a slot left (m <= 0), and C(t, m) <= t (t + 1) / 2, from the start each time.
+    with C(0, m) = 0, nothing stored without a slot left (m <= 0), and C(t, m) <= t (t + 1) / 2, from the start each
+    time.
 
-Ties: the smallest y, a hidden state before an internal one. Least means: of the schedules that keep what they store
+Ties: the smallest y, a hidden state before an internal one. The minimum is over the schedules that keep what they store
 until its backward. Dropping it earlier saves nothing with hidden or with internal states, nor with both where a is 1 or
 2 (found by search up to 7 steps and 5 slots); with a >= 3 it may (7 steps, 4 slots, a = 3: 13 instead of 14).
 
 On a training step, the steps are the stages of the chain view (cut where the state is renewed; and at the minima,
-where that makes another chain). A slot is the largest state; an internal state takes as many slots as the largest saved
-set is of these. The stages of a real network differ a little, and its backward needs memory of its own, so the number
-of slots is not computed from the budget but searched: the most slots whose replayed peak is within it. More slots than
-states of the smallest size fit into the budget, bytes counted that the state before has not, are not tried. Which
-strategy is fastest then, the replay says too. No bound is reported: the method is optimal for equal steps only.
+where that gives another chain). A slot is the largest state; an internal state takes as many slots as the largest saved
+set has of these. The stages of a real network differ a little, and its backward needs memory of its own, so the number
+of slots is not computed from the budget but searched: the most slots whose replayed peak is within it. The search stops
+at the number of smallest states that fit into the budget, bytes counted that the state before does not have. The replay
+decides which strategy is fastest. No bound is reported: the method is optimal for equal steps only.
 """
 
 from __future__ import annotations
@@ -40,26 +41,33 @@ from numpy.typing import NDArray
 from remat_solvers.errors import InputError
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.toolkit.chains.chain import Chain, chain_view
+from remat_solvers.toolkit.chains.chain import Chain
+from remat_solvers.toolkit.chains.equal_steps import MAX_RUNS, equal_step_chains
 from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, keep_nothing_steps, sequence_of
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["Gruslys", "Strategy", "forward_steps", "reference_steps", "schedule", "steps_table"]
+__all__ = [
+    "Gruslys",
+    "Strategy",
+    "cheapest_schedule",
+    "forward_steps",
+    "reference_steps",
+    "slots_within",
+    "steps_table",
+]
 
 Strategy: TypeAlias = Literal["hidden", "internal", "mixed"]
-Table: TypeAlias = NDArray[np.int32]  # [t, m]: least number of forward steps
+Table: TypeAlias = NDArray[np.int32]  # [t, m]: smallest number of forward steps
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-MOST_MINIMA = 100  # stages where the step is cut at all minima
-MOST_RUNS = 64  # average runs of a stage in a schedule worth building: leaves out m = 1 for more than 127 steps
-MOST_STEPS = 2**14  # their steps, each from the start, fit below NEVER
-NEVER = 2**29  # more than any cost, and a sum of three stays below 2**31
+MAX_STEPS = 2**14  # the cost of as many steps, each from the start, is below INFEASIBLE
+INFEASIBLE = 2**29  # more than any cost, and a sum of three stays below 2**31
 
 
 def forward_steps(length: int, slots: int, strategy: Strategy = "hidden", internal_size: int = 1) -> int:
-    """C(length, slots): forward steps of the whole, the one inside each backward step included.
+    """C(length, slots): all forward steps, the one inside each backward step included.
 
     Raises InputError for a negative length, fewer than 1 slot, an unknown strategy or an internal size below 1.
     """
@@ -73,10 +81,10 @@ def forward_steps(length: int, slots: int, strategy: Strategy = "hidden", intern
 
 
 def _clamped(length: int, slots: int, strategy: Strategy, internal_size: int) -> tuple[int, int]:
-    """Slots and internal size of the same cost that are no larger than what can matter.
+    """Slots and an internal size of the same cost, both bounded by the number of steps.
 
-    No more hidden states than steps are held at once, so an internal state as large as all of them may be taken for one
-    of as many slots as steps, if the slots that it leaves over are taken for that many, too.
+    No more hidden states than steps are held at once. So an internal state that is larger than all of them together may
+    be counted as `length` slots, if the remainder that it leaves is counted as at most `length` - 1 slots.
     """
     if strategy == "mixed" and internal_size > length > 0:
         whole, over = divmod(slots, internal_size)
@@ -85,18 +93,18 @@ def _clamped(length: int, slots: int, strategy: Strategy, internal_size: int) ->
 
 
 def _useful_slots(length: int, strategy: Strategy, internal_size: int) -> int:
-    """As many slots as can be of use."""
+    """The largest number of slots that a schedule can use."""
     return max(1, length * (internal_size if strategy == "mixed" else 1))
 
 
 def steps_table(length: int, slots: int, strategy: Strategy, internal_size: int = 1) -> Table:
-    """C(t, m) for all t up to `length` and m up to `slots`, length by length over all y and m at once.
+    """C(t, m) for all t up to `length` and m up to `slots`: length by length, over all y and m at once.
 
-    Raises InputError for a length of more than MOST_STEPS.
+    Raises InputError for a length of more than MAX_STEPS.
     """
-    if length > MOST_STEPS:
-        raise InputError(f"gruslys: at most {MOST_STEPS} steps, not {length}")
-    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int32)
+    if length > MAX_STEPS:
+        raise InputError(f"gruslys: at most {MAX_STEPS} steps, not {length}")
+    table = np.full((length + 1, slots + 1), INFEASIBLE, dtype=np.int32)
     table[0] = 0
     for t in range(1, length + 1):
         row = table[t, 1:]
@@ -110,7 +118,7 @@ def steps_table(length: int, slots: int, strategy: Strategy, internal_size: int 
 
 
 def _splits(table: Table, t: int, strategy: Strategy, internal_size: int) -> Iterator[tuple[Table, Table, Table]]:
-    """Per way to store: the column of y, C(t - y, m - size) and C(y or y - 1, m), for all y and m > size - 1."""
+    """Per kind of state: the column of y, C(t - y, m - size) and C(y or y - 1, m), for all y and m > size - 1."""
     ys = np.arange(1, t + 1, dtype=np.int32)[:, None]
     if strategy != "internal" and t > 1:
         yield ys[:-1], table[t - 1 : 0 : -1, :-1], table[1:t, 1:]
@@ -120,17 +128,17 @@ def _splits(table: Table, t: int, strategy: Strategy, internal_size: int) -> Ite
 
 
 def reference_steps(length: int, slots: int, strategy: Strategy, internal_size: int = 1) -> Table:
-    """The same, cell by cell: what `steps_table` is tested against."""
-    table = np.full((length + 1, slots + 1), NEVER, dtype=np.int32)
+    """The same table, cell by cell, for tests of `steps_table`."""
+    table = np.full((length + 1, slots + 1), INFEASIBLE, dtype=np.int32)
     table[0] = 0
     for t in range(1, length + 1):
         for m in range(1, slots + 1):
-            table[t, m] = min(cost for cost, _, _ in _options(table, t, m, strategy, internal_size))
+            table[t, m] = min(cost for cost, _, _ in _decisions(table, t, m, strategy, internal_size))
     return table
 
 
-def _options(table: Table, t: int, m: int, strategy: Strategy, internal_size: int) -> Iterator[tuple[int, int, bool]]:
-    """(cost, y, internal) of all ways to begin t steps with m >= 1 slots; y = 0: store nothing."""
+def _decisions(table: Table, t: int, m: int, strategy: Strategy, internal_size: int) -> Iterator[tuple[int, int, bool]]:
+    """(cost, y, internal) of every way to begin t steps with m >= 1 slots; y = 0: store nothing."""
     yield t * (t + 1) // 2, 0, False
     size = internal_size if strategy == "mixed" else 1
     for y in range(1, t + 1):
@@ -140,12 +148,12 @@ def _options(table: Table, t: int, m: int, strategy: Strategy, internal_size: in
             yield y + int(table[t - y, m - size] + table[y - 1, m]), y, True
 
 
-def schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 1) -> list[ChainStep]:
+def cheapest_schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 1) -> list[ChainStep]:
     """The steps of a schedule of cost `table[-1, slots]`; storing is preferred to storing nothing at equal cost."""
     steps: list[ChainStep] = []
-    todo: list[tuple[int, int, int] | ChainStep] = [(0, len(table) - 1, slots)]
-    while todo:
-        item = todo.pop()
+    stack: list[tuple[int, int, int] | ChainStep] = [(0, len(table) - 1, slots)]
+    while stack:
+        item = stack.pop()
         if not isinstance(item, tuple):
             steps.append(item)
             continue
@@ -153,22 +161,22 @@ def schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 
         if t == 0:
             continue
         y, internal = _split(table, t, m, strategy, internal_size)
-        at = first + y
+        split = first + y
         if y == 0:
             steps += keep_nothing_steps(first, first + t)
         elif internal:
             size = internal_size if strategy == "mixed" else 1
-            steps += [Advance(first, at - 1)] if y > 1 else []
-            todo += [(first, y - 1, m), Back(at - 1), (at, t - y, m - size)]
-            todo += [Save(at - 1, onward=y < t, alone=y > 1)]
+            steps += [Advance(first, split - 1)] if y > 1 else []
+            stack += [(first, y - 1, m), Back(split - 1), (split, t - y, m - size)]
+            stack += [Save(split - 1, onward=y < t, alone=y > 1)]
         else:
-            todo += [(first, y, m), (at, t - y, m - 1), Advance(first, at)]
+            stack += [(first, y, m), (split, t - y, m - 1), Advance(first, split)]
     return steps
 
 
 def _split(table: Table, t: int, m: int, strategy: Strategy, internal_size: int) -> tuple[int, bool]:
-    """The y of C(t, m) and whether the internal state is stored; y = 0: store nothing."""
-    for cost, y, internal in _options(table, t, m, strategy, internal_size):
+    """The y that C(t, m) is the cost of, and whether the internal state is stored; y = 0: store nothing."""
+    for cost, y, internal in _decisions(table, t, m, strategy, internal_size):
         if cost == table[t, m] and y:
             return y, internal
     return 0, False
@@ -186,24 +194,17 @@ class Gruslys:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        check_options(self, steps=(1, MOST_STEPS))
+        check_options(self, steps=(1, MAX_STEPS))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest of the asked strategies within the budget. See `registry.Solver`."""
+        """The fastest plan of the chosen strategies within the budget. See `registry.Solver`."""
         if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
-            seen: list[Chain] = []
-            for chain in (
-                chain_view(problem, cuts="renewed", max_stages=self.steps),
-                chain_view(problem, cuts="minima", max_stages=min(self.steps, MOST_MINIMA)),
-            ):
-                if chain in seen:
-                    continue
-                seen.append(chain)
+            for chain in equal_step_chains(problem, self.steps):
                 for strategy in STRATEGIES[::-1] if self.strategy == "auto" else (self.strategy,):
                     if not trials.expired:
                         self._search(chain, strategy, trials)
@@ -212,28 +213,30 @@ class Gruslys:
     def _search(self, chain: Chain, strategy: Strategy, trials: Trials) -> None:
         length = len(chain.stages)
         size = _internal_size(chain) if strategy == "mixed" else 1
-        most = _useful_slots(length, strategy, size) if self.slots is None else self.slots
-        most = min(most, _useful_slots(length, strategy, size), _slots_within(chain, trials.budget_bytes))
-        table = steps_table(length, most, strategy, size)
+        max_slots = min(_useful_slots(length, strategy, size), slots_within(chain, trials.budget_bytes))
+        max_slots = max_slots if self.slots is None else min(max_slots, self.slots)
+        table = steps_table(length, max_slots, strategy, size)
         costs = table[-1]
-        numbers = [m for m in range(1, most + 1) if m == 1 or costs[m] < costs[m - 1]]
-        numbers = [m for m in numbers if costs[m] <= MOST_RUNS * length]
+        numbers = [m for m in range(1, max_slots + 1) if m == 1 or costs[m] < costs[m - 1]]
+        numbers = [m for m in numbers if costs[m] <= MAX_RUNS * length]
         if self.slots is not None:
-            numbers = [most]
-        trials.search(
-            numbers, lambda m: sequence_of(chain, schedule(table, m, strategy, size)), f"{strategy} state, slots"
-        )
+            numbers = [max_slots]
+
+        def sequence(count: int) -> list[int]:
+            return sequence_of(chain, cheapest_schedule(table, count, strategy, size))
+
+        trials.search(numbers, sequence, f"{strategy} state, slots")
 
 
-def _slots_within(chain: Chain, budget_bytes: int) -> int:
-    """Slots that a schedule within the budget can use up, each at least as large as the smallest renewal of a state."""
-    fresh = [chain.bytes(set(after.state).difference(stage.state)) for stage, after in pairwise(chain.stages)]
-    room = budget_bytes - chain.problem.constant_bytes - chain.problem.reserve_bytes
-    return max(1, room // max(1, min((size for size in fresh if size), default=1)))
+def slots_within(chain: Chain, budget_bytes: int) -> int:
+    """The most slots that a schedule within the budget can fill, each with the smallest renewal of a state."""
+    renewed = [chain.bytes(set(after.state).difference(stage.state)) for stage, after in pairwise(chain.stages)]
+    room_bytes = budget_bytes - chain.problem.static_bytes
+    return max(1, room_bytes // max(1, min((size for size in renewed if size), default=1)))
 
 
 def _internal_size(chain: Chain) -> int:
-    """Slots of the largest saved set, when the largest state takes one."""
+    """The number of slots, each of the size of the largest state, that the largest saved set takes."""
     state = max((chain.bytes(stage.state) for stage in chain.stages), default=0)
     saved = max((chain.bytes(stage.saved) for stage in chain.stages), default=0)
     return max(1, min(len(chain.stages), -(-saved // max(1, state))))

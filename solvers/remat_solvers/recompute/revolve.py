@@ -17,16 +17,14 @@ from typing import ClassVar
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.binomial import binomial_schedule, forward_steps
-from remat_solvers.toolkit.chains.chain import Chain, chain_view
+from remat_solvers.toolkit.chains.chain import Chain
+from remat_solvers.toolkit.chains.equal_steps import MAX_RUNS, equal_step_chains
 from remat_solvers.toolkit.chains.schedule import sequence_of
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Revolve", "forward_steps"]
-
-MOST_MINIMA = 100  # stages where the step is cut at all minima
-MOST_RUNS = 64  # average runs of a stage in a schedule worth building
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,14 @@ class Revolve:
             return missing
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
-            chains = [
-                chain_view(problem, cuts="renewed", max_stages=self.steps),
-                chain_view(problem, cuts="minima", max_stages=min(self.steps, MOST_MINIMA)),
-            ]
-            for chain in chains[:1] if chains[0] == chains[1] else chains:
+            for chain in equal_step_chains(problem, self.steps):
                 if not trials.expired:
                     self._search(chain, trials)
         return trials.outcome()
 
     def _search(self, chain: Chain, trials: Trials) -> None:
         length = len(chain.stages)
-        numbers = [m for m in range(1, length + 1) if forward_steps(length, m) <= MOST_RUNS * length]
+        numbers = [m for m in range(1, length + 1) if forward_steps(length, m) <= MAX_RUNS * length]
         if self.snapshots is not None:
             numbers = [min(length, self.snapshots)]
         trials.search(numbers, lambda m: sequence_of(chain, binomial_schedule(length, m)), "snapshots:")

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, chain_view
+from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, distinct_chains
 from remat_solvers.toolkit.chains.cuts import Cuts
 from remat_solvers.toolkit.chains.persistent_search import try_keeping_nothing, try_persistent_schedules
 from remat_solvers.toolkit.options import check_options
@@ -58,14 +58,13 @@ class Rotor:
         if missing := missing_requirement(problem, self.name, "backward pass"):
             return missing
         trials = Trials(problem, budget_bytes, limits, on_progress)
+        forms = (self.cuts,) if self.cuts else CUTS
         reason = ""
         with trials:
-            chains: list[Chain] = []
-            for cuts in (self.cuts,) if self.cuts else CUTS:
-                chain = chain_view(problem, cuts=cuts, max_stages=self.stages)
-                if chain not in chains and not trials.expired:
-                    chains.append(chain)
-                    known = trials.best
-                    try_persistent_schedules(chain, self.slots, trials)
-                    reason = try_keeping_nothing(chain, trials) or (reason if trials.best is known else "")
+            for chain in distinct_chains(problem, [(cuts, self.stages) for cuts in forms]):
+                if trials.expired:
+                    break
+                known = trials.best
+                try_persistent_schedules(chain, self.slots, trials)
+                reason = try_keeping_nothing(chain, trials) or (reason if trials.best is known else "")
         return replace(trials.outcome(), reason=reason)

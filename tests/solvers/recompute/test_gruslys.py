@@ -15,10 +15,10 @@ from remat_solvers.generate import chain
 from remat_solvers.recompute.gruslys import (
     Gruslys,
     Strategy,
-    _slots_within,
+    cheapest_schedule,
     forward_steps,
     reference_steps,
-    schedule,
+    slots_within,
     steps_table,
 )
 from remat_solvers.result import Limits
@@ -49,7 +49,7 @@ GOLDENS: tuple[tuple[Strategy, int, dict[tuple[int, int], int]], ...] = (
 def test_known_values_and_their_schedules(strategy: Strategy, size: int, length: int, slots: int, steps: int) -> None:
     assert forward_steps(length, slots, strategy, size) == steps
     table = steps_table(length, slots, strategy, size)
-    assert forward_steps_of(schedule(table, slots, strategy, size)) == steps
+    assert forward_steps_of(cheapest_schedule(table, slots, strategy, size)) == steps
 
 
 @pytest.mark.parametrize("strategy", ["hidden", "internal", "mixed"])
@@ -165,7 +165,7 @@ def test_arrays_and_the_plain_recurrence_agree(strategy: Strategy, length: int, 
 @settings(max_examples=100, deadline=None)
 def test_a_schedule_takes_the_steps_that_its_table_says(strategy: Strategy, length: int, slots: int, size: int) -> None:
     table = steps_table(length, slots, strategy, size)
-    assert forward_steps_of(schedule(table, slots, strategy, size)) == table[length, slots]
+    assert forward_steps_of(cheapest_schedule(table, slots, strategy, size)) == table[length, slots]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
@@ -219,7 +219,7 @@ def test_slots_beyond_the_budget_are_of_no_use() -> None:
     """Every state of a unit chain renews 1 byte: 11 bytes above the constants are at most 11 slots; 12 take more."""
     problem = chain(40)
     view = chain_view(problem, cuts="renewed", max_stages=1024)
-    assert _slots_within(view, problem.constant_bytes + 11) == 11
+    assert slots_within(view, problem.constant_bytes + 11) == 11
     outcome = Gruslys("hidden", 12).solve(problem, 100, limits=Limits(None), on_progress=None, seed=0)
     assert outcome.plan is not None
     assert simulate(problem, outcome.plan).peak_bytes > 11

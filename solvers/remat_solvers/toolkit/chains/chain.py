@@ -12,7 +12,7 @@ the fewest bytes of gradients are alive, and of equal ones the latest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ from remat_solvers.schedule import tangents_op
 from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.chains.cuts import Crossings, Cuts
 
-__all__ = ["MAX_SLOTS", "MAX_STAGES", "Chain", "Stage", "chain_view", "live_gradients"]
+__all__ = ["MAX_SLOTS", "MAX_STAGES", "Chain", "Stage", "chain_view", "distinct_chains", "live_gradients"]
 
 MAX_SLOTS = 10_000  # parts of memory, in tables by slots over all pairs of stages
 MAX_STAGES = 1_000  # of such a table
@@ -74,6 +74,16 @@ def chain_view(problem: Problem, *, cuts: Cuts = "minima", max_stages: int = 100
             )
         )
     return Chain(problem, tuple(stages), tuple(crossings.droppable))
+
+
+def distinct_chains(problem: Problem, views: Iterable[tuple[Cuts, int]]) -> Iterator[Chain]:
+    """The chain of each view, given as cuts and `max_stages`; a chain that equals an earlier one is left out."""
+    chains: list[Chain] = []
+    for cuts, max_stages in views:
+        chain = chain_view(problem, cuts=cuts, max_stages=max_stages)
+        if chain not in chains:
+            chains.append(chain)
+            yield chain
 
 
 def _chunk_ends(crossings: Crossings, cuts: Sequence[int]) -> list[int]:
