@@ -35,13 +35,13 @@ ABLATION_S, ABLATION_SEEDS = 10.0, 2
 ABLATIONS: dict[str, dict[str, Any]] = {
     "everything": {},
     "no search": {"search": False},
-    "no stages": {"decomposed": False},
+    "no windows": {"windows": False},
     "no program": {"program": False},
     "no interval cuts": {"cuts": False},
     "no lazy boundaries": {"lazy": False},
     "no published plans as starts": {"methods": False},
-    "no repeats": {"repeats": False},
-    "one core": {"apart": False},
+    "no lagrangian": {"lagrangian": False},
+    "one core": {"subprocess": False},
     "given order": {"order": "given"},
 }
 CLOSE = 0.1  # per cent: where the ablation calls a gap closed

@@ -1,4 +1,4 @@
-"""Plans to start from: what the quick published methods find, the quickest first.
+"""Warm starts for `auto`: the plans of the quick published methods, the quickest method first.
 
 So `auto` has a plan at once on graphs of thousands of ops, and is never worse than any of these by more than the gap at
 which it stops.
@@ -13,7 +13,7 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import create, entry
 from remat_solvers.result import Outcome, Stopped
 
-__all__ = ["METHODS", "MOVING", "starts"]
+__all__ = ["METHODS", "OFFLOAD_METHODS", "warm_starts"]
 
 METHODS = (  # on 4,600 ops the first four take under 1 s, the last two up to 5 s
     "capuchin",
@@ -27,20 +27,20 @@ METHODS = (  # on 4,600 ops the first four take under 1 s, the last two up to 5 
     "chen",
     "rotor",
 )
-MOVING = ("capuchin", "pofo")  # where there is a link
-SHARE = 0.2  # of the time that is left, for one method
+OFFLOAD_METHODS = ("capuchin", "pofo")  # where there is a link
+METHOD_SHARE = 0.2  # of the time that is left, for one method
 
 
-def starts(
+def warm_starts(
     problem: Problem, budget_bytes: int, watch: Stopwatch, seed: int, methods: Sequence[str] = METHODS
 ) -> Iterator[tuple[str, Outcome]]:
-    """One method's answer after another; KeyboardInterrupt where one was interrupted."""
+    """Run one method after another and yield its outcome; raise KeyboardInterrupt where one was interrupted."""
     for name in methods:
         if watch.expired:
             return
         if entry(name).needs_backward and not problem.backward_ops:
             continue
-        limits = watch.share(SHARE)
+        limits = watch.share(METHOD_SHARE)
         outcome = create(name).solve(problem, budget_bytes, limits=limits, on_progress=None, seed=seed)
         yield name, outcome
         if outcome.stopped is Stopped.INTERRUPT:

@@ -84,10 +84,10 @@ class BestPlan:
         """The same for the plan that computes `sequence`."""
         return self.replay(plan_from_sequence(self.problem, sequence), message)
 
-    def observe_peak(self, peak_bytes: int) -> None:
-        """Remember that a plan of this peak exists, be it one that was not built."""
-        smallest = self.smallest_peak_bytes
-        self.smallest_peak_bytes = peak_bytes if smallest is None else min(smallest, peak_bytes)
+    def observe_peak(self, peak_bytes: int | None) -> None:
+        """Remember that a plan of this peak exists, be it one that was not built; None: no such plan is known."""
+        if peak_bytes is not None and (self.smallest_peak_bytes is None or peak_bytes < self.smallest_peak_bytes):
+            self.smallest_peak_bytes = peak_bytes
 
     def consider(self, new: Incumbent, message: str) -> bool:
         """Whether a plan within the budget becomes the best: it is faster, or equally fast with a smaller peak."""

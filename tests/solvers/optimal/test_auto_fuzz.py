@@ -23,7 +23,7 @@ from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 
 every = pytest.mark.parametrize(  # without: what the other parts claim, which the states leave nothing to on these
-    "auto", [Auto(), Auto(states=False)], ids=["whole", "without states"]
+    "auto", [Auto(), Auto(state_search=False)], ids=["whole", "without states"]
 )
 HUGE = 2**60  # seven of them are below 2**63
 UNTIL_THE_END = Limits(None)  # which on these takes well under a second, and is the same on every machine
@@ -122,7 +122,7 @@ def judged(problem: Problem, budget_bytes: int, auto: Auto) -> tuple[Result, boo
         assert result.peak_bound_bytes <= result.peak_bytes <= budget_bytes
     if result.status is Status.OPTIMAL:
         assert result.time_ns == best
-    if auto.states and problem.link is None:
+    if auto.state_search and problem.link is None:
         assert (result.plan is None) == (free.plan is None)
         assert (result.status is Status.INFEASIBLE) == (free.status is Status.INFEASIBLE)
     return result, free.plan is not None
@@ -155,7 +155,7 @@ def test_whatever_a_problem_allows(auto: Auto) -> None:
     ends = tally(map(fuzzed, count()), 500, auto)
     assert ends["optimal"] > 300
     assert ends["infeasible"] > 50
-    assert ends["missed"] <= (0 if auto.states else 2)  # by a byte in 2**60, beyond every tolerance
+    assert ends["missed"] <= (0 if auto.state_search else 2)  # by a byte in 2**60, beyond every tolerance
 
 
 @every

@@ -16,7 +16,7 @@ import pytest
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.generate import random_layered, training_graph
 from remat_solvers.optimal.auto import Auto
-from remat_solvers.optimal.incumbents import Standing
+from remat_solvers.optimal.incumbents import Incumbents
 from remat_solvers.optimal.warm_starts import METHODS
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.processes.stopwatch import Stopwatch
@@ -120,12 +120,12 @@ def test_what_is_told_of_a_plan_that_reorders_is_a_bound_for_every_order() -> No
     ops = tuple(Op(f"op{i}", "forward", (), (i,), 1000 + i) for i in range(2))
     problem = Problem("two ops", ops, tuple(Value("", 1, "activation") for _ in ops), (0, 1))
     told: list[Progress] = []
-    standing = Standing(problem, 9, 1.0, Stopwatch(UNTIL_THE_END), told.append)
-    standing.offer_sequence((1, 0), "another order")
-    standing.offer_sequence((0, 1, 0), "the given order")
-    standing.prove(2500, Order.GIVEN, "the given order")
+    incumbents = Incumbents(problem, 9, 1.0, Stopwatch(UNTIL_THE_END), told.append)
+    incumbents.offer_sequence((1, 0), "another order")
+    incumbents.offer_sequence((0, 1, 0), "the given order")
+    incumbents.raise_bound(2500, Order.GIVEN, "the given order")
     assert [(p.time_ns, p.bound_ns, p.order) for p in told] == [(2001, 2001, Order.FREE)] * 2
-    outcome = standing.outcome(Stopped.COMPLETE)
+    outcome = incumbents.outcome()
     assert (outcome.plan, outcome.bound_ns, outcome.order) == (
         plan_from_sequence(problem, (0, 1, 0)),
         2500,
@@ -192,9 +192,11 @@ def test_ctrl_c_in_a_method_that_hands_back_ends_it_at_once(monkeypatch: pytest.
     known = create("belady").solve(problem, budget_bytes, limits=UNTIL_THE_END, on_progress=None, seed=0)
     assert known.plan is not None
     interrupted = replace(known, stopped=Stopped.INTERRUPT)
-    monkeypatch.setattr("remat_solvers.optimal.auto.starts", lambda *_: iter([("belady", interrupted)]))
+    monkeypatch.setattr("remat_solvers.optimal.portfolio.warm_starts", lambda *_: iter([("belady", interrupted)]))
     begun: list[object] = []
-    monkeypatch.setattr("remat_solvers.optimal.auto.layered_steps", lambda *_, **__: iter(begun.append(None) or ()))
+    monkeypatch.setattr(
+        "remat_solvers.optimal.portfolio.layered_steps", lambda *_, **__: iter(begun.append(None) or ())
+    )
     result = solve(problem, budget_bytes, solver=Auto(search=False), limits=Limits(20))
     assert (result.stopped, result.plan, begun) == (Stopped.INTERRUPT, known.plan, [])
 
@@ -203,6 +205,6 @@ def test_ctrl_c_before_anything_is_told_as_such(monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("remat_solvers.optimal.auto.Search", interrupted)
+    monkeypatch.setattr("remat_solvers.optimal.portfolio.Search", interrupted)
     result = solve(corpus_problem("unet"), budgets(corpus_problem("unet"))[2])
     assert (result.status, result.stopped) == (Status.NOT_FOUND, Stopped.INTERRUPT)

@@ -22,7 +22,7 @@ from tests.solvers.makers import budget_above_floor
 
 STATES = 100_000
 SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)  # of the way from what no plan is below to what the unmodified step needs
-ONLY_STATES = Auto(chains=False, repeats=False, methods=False, search=False, program=False)
+ONLY_STATES = Auto(chains=False, lagrangian=False, methods=False, search=False, program=False)
 
 
 def budgets(problem: Problem) -> list[int]:

@@ -133,8 +133,8 @@ def test_finds_more_in_the_same_moves_where_memory_is_tight() -> None:
 def test_auto_with_and_without() -> None:
     """Binomial checkpointing of 100 steps in 15 slots takes 86 extra forwards."""
     problem, slots, optimum = generate.chain(100), 15, 3 * 100 + 86
-    for decomposed in (True, False):
-        solver = Auto(decomposed=decomposed, chains=False, program=False, repeats=False, methods=False)
+    for windows in (True, False):
+        solver = Auto(windows=windows, chains=False, program=False, lagrangian=False, methods=False)
         outcome = solver.solve(problem, slots, limits=Limits(None, 20), on_progress=None, seed=0)
         assert outcome.plan is not None
         assert validate(problem, outcome.plan) == []
