@@ -21,7 +21,7 @@ from typing import TypeAlias
 from remat_solvers.certificates.rows import Relaxation, Variable
 from remat_solvers.errors import CertificateError
 from remat_solvers.problem import MAX_INT, Problem
-from remat_solvers.processes.stdout import quiet_stdout
+from remat_solvers.processes.stdout import silence_stdout
 from remat_solvers.result import Certificate, Leaf, Order
 
 __all__ = ["check_certificate", "proven_ns"]
@@ -208,7 +208,7 @@ def _solve(relaxation: Relaxation, *, infeasible: bool) -> tuple[tuple[str, tupl
         lp.a_matrix_.start_ = np.searchsorted([r for r, _, _ in cells], range(len(names) + 1)).astype(np.int32)
         lp.a_matrix_.index_ = np.array([c for _, c, _ in cells], dtype=np.int32)
         lp.a_matrix_.value_ = np.array([x for _, _, x in cells])
-        with quiet_stdout():  # it greets as it is made
+        with silence_stdout():  # it greets as it is made
             solver = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)

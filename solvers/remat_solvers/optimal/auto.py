@@ -25,7 +25,7 @@ from remat_solvers.optimal.offload.solve import solve_with_link
 from remat_solvers.optimal.options import AutoOptions
 from remat_solvers.optimal.portfolio import Portfolio
 from remat_solvers.problem import Problem
-from remat_solvers.processes.interrupt import import_whole
+from remat_solvers.processes.interrupt import import_uninterrupted
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.toolkit.options import check_options
@@ -81,7 +81,7 @@ class Auto(AutoOptions):
 
     def _run_portfolio(self, incumbents: Incumbents, seed: int, work: int | None) -> None:
         """Work until the gap is closed, nothing is left to try, or the limit is reached."""
-        import_whole("highspy")
+        import_uninterrupted("highspy")
         with closing(Portfolio(self, incumbents, seed, by_work=work is not None)) as portfolio:
             for _ in portfolio.turns():
                 if incumbents.closed and (incumbents.order is Order.FREE or portfolio.tried_reordering):

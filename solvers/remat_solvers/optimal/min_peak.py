@@ -22,7 +22,7 @@ from remat_solvers.optimal.local_search.annealing import Search, SearchError
 from remat_solvers.optimal.warm_starts import METHODS
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.processes.interrupt import import_whole
+from remat_solvers.processes.interrupt import import_uninterrupted
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import create, entry
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
@@ -83,7 +83,7 @@ def minimise_peak(
     work = _Work(problem, limits, on_progress, seed, order)
     stopped = Stopped.COMPLETE
     try:
-        import_whole("highspy")
+        import_uninterrupted("highspy")
         for turn, _ in enumerate(work.turns(), 1):
             if work.watch.expired or turn == limits.work:
                 stopped = Stopped.TIME

@@ -1,7 +1,7 @@
-"""A backend in a thread, so that Ctrl-C reaches us at once, and ends it with what it has.
+"""Runs a backend in a thread, so that Ctrl-C reaches us at once, and the backend ends with what it has found.
 
-Waiting is on a queue: `Thread.join` that Ctrl-C breaks off takes the thread for ended from then on (up to Python 3.12),
-and a process that ends while a backend still works is aborted.
+The main thread waits on a queue. A `Thread.join` that Ctrl-C breaks off takes the thread for ended from then on (up to
+Python 3.12), and a process that ends while a backend still works is aborted.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-__all__ = ["import_whole", "interruptible"]
+__all__ = ["import_uninterrupted", "run_interruptibly"]
 
 POLL_S = 0.05
 START_S = 5.0  # more than a thread takes to start
 T = TypeVar("T")
 
 
-def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> tuple[T, bool]:
-    """What `work` returns, and whether the user pressed Ctrl-C before it did.
+def run_interruptibly(work: Callable[[], T], stop: Callable[[], None]) -> tuple[T, bool]:
+    """The result of `work`, and whether the user pressed Ctrl-C before it returned.
 
-    `stop` asks the backend to come to its end; it is called until that has happened. What `work` raises is raised here.
+    `stop` asks the backend to end; it is called repeatedly until that has happened. An error of `work` is raised here.
     """
     outcome: list[tuple[list[T], BaseException | None]] = []
-    ended: SimpleQueue[None] = SimpleQueue()  # only wakes us: Ctrl-C can come between taking an item and having it
+    ended: SimpleQueue[None] = SimpleQueue()  # only wakes us: Ctrl-C can come between the get and the assignment
     begun = threading.Event()
 
     def run() -> None:
@@ -43,7 +43,7 @@ def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> tuple[T, b
         thread.start()
     except KeyboardInterrupt:
         interrupted = True
-        if not begun.wait(START_S):  # it came before the thread was made
+        if not begun.wait(START_S):  # it came before the thread existed
             raise
     while True:
         try:  # around the loop: Ctrl-C can come between any two lines of it
@@ -62,11 +62,12 @@ def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> tuple[T, b
     return result[0], interrupted
 
 
-def import_whole(name: str) -> None:
-    """Import a module, if need be, and let Ctrl-C wait for it.
+def import_uninterrupted(name: str) -> None:
+    """Import a module, unless that is done already, and raise KeyboardInterrupt only after it.
 
-    Where it breaks off the first import of an extension module, that is an ImportError, there and ever after.
+    A Ctrl-C that breaks off the first import of an extension module makes this import, and every later one, an
+    ImportError.
     """
-    _, interrupted = interruptible(lambda: import_module(name), lambda: None)
+    _, interrupted = run_interruptibly(lambda: import_module(name), lambda: None)
     if interrupted:
         raise KeyboardInterrupt

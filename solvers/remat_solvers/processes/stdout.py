@@ -1,4 +1,4 @@
-"""The process's stdout, shut for a moment: HiGHS greets there as it is made, before it can be told not to."""
+"""Silences the banner that HiGHS prints to stdout when it is constructed, before its output can be switched off."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet_stdout"]
+__all__ = ["silence_stdout"]
 
 
 @contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Nothing that is written to file descriptor 1 inside comes out, whoever writes it."""
+def silence_stdout() -> Iterator[None]:
+    """Discard all that any code in the block writes to file descriptor 1."""
     try:
         sys.stdout.flush()
         saved = os.dup(1)
-    except (OSError, ValueError, AttributeError):  # no such stream: nothing to protect
+    except (OSError, ValueError, AttributeError):  # there is no stdout to silence
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""The stopwatch that solvers share."""
+"""Measures the time of a solver against its limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Stopwatch"]
 
 
 class Stopwatch:
-    """Time since it was made, against a limit."""
+    """Wall-clock time since its construction, against the seconds of some limits."""
 
     def __init__(self, limits: Limits) -> None:
         self._start = time.perf_counter()
@@ -23,11 +23,11 @@ class Stopwatch:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left, not below 0; None: no limit."""
+        """Seconds left, at least 0; None: there is no limit."""
         return None if self._limit is None else max(0.0, self._limit - self.seconds)
 
     def share(self, part: float) -> Limits:
-        """For one step of several: that part of the time left."""
+        """The limits of one step of several: that part of the time left."""
         return Limits(self.remaining).share(part)
 
     @property

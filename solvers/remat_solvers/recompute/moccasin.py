@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 
 from remat_solvers.bounds import time_bound_ns
 from remat_solvers.problem import Problem
-from remat_solvers.processes.interrupt import interruptible
+from remat_solvers.processes.interrupt import run_interruptibly
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.schedule import tangents_op
@@ -145,7 +145,7 @@ class _Search(BestPlan):
         remaining = self.watch.remaining
         if remaining is not None:
             solver.parameters.max_time_in_seconds = remaining
-        status, interrupted = interruptible(lambda: solver.solve(model.model, OnSolution()), solver.stop_search)
+        status, interrupted = run_interruptibly(lambda: solver.solve(model.model, OnSolution()), solver.stop_search)
         if failures:
             raise failures[0]
         if interrupted:

@@ -1,4 +1,4 @@
-"""The options of a solver, checked against the types of its dataclass's fields before anything is done with them."""
+"""Checks the options of a solver against the types of its dataclass's fields."""
 
 from __future__ import annotations
 
@@ -15,49 +15,44 @@ Range = tuple[float, float]  # both ends included
 
 
 def check_options(solver: Any, **ranges: Range) -> None:
-    """Raise InputError, which names the option, for a field of `solver` whose value is not what its type says.
+    """Raise InputError, which names the option, for a field of `solver` whose value does not have the field's type.
 
-    Types are bool, int, float, a Literal of strings, a tuple of one (never empty), and None beside any of these.
-    Numbers are finite and within `ranges[field]`; without an entry there, integers are positive.
+    Types are bool, int, float, a Literal of strings, a tuple of such literals (never empty), each perhaps with None.
+    Numbers are finite and within `ranges[field]`; a field without an entry there takes numbers of at least 1.
     """
-    for option, kind in _kinds(type(solver)).items():
+    hints = get_type_hints(type(solver))
+    for option in option_names(type(solver)):
         value = getattr(solver, option)
-        least, most = ranges.get(option, (1, inf))
-        optional = NONE in get_args(kind)
+        types = [kind for kind in get_args(hints[option]) if kind is not NONE]
+        optional = len(types) < len(get_args(hints[option]))
         if optional and value is None:
             continue
-        for one in [k for k in get_args(kind) if k is not NONE] if optional else [kind]:
-            expected = _expected(one, value, least, most)
+        expected = _expected(types[0] if optional else hints[option], value, *ranges.get(option, (1, inf)))
         if expected:
-            beside = "None or " if optional else ""
-            raise InputError(f"{solver.name}: {option} must be {beside}{expected}, not {value!r}")
+            alternative = "None or " if optional else ""
+            raise InputError(f"{solver.name}: {option} must be {alternative}{expected}, not {value!r}")
 
 
 def option_names(kind: type) -> list[str]:
-    """The options of a solver's class: its fields, without those that say `metadata={"option": False}`."""
+    """The names of the options of a solver's class: its fields, except those with `metadata={"option": False}`."""
     return [field.name for field in fields(kind) if field.metadata.get("option", True)]
 
 
-def _kinds(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    return {name: hints[name] for name in option_names(kind)}
-
-
-def _expected(kind: Any, value: Any, least: float, most: float) -> str:
-    """What a value of this kind is, for people, where `value` is not; else nothing."""
+def _expected(kind: Any, value: Any, smallest: float, largest: float) -> str:
+    """A description of the values of type `kind`, where `value` is none; else an empty string."""
     if kind is bool:
         return "" if isinstance(value, bool) else "True or False"
     if kind in (int, float):
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        if number and least <= value <= most and (isinstance(value, int) or isfinite(value)):
+        if number and smallest <= value <= largest and (isinstance(value, int) or isfinite(value)):
             return ""
-        what = "an integer" if kind is int else "a number"
-        return f"{what} of at least {least:g}" if most == inf else f"{what} from {least:g} to {most:g}"
+        noun = "an integer" if kind is int else "a number"
+        return f"{noun} of at least {smallest:g}" if largest == inf else f"{noun} from {smallest:g} to {largest:g}"
     if get_origin(kind) is Literal:
         choices = get_args(kind)
         return "" if isinstance(value, str) and value in choices else f"one of {', '.join(choices)}"
     if get_origin(kind) is tuple:
         choices = get_args(get_args(kind)[0])
-        fine = isinstance(value, tuple) and value and all(isinstance(v, str) and v in choices for v in value)
-        return "" if fine else f"a tuple of one or more of {', '.join(choices)}"
+        valid = isinstance(value, tuple) and value and all(isinstance(v, str) and v in choices for v in value)
+        return "" if valid else f"a tuple of one or more of {', '.join(choices)}"
     raise AssertionError(f"an option of type {kind}")

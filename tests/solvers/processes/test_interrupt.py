@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from remat_solvers.formats import load_plan
-from remat_solvers.processes.interrupt import import_whole, interruptible
+from remat_solvers.processes.interrupt import import_uninterrupted, run_interruptibly
 from tests.paths import CORPUS, child_environment
 
 
@@ -32,8 +32,8 @@ def test_ctrl_c_stops_the_work_and_keeps_what_it_returns() -> None:
         if len(calls) > 1:
             stopped.set()
 
-    assert interruptible(work, stop) == ("what it has", True)
-    assert interruptible(lambda: 5, stop) == (5, False)
+    assert run_interruptibly(work, stop) == ("what it has", True)
+    assert run_interruptibly(lambda: 5, stop) == (5, False)
 
 
 def test_ctrl_c_at_the_very_end_loses_nothing() -> None:
@@ -51,7 +51,7 @@ def test_ctrl_c_at_the_very_end_loses_nothing() -> None:
 
     for _ in range(300):
         calls = 0
-        assert interruptible(work, stop) == (7, True)
+        assert run_interruptibly(work, stop) == (7, True)
 
 
 SLOW_MODULE = """
@@ -70,15 +70,15 @@ def test_ctrl_c_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        import_whole("slow_module")
+        import_uninterrupted("slow_module")
     timer.join()
     assert sys.modules.pop("slow_module").whole
-    import_whole("json")
+    import_uninterrupted("json")
 
 
 def test_what_the_work_raises_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        interruptible(lambda: 1 // 0, lambda: None)
+        run_interruptibly(lambda: 1 // 0, lambda: None)
 
 
 @pytest.mark.parametrize(

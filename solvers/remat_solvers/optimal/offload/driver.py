@@ -23,7 +23,7 @@ from remat_solvers.optimal.offload.program import MovingProgram
 from remat_solvers.optimal.program.decoding import bytes_at_first_runs
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.processes.interrupt import interruptible
+from remat_solvers.processes.interrupt import run_interruptibly
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
@@ -281,7 +281,7 @@ class _Here:
     def __init__(self, model: Any, seconds: float, gap: float) -> None:
         model.setOptionValue("time_limit", min(seconds, HERE_S))
         model.HandleUserInterrupt = True
-        self._known, interrupted = interruptible(lambda: run(model, gap), model.cancelSolve)
+        self._known, interrupted = run_interruptibly(lambda: run(model, gap), model.cancelSolve)
         if interrupted:
             raise KeyboardInterrupt
 

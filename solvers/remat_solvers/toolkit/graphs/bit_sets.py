@@ -1,4 +1,4 @@
-"""Sets of small indices as integers, a bit for each."""
+"""Represents sets of small indices as integers, with one bit per index."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["indices_of", "set_of"]
 
 
 def set_of(indices: Iterable[int]) -> int:
-    """The set of these indices."""
+    """The set of these indices, as an integer."""
     bits = 0
     for index in indices:
         bits |= 1 << index

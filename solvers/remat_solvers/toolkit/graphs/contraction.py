@@ -1,21 +1,24 @@
-"""A smaller problem out of a large one: runs of consecutive ops become single ops.
+"""Contracts a problem to a smaller one: groups of consecutive ops become single ops.
 
 Ops are merged pairwise, neighbours in the problem's order and of one phase, until few enough are left; of these, about
-FORWARD_SHARE are for the forward pass. In the backward pass the pair goes first that has the smallest
+FORWARD_SHARE are for the forward pass. In the backward pass the pair is merged first that has the smallest
 
-    (bytes it reads + bytes it hands on + workspace) * sqrt(number of ops)
+    (bytes of its inputs + bytes of its outputs + workspace) * sqrt(number of ops)
 
-in the manner of HiRemate's partitioner. In the forward pass that would merge what is dear to compute with what is cheap
-and large, which is then not worth dropping any more. So there the pair goes first that has the smallest
+in the manner of HiRemate's partitioner. In the forward pass this would merge ops that are expensive to compute with
+cheap ones of large outputs, which are then not worth dropping any more. So there the pair is merged first that has the
+smallest
 
-    time of the first * bytes that the second hands on + time of the second * bytes that the first hands on
+    time of the first * output bytes of the second + time of the second * output bytes of the first
 
-and the former number decides between equals. A merged op reads what its ops read from before, makes what later ops or
-the results need of them, and has as workspace what else its ops hold at their highest moment, so a plan of the small
-problem, expanded, never needs more than it says. Constants become reserve.
+and the former number decides between equals. The inputs of a merged op are the values that its ops read from outside;
+its outputs are those of their outputs that later ops read or that are results. Its workspace covers all other bytes
+that its ops hold at their peak, so the expanded plan never needs more memory than the plan of the small problem.
+Constants become reserve.
 
-Ops that may not run again and create something stay by themselves, so that whatever they make can be planned; those
-that create nothing (buffer updates) are merged with their neighbours and left out where a merged op runs again.
+Ops that cannot be recomputed and have outputs stay by themselves, so that those outputs can be planned. Ops that cannot
+be recomputed and have none (buffer updates) are merged with their neighbours, and left out where a merged op is
+recomputed.
 """
 
 from __future__ import annotations
@@ -28,73 +31,73 @@ from math import sqrt
 from remat_solvers.problem import Op, Phase, Problem
 from remat_solvers.schedule import tangents_op
 
-__all__ = ["Coarse", "contract"]
+__all__ = ["ContractedProblem", "contract"]
 
 FORWARD_SHARE = 2 / 3
 
 
 @dataclass(frozen=True, slots=True)
-class Coarse:
-    """A problem whose ops are runs of ops of another."""
+class ContractedProblem:
+    """A problem whose ops are groups of consecutive ops of another."""
 
-    fine: Problem
+    original: Problem
     problem: Problem
-    groups: tuple[tuple[int, ...], ...]  # per op of `problem`, the ops of `fine`
+    groups: tuple[tuple[int, ...], ...]  # per op of `problem`, the ops of `original`
 
     def expand(self, sequence: Sequence[int]) -> list[int]:
-        """The ops of `fine` for a sequence of ops of `problem`."""
+        """The ops of `original` for a sequence of ops of `problem`."""
         seen: set[int] = set()
         expanded: list[int] = []
         for group in sequence:
-            again = group in seen
+            repeated = group in seen
             seen.add(group)
-            expanded += [op for op in self.groups[group] if not again or self.fine.ops[op].recomputable]
+            expanded += [op for op in self.groups[group] if not repeated or self.original.ops[op].recomputable]
         return expanded
 
 
-def contract(problem: Problem, most_ops: int) -> Coarse:
-    """`problem` with at most `most_ops` ops, or as few as what may not be merged allows."""
-    groups = _merge(problem, most_ops)
-    borders = [_border(problem, group) for group in groups]
-    used = sorted({v for reads, makes in borders for v in (*reads, *makes)})
+def contract(problem: Problem, max_ops: int) -> ContractedProblem:
+    """`problem` with at most `max_ops` ops, or as few as the ops that stay by themselves allow."""
+    groups = _merge(problem, max_ops)
+    interfaces = [_interface(problem, group) for group in groups]
+    used = sorted({v for inputs, outputs in interfaces for v in (*inputs, *outputs)})
     number = {v: k for k, v in enumerate(used)}
     ops = []
-    for group, (reads, makes) in zip(groups, borders, strict=True):
+    for group, (inputs, outputs) in zip(groups, interfaces, strict=True):
         first = problem.ops[group[0]]
-        again = [op for op in group if problem.ops[op].recomputable]
+        recomputable = [op for op in group if problem.ops[op].recomputable]
         ops.append(
             Op(
                 name=first.name,
                 phase=first.phase,
-                inputs=tuple(number[v] for v in reads),
-                outputs=tuple(number[v] for v in makes),
-                time_ns=sum(problem.ops[op].time_ns for op in again or group),
-                workspace_bytes=_workspace(problem, group, makes),
-                recomputable=bool(again),
+                inputs=tuple(number[v] for v in inputs),
+                outputs=tuple(number[v] for v in outputs),
+                time_ns=sum(problem.ops[op].time_ns for op in recomputable or group),
+                workspace_bytes=_workspace_bytes(problem, group, outputs),
+                recomputable=bool(recomputable),
             )
         )
-    coarse = Problem(
+    contracted = Problem(
         name=problem.name,
         ops=tuple(ops),
         values=tuple(problem.values[v] for v in used),
         results=tuple(number[v] for v in problem.results if v in number),
         reserve_bytes=problem.static_bytes,
     )
-    return Coarse(problem, coarse, tuple(tuple(g) for g in groups))
+    return ContractedProblem(problem, contracted, tuple(tuple(g) for g in groups))
 
 
-def _merge(problem: Problem, most_ops: int) -> list[list[int]]:
-    """Runs of consecutive ops, ascending."""
+def _merge(problem: Problem, max_ops: int) -> list[list[int]]:
+    """Groups of consecutive ops, ascending."""
     forward, backward = len(problem.forward_ops), len(problem.backward_ops)
-    most_forward = max(round(FORWARD_SHARE * most_ops), most_ops - backward)
-    merged = _Merged(problem)
-    merged.reduce("forward", forward, most_forward)
-    merged.reduce("backward", backward, most_ops - min(forward, most_forward))
-    return [merged.groups[first] for first in sorted(merged.groups)]
+    max_forward = max(round(FORWARD_SHARE * max_ops), max_ops - backward)
+    merging = _Merging(problem)
+    merging.reduce("forward", forward, max_forward)
+    merging.reduce("backward", backward, max_ops - min(forward, max_forward))
+    return [merging.groups[first] for first in sorted(merging.groups)]
 
 
-class _Merged:
-    """Runs of ops by their first op, and for each phase a heap of pairs of neighbours, those of old runs included."""
+class _Merging:
+    """Groups of ops by their first op, and per phase a heap of neighbouring pairs (some of outdated groups)."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -108,10 +111,10 @@ class _Merged:
         for first in range(count):
             self._offer(first)
 
-    def reduce(self, phase: Phase, count: int, most: int) -> None:
-        """Merge the `count` runs of a phase until there are at most `most`, or none can be merged."""
+    def reduce(self, phase: Phase, count: int, max_count: int) -> None:
+        """Merge the `count` groups of a phase until there are at most `max_count`, or no pair can be merged."""
         heap, version = self.heaps[phase], self.version
-        while count > most and heap:
+        while count > max_count and heap:
             _, _, left, right, left_version, right_version = heapq.heappop(heap)
             if version.get(left) != left_version or version.get(right) != right_version:
                 continue
@@ -128,64 +131,70 @@ class _Merged:
 
     def _offer(self, left: int) -> None:
         ops, right = self.problem.ops, self.after[left]
-        if right not in self.groups or ops[left].phase != ops[right].phase or self._alone(left) or self._alone(right):
+        if (
+            right not in self.groups
+            or ops[left].phase != ops[right].phase
+            or self._stays_alone(left)
+            or self._stays_alone(right)
+        ):
             return
         both = self.groups[left] + self.groups[right]
-        reads, makes = _border(self.problem, both)
-        size = _bytes(self.problem, (*reads, *makes)) + _workspace(self.problem, both, makes)
+        inputs, outputs = _interface(self.problem, both)
+        size = _bytes(self.problem, (*inputs, *outputs)) + _workspace_bytes(self.problem, both, outputs)
         mismatch = 0
         if ops[left].phase == "forward":
-            (left_ns, left_bytes), (right_ns, right_bytes) = self._worth(left), self._worth(right)
+            (left_ns, left_bytes), (right_ns, right_bytes) = self._time_and_bytes(left), self._time_and_bytes(right)
             mismatch = left_ns * right_bytes + right_ns * left_bytes
         versions = self.version[left], self.version[right]
         heapq.heappush(self.heaps[ops[left].phase], (mismatch, size * sqrt(len(both)), left, right, *versions))
 
-    def _alone(self, op: int) -> bool:
-        known = self.problem.ops[op]
-        return op == self.tangents or (not known.recomputable and bool(known.outputs))
+    def _stays_alone(self, op: int) -> bool:
+        first = self.problem.ops[op]
+        return op == self.tangents or (not first.recomputable and bool(first.outputs))
 
-    def _worth(self, first: int) -> tuple[int, int]:
-        """Time of a run of ops, and bytes that it hands on."""
+    def _time_and_bytes(self, first: int) -> tuple[int, int]:
+        """Time of a group in ns, and bytes of its outputs."""
         group = self.groups[first]
-        return sum(self.problem.ops[op].time_ns for op in group), _bytes(self.problem, _border(self.problem, group)[1])
+        _, outputs = _interface(self.problem, group)
+        return sum(self.problem.ops[op].time_ns for op in group), _bytes(self.problem, outputs)
 
 
-def _border(problem: Problem, group: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The values, constants aside, that a run of ops reads from before, and those of its own that outlive it."""
+def _interface(problem: Problem, group: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The inputs of a group, without constants, and its outputs: the values of its ops that are needed after it."""
     inside = set(group)
     results = set(problem.results)
-    reads = dict.fromkeys(
+    inputs = dict.fromkeys(
         v
         for op in group
         for v in problem.ops[op].inputs
         if problem.producer[v] not in inside and problem.values[v].kind != "constant"
     )
-    makes = [
+    outputs = [
         v
         for op in group
         for v in problem.ops[op].outputs
         if v in results or any(reader not in inside for reader in problem.consumers[v])
     ]
-    return list(reads), makes
+    return list(inputs), outputs
 
 
-def _workspace(problem: Problem, group: Sequence[int], makes: Iterable[int]) -> int:
-    """Bytes that the run of ops needs at its highest moment beside what it reads and all that it hands on."""
-    stay = set(makes)
+def _workspace_bytes(problem: Problem, group: Sequence[int], outputs: Iterable[int]) -> int:
+    """Bytes that the group needs at its peak beside its inputs and all of its outputs."""
+    stay = set(outputs)
     last = {v: op for op in group for v in problem.ops[op].inputs}
-    held = highest = 0
+    held = peak = 0
     for op in group:
-        made = problem.ops[op].outputs
-        held += _bytes(problem, made)
-        highest = max(highest, held + problem.ops[op].workspace_bytes)
-        gone = {v for v in made if v not in stay and v not in last}
-        gone.update(
+        computed = problem.ops[op].outputs
+        held += _bytes(problem, computed)
+        peak = max(peak, held + problem.ops[op].workspace_bytes)
+        freed = {v for v in computed if v not in stay and v not in last}
+        freed.update(
             v
             for v in problem.ops[op].inputs
             if last[v] == op and v not in stay and problem.producer[v] in range(group[0], op)
         )
-        held -= _bytes(problem, gone)
-    return max(0, highest - _bytes(problem, stay))
+        held -= _bytes(problem, freed)
+    return max(0, peak - _bytes(problem, stay))
 
 
 def _bytes(problem: Problem, values: Iterable[int]) -> int:

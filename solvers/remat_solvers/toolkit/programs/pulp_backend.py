@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any, Literal, TypeAlias
 
 from remat_solvers.errors import InputError
-from remat_solvers.processes.interrupt import interruptible
+from remat_solvers.processes.interrupt import run_interruptibly
 from remat_solvers.toolkit.programs.highs_process import solve_apart
 
 __all__ = ["Answer", "Backend", "Ended", "quietly", "run"]
@@ -135,7 +135,7 @@ def _interruptible(interrupts: list[bool], deadline: float | None) -> Callable[[
         if deadline is not None:
             model.setOptionValue("time_limit", max(0.0, deadline - time.perf_counter()))
         model.HandleUserInterrupt = True
-        interrupts.append(interruptible(model.run, model.cancelSolve)[1])
+        interrupts.append(run_interruptibly(model.run, model.cancelSolve)[1])
 
     return call
 
