@@ -21,7 +21,7 @@ from rich.table import Table
 from remat_solvers.generate import random_layered
 from remat_solvers.recompute import gruslys
 from remat_solvers.recompute.kusumoto.lower_sets import ancestor_sets, forward_graph
-from remat_solvers.recompute.kusumoto.program import Program
+from remat_solvers.recompute.kusumoto.program import LowerSetProgram
 from remat_solvers.result import Limits
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
@@ -70,8 +70,8 @@ def kernels() -> list[Kernel]:
     uniform = uniform_chain(100, 500)
 
     def kusumoto() -> object:
-        program = Program(graph, ancestor_sets(graph))
-        limit = program.least_limit() * 6 // 5
+        program = LowerSetProgram(graph, ancestor_sets(graph))
+        limit = program.smallest_limit() * 6 // 5
         return program.sequence(program.table(limit), limit, "time-centric")
 
     return [

@@ -27,7 +27,7 @@ from remat_solvers.recompute.checkmate.program import Model
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.recompute.dtr import DTR
 from remat_solvers.recompute.kusumoto.lower_sets import ancestor_sets, forward_graph
-from remat_solvers.recompute.kusumoto.program import STRATEGIES, Program
+from remat_solvers.recompute.kusumoto.program import STRATEGIES, LowerSetProgram
 from remat_solvers.recompute.kusumoto.solver import canonical_sequence
 from remat_solvers.recompute.moccasin import Moccasin
 from remat_solvers.recompute.rotor import Rotor
@@ -250,8 +250,8 @@ def test_where_more_memory_may_cost_time_or_take_less_of_it() -> None:
         slower += sum(less < more < inf for less, more in pairwise(times))
         problem = training_graph(8, seed)
         graph = forward_graph(problem)
-        program = Program(graph, ancestor_sets(graph), keep_last=True)
-        least, most = program.least_limit(), program.most_limit()
+        program = LowerSetProgram(graph, ancestor_sets(graph), keep_last=True)
+        least, most = program.smallest_limit(), program.largest_limit()
         peaks: dict[str, list[int]] = {strategy: [] for strategy in STRATEGIES}
         for limit in range(least, most, max(1, (most - least) // 12)):
             for strategy in STRATEGIES:

@@ -18,12 +18,18 @@ from remat_solvers.recompute.kusumoto.lower_sets import (
     ForwardGraph,
     all_lower_sets,
     ancestor_sets,
-    boundaries,
-    boundary,
     forward_graph,
-    members,
+    membership,
+    set_boundaries,
+    set_boundary,
 )
-from remat_solvers.recompute.kusumoto.program import STRATEGIES, Program, in_bins, reference_front, segment_bytes
+from remat_solvers.recompute.kusumoto.program import (
+    STRATEGIES,
+    LowerSetProgram,
+    binned_times,
+    reference_front,
+    segment_bytes,
+)
 from remat_solvers.recompute.kusumoto.solver import Kusumoto, canonical_sequence
 from remat_solvers.result import Limits, Status
 from remat_solvers.schedule import plan_from_sequence
@@ -52,9 +58,9 @@ def test_the_diamond_by_hand() -> None:
     a, b, c, d = 1, 2, 4, 8
     assert all_lower_sets(graph, 100) == [0, a, a | b, a | c, a | b | c, a | b | c | d]
     assert ancestor_sets(graph) == [0, a, a | b, a | c, a | b | c | d]
-    assert boundary(graph, a) == a
-    assert boundary(graph, a | b) == a | b  # c reads a, d reads b
-    assert boundary(graph, a | b | c) == b | c
+    assert set_boundary(graph, a) == a
+    assert set_boundary(graph, a | b) == a | b  # c reads a, d reads b
+    assert set_boundary(graph, a | b | c) == b | c
     # {a}: 2 (1) and its readers b, c (2 + 4) which read nothing else outside. {a, b}: U = 1, 2 (2), readers c and d
     # (4 + 8), and c which d reads (4). Then V: U = 1 + 2, 2 (4 + 8), nothing outside.
     assert segment_bytes(graph, [a, a | b, a | b | c | d]) == [2 + 6, 1 + 4 + 12 + 4, 3 + 24]
@@ -70,7 +76,7 @@ def test_the_diamond_by_hand() -> None:
     assert fronts[27] == {20: 6, 10: 7, 11: 3}  # a, ab, V: c and d; 3 + 2 (4 + 8)
     assert fronts[29] == {20: 6, 10: 7, 11: 3, 12: 1}  # a, V
     assert fronts[30] == {20: 6, 10: 7, 11: 3, 12: 1, 22: 0}  # V
-    assert Program(graph, sets).least_limit() == 22
+    assert LowerSetProgram(graph, sets).smallest_limit() == 22
 
 
 @given(n=st.integers(1, 9), seed=st.integers(0, 10**6), share=st.floats(0, 1.2), keep_last=st.booleans())
@@ -80,13 +86,13 @@ def test_the_program_finds_what_plain_enumeration_finds(n: int, seed: int, share
     graph = forward_graph(training_graph(n, seed))
     sets = all_lower_sets(graph, 300)
     for family in [ancestor_sets(graph)] + ([sets] if sets else []):
-        program = Program(graph, family, bins=10**4, keep_last=keep_last)
-        least = program.least_limit()
+        program = LowerSetProgram(graph, family, bins=10**4, keep_last=keep_last)
+        least = program.smallest_limit()
         limit = int(least * (1 + share))
         front = reference_front(graph, family, limit, keep_last=keep_last)
         row = program.table(limit)[-1]
         assert {t: row[t] for t in np.flatnonzero(np.isfinite(row))} == front
-        assert program.least_kept(limit) == min(front.values())
+        assert program.smallest_kept_bytes(limit) == min(front.values())
         assert not graph.ops or not reference_front(graph, family, least - 1, keep_last=keep_last)
         for strategy, overhead in zip(STRATEGIES, (min(front), max(front)), strict=True):
             chosen = program.sequence(program.table(limit), limit, strategy)
@@ -160,8 +166,8 @@ def test_no_sequence_of_lower_sets_does_better(n: int, seed: int) -> None:
         assert sets is not None
         assert {frozenset(indices_of(s)) for s in sets} == {frozenset(), *family}
         known = [by_definition(problem, chosen) for chosen in every_sequence(list(set(family)), frozenset(range(n)))]
-        program = Program(graph, sets, bins=10**4)
-        assert program.least_limit() == min(memory for _, memory in known)
+        program = LowerSetProgram(graph, sets, bins=10**4)
+        assert program.smallest_limit() == min(memory for _, memory in known)
         span = []
         for limit in sorted({memory for _, memory in known}):
             within = [overhead for overhead, memory in known if memory <= limit]
@@ -191,7 +197,7 @@ def test_the_replay_takes_the_overhead_and_at_most_the_memory_of_the_formula(n: 
 def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
     total = before = 0
     for lower in chosen:
-        lost = lower & ~before & ~boundary(graph, lower)
+        lost = lower & ~before & ~set_boundary(graph, lower)
         if not (keep_last and lower == graph.everything):
             total += sum(graph.time_ns[node] for node in indices_of(lost))
         before = lower
@@ -199,8 +205,8 @@ def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
 
 
 @given(times=st.lists(st.integers(0, 50), min_size=1), bins=st.integers(1, 300))
-def test_times_in_bins_are_right_to_one_bin_over_any_stretch(times: list[int], bins: int) -> None:
-    counted = in_bins(times, bins)
+def test_times_binned_times_are_right_to_one_bin_over_any_stretch(times: list[int], bins: int) -> None:
+    counted = binned_times(times, bins)
     total = sum(times)
     assert sum(counted) == min(total, bins)
     unit = max(1.0, total / bins)
@@ -221,11 +227,11 @@ def test_a_chain_has_its_prefixes_and_exact_is_approximate(length: int) -> None:
 def test_arrays_over_sets_are_the_sets_one_by_one(n: int, seed: int) -> None:
     graph = forward_graph(training_graph(n, seed))
     sets = all_lower_sets(graph, 2000) or ancestor_sets(graph)
-    within = members(sets, len(graph.ops))
-    edges = boundaries(graph, within)
+    within = membership(sets, len(graph.ops))
+    edges = set_boundaries(graph, within)
     for k, lower in enumerate(sets):
         assert np.flatnonzero(within[:, k]).tolist() == list(indices_of(lower))
-        assert np.flatnonzero(edges[:, k]).tolist() == list(indices_of(boundary(graph, lower)))
+        assert np.flatnonzero(edges[:, k]).tolist() == list(indices_of(set_boundary(graph, lower)))
 
 
 def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
@@ -244,11 +250,11 @@ def test_laws_on_the_corpus(name: str) -> None:
     """Nothing below the least B; with more B the least overhead does not grow, down to none."""
     problem = corpus_problem(name)
     graph = forward_graph(problem)
-    program = Program(graph, ancestor_sets(graph), keep_last=True)
-    least = program.least_limit()
+    program = LowerSetProgram(graph, ancestor_sets(graph), keep_last=True)
+    least = program.smallest_limit()
     assert program.sequence(program.table(least - 1), least - 1, "time-centric") is None
     fastest = None
-    for limit in (least, int(1.3 * least), 2 * least, program.most_limit()):
+    for limit in (least, int(1.3 * least), 2 * least, program.largest_limit()):
         row = np.flatnonzero(np.isfinite(program.table(limit)[-1]))
         assert fastest is None or row[0] <= fastest
         fastest = row[0]

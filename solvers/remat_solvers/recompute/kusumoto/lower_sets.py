@@ -1,8 +1,9 @@
-"""The forward graph of a training step and its lower sets: closed under predecessors, as Kusumoto et al. cut it.
+"""The forward graph of a training step and its lower sets: sets of nodes that are closed under predecessors.
 
-Nodes are the forward ops with a droppable output (see `droppable`), in the problem's order; constants, and ops
-whose outputs stay anyway, are no nodes. An edge u -> w: w reads a droppable output of u. Ops that are no nodes still
-order the others: w comes after u where any path leads from u to w. A set of nodes is an int with a bit per node.
+Kusumoto et al. 2019; see `solver.py`. Nodes are the forward ops with a droppable output (see
+`toolkit/graphs/dropped_values.py`), in the problem's order. Constants, and ops whose outputs stay anyway, are no nodes.
+An edge u -> w means that w reads a droppable output of u. Ops that are no nodes still order the others: w comes after u
+where any path leads from u to w. A set of nodes is an int with a bit per node.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ __all__ = [
     "ForwardGraph",
     "all_lower_sets",
     "ancestor_sets",
-    "boundaries",
-    "boundary",
     "forward_graph",
-    "members",
-    "thinned",
+    "membership",
+    "set_boundaries",
+    "set_boundary",
+    "thin_out",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardGraph:
-    """Droppable forward ops and what they read of each other."""
+    """The droppable forward ops, and which of them read which others."""
 
     ops: tuple[int, ...]  # per node: its op
     predecessors: tuple[int, ...]  # per node: the set of nodes it reads
@@ -73,8 +74,8 @@ def forward_graph(problem: Problem) -> ForwardGraph:
     )
 
 
-def all_lower_sets(graph: ForwardGraph, most: int) -> list[int] | None:
-    """Every lower set, smaller ones first; None where there are more than `most`."""
+def all_lower_sets(graph: ForwardGraph, max_sets: int) -> list[int] | None:
+    """Every lower set, smaller ones first; None where there are more than `max_sets`."""
     found = {0}
     layer = [0]
     while layer:
@@ -83,7 +84,7 @@ def all_lower_sets(graph: ForwardGraph, most: int) -> list[int] | None:
             for node, ancestors in enumerate(graph.ancestors):
                 if not lower >> node & 1 and not ancestors & ~lower:
                     larger.add(lower | 1 << node)
-            if len(found) + len(larger) > most:
+            if len(found) + len(larger) > max_sets:
                 return None
         found |= larger
         layer = sorted(larger)
@@ -91,22 +92,22 @@ def all_lower_sets(graph: ForwardGraph, most: int) -> list[int] | None:
 
 
 def ancestor_sets(graph: ForwardGraph) -> list[int]:
-    """The approximate family: per node, it with all its ancestors; the empty set; everything. Smaller ones first."""
+    """The approximate family: each node with all its ancestors, the empty set, and all nodes. Smaller ones first."""
     family = {0, graph.everything, *(above | 1 << node for node, above in enumerate(graph.ancestors))}
     return sorted(family, key=lambda s: (s.bit_count(), s))
 
 
-def thinned(graph: ForwardGraph, sets: list[int], most: int) -> list[int]:
-    """At most `most` of `sets`, the first and last among them: in even parts of the others, the smallest boundary."""
-    if len(sets) <= most:
+def thin_out(graph: ForwardGraph, sets: list[int], max_sets: int) -> list[int]:
+    """At most `max_sets` of `sets`: the first, the last, and of even parts of the others those of smallest boundary."""
+    if len(sets) <= max_sets:
         return sets
-    kept_bytes = np.array(graph.bytes, dtype=np.float64) @ boundaries(graph, members(sets, len(graph.ops)))
+    kept_bytes = np.array(graph.bytes, dtype=np.float64) @ set_boundaries(graph, membership(sets, len(graph.ops)))
     inner = len(sets) - 2
-    marks = [1 + inner * k // (most - 2) for k in range(most - 1)] if most > 2 else []
+    marks = [1 + inner * k // (max_sets - 2) for k in range(max_sets - 1)] if max_sets > 2 else []
     return [sets[0], *(sets[a + int(np.argmin(kept_bytes[a:b]))] for a, b in pairwise(marks)), sets[-1]]
 
 
-def boundary(graph: ForwardGraph, lower: int) -> int:
+def set_boundary(graph: ForwardGraph, lower: int) -> int:
     """d(L): the nodes of `lower` that are read outside of it."""
     read = 0
     for node in indices_of(graph.everything & ~lower):
@@ -114,8 +115,8 @@ def boundary(graph: ForwardGraph, lower: int) -> int:
     return read & lower
 
 
-def boundaries(graph: ForwardGraph, within: Mask) -> Mask:
-    """[node, set]: d(L) of every set of `within`, which is `members` of them."""
+def set_boundaries(graph: ForwardGraph, within: Mask) -> Mask:
+    """[node, set]: whether the node is in d(L) of the set; `within` is the `membership` of the sets."""
     edge = np.zeros_like(within)
     for node, reads in enumerate(graph.predecessors):
         for p in indices_of(reads):
@@ -123,7 +124,7 @@ def boundaries(graph: ForwardGraph, within: Mask) -> Mask:
     return edge
 
 
-def members(sets: Sequence[int], count: int) -> Mask:
+def membership(sets: Sequence[int], count: int) -> Mask:
     """[node, set]: whether the node is in the set; `count` nodes."""
     width = max(1, -(-count // 8))
     raw = b"".join(s.to_bytes(width, "little") for s in sets)

@@ -1,9 +1,9 @@
-"""The dynamic program of Kusumoto et al. over lower sets and overheads; see `kusumoto` for the method.
+"""The dynamic program of Kusumoto et al. over lower sets and overheads; `solver.py` states the method.
 
-    opt[L, t] = least m(U) of all sequences that end with L, have overhead t and stay within B
+    opt[L, t] = smallest m(U) of all sequences that end with L, have overhead t and stay within B
     opt[L', t + T(V' - d(L'))] <- opt[L, t] + m(d(L') - L)     for L < L', V' = L' - L, within B
 
-d(L') - L is what L' adds to U, since a node of L that is read outside of L' is read outside of L.
+L' adds d(L') - L to U, since a node of L that is read outside of L' is read outside of L.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from remat_solvers.recompute.kusumoto.lower_sets import ForwardGraph, boundaries, boundary, members
+from remat_solvers.recompute.kusumoto.lower_sets import ForwardGraph, membership, set_boundaries, set_boundary
 from remat_solvers.toolkit.arrays import Floats, Mask
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 
-__all__ = ["STRATEGIES", "Program", "Strategy", "in_bins", "reference_front", "segment_bytes"]
+__all__ = ["STRATEGIES", "LowerSetProgram", "Strategy", "binned_times", "reference_front", "segment_bytes"]
 
 Strategy: TypeAlias = Literal["time-centric", "memory-centric"]
 
 STRATEGIES: tuple[Strategy, ...] = ("time-centric", "memory-centric")
 
 
-def in_bins(times_ns: Sequence[int], bins: int) -> list[int]:
-    """The times in whole parts of their sum over `bins`; as they are where the sum is less.
+def binned_times(times_ns: Sequence[int], bins: int) -> list[int]:
+    """The times in whole bins, of which their sum has `bins`; unchanged where the sum is less than `bins` ns.
 
     The running sum is rounded, not each time, so that errors do not add up over consecutive nodes.
     """
@@ -33,22 +33,22 @@ def in_bins(times_ns: Sequence[int], bins: int) -> list[int]:
     if total <= bins:
         return list(times_ns)
     running = before = 0
-    counted = []
+    binned = []
     for time_ns in times_ns:
         running += time_ns
-        mark = (2 * running * bins + total) // (2 * total)
-        counted.append(mark - before)
-        before = mark
-    return counted
+        rounded = (2 * running * bins + total) // (2 * total)
+        binned.append(rounded - before)
+        before = rounded
+    return binned
 
 
-def _beside(sets: Floats, inside: Floats, weights: Sequence[int]) -> Floats:
+def _outside(sets: Floats, inside: Floats, weights: Sequence[int]) -> Floats:
     """[S, L]: the weight of S - L."""
     return (sets * np.array(weights, dtype=np.float64)) @ (1 - inside.T)
 
 
-def _beyond_bytes(graph: ForwardGraph, within: Mask) -> Floats:
-    """Per set m(d+(L) - L) + m(d-(d+(L)) - L), node by node over all sets."""
+def _all_reader_bytes(graph: ForwardGraph, within: Mask) -> Floats:
+    """`_reader_bytes` of every set, node by node over all sets."""
     beside = np.zeros_like(within)
     total = np.zeros(within.shape[1])
     for node, mask in enumerate(graph.predecessors):
@@ -65,14 +65,14 @@ def segment_bytes(graph: ForwardGraph, sets: Sequence[int]) -> list[int]:
     kept = before = 0
     memory = []
     for lower in sets:
-        memory.append(_bytes(graph, kept) + 2 * _bytes(graph, lower & ~before) + _beyond(graph, lower))
-        kept |= boundary(graph, lower)
+        memory.append(_bytes(graph, kept) + 2 * _bytes(graph, lower & ~before) + _reader_bytes(graph, lower))
+        kept |= set_boundary(graph, lower)
         before = lower
     return memory
 
 
-def _beyond(graph: ForwardGraph, lower: int) -> int:
-    """m(d+(L) - L) + m(d-(d+(L)) - L): what the backward of a segment ending with L needs from outside."""
+def _reader_bytes(graph: ForwardGraph, lower: int) -> int:
+    """m(d+(L) - L) + m(d-(d+(L)) - L): bytes outside of L that the backward of a segment ending with L needs."""
     readers = [n for n in indices_of(graph.everything & ~lower) if graph.predecessors[n] & lower]
     beside = 0
     for node in readers:
@@ -84,58 +84,58 @@ def _bytes(graph: ForwardGraph, nodes: int) -> int:
     return sum(graph.bytes[node] for node in indices_of(nodes))
 
 
-class Program:
+class LowerSetProgram:
     """The dynamic program of a graph over a family of lower sets, for any B."""
 
     def __init__(self, graph: ForwardGraph, sets: Sequence[int], *, bins: int = 256, keep_last: bool = False) -> None:
-        """`sets`: smaller ones first, from the empty one to everything. `bins`: in so many parts overheads count."""
+        """`sets`: smaller ones first, from the empty set to all nodes. `bins`: parts in which overheads are counted."""
         self.graph = graph
         self.sets = list(sets)
-        time = in_bins(graph.time_ns, bins)
+        time = binned_times(graph.time_ns, bins)
         self.bins = sum(time)
-        within = members(self.sets, len(graph.ops))
-        inside, edges = within.T.astype(np.float64), boundaries(graph, within).T.astype(np.float64)
+        within = membership(self.sets, len(graph.ops))
+        inside, edges = within.T.astype(np.float64), set_boundaries(graph, within).T.astype(np.float64)
         count = inside.sum(axis=1)
         smaller = (inside @ inside.T == count[None, :]) & (count[None, :] < count[:, None])  # [L', L]: L < L'
-        kept_bytes = _beside(edges, inside, graph.bytes)  # m(d(L') - L)
-        lost_time = _beside(inside, inside, time) - _beside(edges, inside, time)  # T(V' - d(L'))
+        kept_bytes = _outside(edges, inside, graph.bytes)  # m(d(L') - L)
+        lost_time = _outside(inside, inside, time) - _outside(edges, inside, time)  # T(V' - d(L'))
         if keep_last:
             lost_time[-1] = 0
-        need_bytes = 2 * _beside(inside, inside, graph.bytes) + _beyond_bytes(graph, within)[:, None]
-        self.before = [np.flatnonzero(row) for row in smaller]  # per L' the L < L', and of these, in the same order:
+        need_bytes = 2 * _outside(inside, inside, graph.bytes) + _all_reader_bytes(graph, within)[:, None]
+        self.before = [np.flatnonzero(row) for row in smaller]  # per L' the sets L < L', in the order of the next three
         self.new = [row[b] for row, b in zip(kept_bytes, self.before, strict=True)]
         self.shift = [row[b].astype(np.intp) for row, b in zip(lost_time, self.before, strict=True)]
-        self.need = [row[b] for row, b in zip(need_bytes, self.before, strict=True)]  # the segment, m(U) not counted
+        self.need = [row[b] for row, b in zip(need_bytes, self.before, strict=True)]  # of the segment, without m(U)
 
-    def least_kept(self, limit: float) -> float:
-        """Least m(U) of any sequence within B = `limit`, whatever its overhead; inf where none is."""
-        least = np.full(len(self.sets), np.inf)
-        least[0] = 0
+    def smallest_kept_bytes(self, limit: float) -> float:
+        """The smallest m(U) of any sequence within B = `limit`, at any overhead; inf where none is."""
+        smallest = np.full(len(self.sets), np.inf)
+        smallest[0] = 0
         for k in range(1, len(self.sets)):
-            kept = least[self.before[k]]
+            kept = smallest[self.before[k]]
             options = np.where(kept + self.need[k] <= limit, kept + self.new[k], np.inf)
-            least[k] = options.min(initial=np.inf)
-        return float(least[-1])
+            smallest[k] = options.min(initial=np.inf)
+        return float(smallest[-1])
 
-    def least_limit(self) -> int:
-        """The least B for which there is a sequence, by bisection."""
-        low, high = 0, self.most_limit()
+    def smallest_limit(self) -> int:
+        """The smallest B for which a sequence exists, by bisection."""
+        low, high = 0, self.largest_limit()
         while low < high:
             middle = (low + high) // 2
-            if np.isfinite(self.least_kept(middle)):
+            if np.isfinite(self.smallest_kept_bytes(middle)):
                 high = middle
             else:
                 low = middle + 1
         return low
 
-    def most_limit(self) -> int:
-        """A B that excludes nothing: no term of the formula is more than all memory, and one counts twice."""
+    def largest_limit(self) -> int:
+        """A B that excludes no sequence: no term of the formula exceeds all memory, and one counts twice."""
         return int(sum(self.graph.bytes)) * 5
 
     def table(self, limit: float) -> Floats:
         """opt[L, t] for B = `limit`; t in bins."""
         width = self.bins + 1
-        cost = np.full((len(self.sets), 2 * width), np.inf)  # left half: overheads below 0, never
+        cost = np.full((len(self.sets), 2 * width), np.inf)  # the left half, infinite, is for overheads below 0
         cost[0, width] = 0
         flat = cost.reshape(-1)
         bins = np.arange(width)
@@ -150,7 +150,7 @@ class Program:
         return cost[:, width:]
 
     def sequence(self, table: Floats, limit: float, strategy: Strategy) -> list[int] | None:
-        """The lower sets, without the empty one, of the least or largest overhead within B; None where none is."""
+        """The lower sets, without the empty one, of the smallest or largest overhead within B; None where none is."""
         finite = np.flatnonzero(np.isfinite(table[-1]))
         if not len(finite):
             return None
@@ -167,20 +167,20 @@ class Program:
 
 
 def reference_front(graph: ForwardGraph, sets: Sequence[int], limit: int, *, keep_last: bool = False) -> dict[int, int]:
-    """Overhead -> least m(U) over all sequences within B, one by one: what `Program` is tested against."""
+    """Overhead -> smallest m(U) over all sequences within B, one by one, for tests of `LowerSetProgram`."""
     front: dict[int, dict[int, int]] = {0: {0: 0}}
     for lower in sets[1:]:
         options: dict[int, int] = {}
-        edge, beyond = boundary(graph, lower), _beyond(graph, lower)
-        for before, known in front.items():
+        edge, reader_bytes = set_boundary(graph, lower), _reader_bytes(graph, lower)
+        for before, overheads in front.items():
             if before & ~lower:
                 continue
             inside = lower & ~before
             lost = sum(graph.time_ns[node] for node in indices_of(inside & ~edge))
             if keep_last and lower == graph.everything:
                 lost = 0
-            for overhead, kept in known.items():
-                if kept + 2 * _bytes(graph, inside) + beyond <= limit:
+            for overhead, kept in overheads.items():
+                if kept + 2 * _bytes(graph, inside) + reader_bytes <= limit:
                     new = kept + _bytes(graph, edge & ~before)
                     options[overhead + lost] = min(new, options.get(overhead + lost, new))
         front[lower] = options
