@@ -24,6 +24,7 @@ from remat_solvers.optimal.program.stages import ONE, ZERO, Graph, Stages
 from remat_solvers.problem import Problem
 from remat_solvers.result import Certificate, Leaf, Order
 from remat_solvers.toolkit.programs.highs import new_highs
+from remat_solvers.toolkit.programs.rows import Rows
 
 __all__ = ["Interval", "certify", "certify_floor"]
 
@@ -263,8 +264,6 @@ class Relaxed:
 
     def solver(self, *, excess: bool, seconds: float | None) -> tuple[Any, float]:
         """A `highspy.Highs` with the LP, and what one unit of its objective is (ns, or bytes)."""
-        import highspy
-
         ops = self.problem.ops
         width = len(self.variables)
         unit = max(1, sum(op.time_ns for op in ops)) / COST_UNITS
@@ -278,22 +277,14 @@ class Relaxed:
             unit = 1 / self.scale[memory[0]]
             costs = [0.0] * width
             cells = [*cells, *((r, width, 1.0) for r in memory)]
-        rows, columns, coefficients = zip(*sorted(cells), strict=True) if cells else ((), (), ())
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = width + excess, len(self.names)
-        lp.col_cost_ = np.array([*costs, *([1.0] * excess)])
-        lp.col_lower_ = np.zeros(width + excess)
-        lp.col_upper_ = np.array([*([1.0] * width), *([highspy.kHighsInf] * excess)])
-        lp.row_lower_ = np.array(self.lower)
-        lp.row_upper_ = np.full(len(self.names), highspy.kHighsInf)
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.searchsorted(rows, np.arange(len(self.names) + 1)).astype(np.int32)
-        lp.a_matrix_.index_ = np.array(columns, dtype=np.int32)
-        lp.a_matrix_.value_ = np.array(coefficients, dtype=np.float64)
+        row, column, coefficient = np.array(sorted(cells)).reshape(-1, 3).T
+        rows = Rows()
+        rows.add_sparse(row.astype(int), column.astype(int), coefficient, len(self.names), np.array(self.lower), np.inf)
         solver = new_highs()
         if seconds is not None:
             solver.setOptionValue("time_limit", seconds)
-        solver.passModel(lp)
+        upper = np.array([1.0] * width + [np.inf] * excess)
+        solver.passModel(rows.to_highs(np.array([*costs, *([1.0] * excess)]), upper))
         return solver, unit
 
 

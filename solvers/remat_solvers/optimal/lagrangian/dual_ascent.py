@@ -20,6 +20,7 @@ from remat_solvers.optimal.lagrangian.program import Point, Priced
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.programs.highs import new_highs
+from remat_solvers.toolkit.programs.rows import Rows
 
 __all__ = ["Ascent"]
 
@@ -82,25 +83,16 @@ class Ascent:
 
     def _master(self) -> Floats:
         """The prices where the least of the lines is largest; per unit of time and of room inside."""
-        import highspy
-
         room = np.maximum(self.room, 1).astype(np.float64)
         over = np.array([p.used_bytes - self.room for p in self.points]) / room
-        costs = np.array([p.time_ns for p in self.points]) / self.unit_ns
+        rows = Rows()
+        times = np.array([p.time_ns for p in self.points]) / self.unit_ns
+        rows.add_dense(np.column_stack((-over, np.ones(len(times)))), -inf, times)
+        moments = len(room)
+        costs, lower = np.array([0.0] * moments + [-1.0]), np.array([0.0] * moments + [-inf])
         while True:
-            moments = len(room)
-            lp = highspy.HighsLp()
-            lp.num_col_, lp.num_row_ = moments + 1, len(costs)
-            lp.col_cost_ = np.array([0.0] * moments + [-1.0])
-            lp.col_lower_ = np.array([0.0] * moments + [-highspy.kHighsInf])
-            lp.col_upper_ = np.array([self.cap] * moments + [highspy.kHighsInf])
-            lp.row_lower_, lp.row_upper_ = np.full(len(costs), -highspy.kHighsInf), costs
-            lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-            lp.a_matrix_.start_ = np.arange(len(costs) + 1, dtype=np.int32) * (moments + 1)
-            lp.a_matrix_.index_ = np.tile(np.arange(moments + 1, dtype=np.int32), len(costs))
-            lp.a_matrix_.value_ = np.column_stack((-over, np.ones(len(costs)))).ravel()
             highs = new_highs()
-            highs.passModel(lp)
+            highs.passModel(rows.to_highs(costs, np.array([self.cap] * moments + [inf]), lower=lower))
             highs.run()
             solution = highs.getSolution()
             prices = np.array(solution.col_value)[:moments]

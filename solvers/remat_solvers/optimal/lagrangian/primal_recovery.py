@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from remat_solvers.optimal.lagrangian.program import Point, Priced
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 from remat_solvers.toolkit.programs.highs import new_highs
+from remat_solvers.toolkit.programs.rows import Rows
 
 __all__ = ["mix"]
 
@@ -86,19 +87,11 @@ def _knapsack(time: NDArray[Any], used: Floats, room: Ints, gap: float) -> Mask:
     kind = kind.ravel()
     unit = max(1.0, float(np.abs(kinds[0]).max()))
     sizes = np.maximum(1.0, np.abs(kinds[1:]).max(axis=1, initial=0))
-    lp = highspy.HighsLp()
-    many, rows = kinds.shape[1], len(sizes)
-    lp.num_col_, lp.num_row_ = many, rows
-    lp.col_cost_ = kinds[0] / unit
-    lp.col_lower_, lp.col_upper_ = np.zeros(many), count.astype(np.float64)
-    lp.row_lower_, lp.row_upper_ = np.full(rows, -highspy.kHighsInf), room / sizes
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = np.arange(rows + 1, dtype=np.int32) * many
-    lp.a_matrix_.index_ = np.tile(np.arange(many, dtype=np.int32), rows)
-    lp.a_matrix_.value_ = (kinds[1:] / sizes[:, None]).ravel()
-    lp.integrality_ = [highspy.HighsVarType.kInteger] * many
+    many = kinds.shape[1]
+    rows = Rows()
+    rows.add_dense(kinds[1:] / sizes[:, None], -np.inf, room / sizes)
     highs = new_highs(time_limit=KNAPSACK_S, mip_rel_gap=0.0, mip_abs_gap=gap / unit)
-    highs.passModel(lp)
+    highs.passModel(rows.to_highs(kinds[0] / unit, count.astype(np.float64), np.ones(many, dtype=bool)))
     highs.run()
     left = np.zeros(many, dtype=np.int64)
     if highs.getInfo().primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible):

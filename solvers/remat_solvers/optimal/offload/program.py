@@ -84,6 +84,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.simulate import copy_ns
 from remat_solvers.toolkit.arrays import Floats, Ints
+from remat_solvers.toolkit.programs.rows import Rows
 
 __all__ = ["MovingProgram", "Windows", "windows"]
 
@@ -350,26 +351,21 @@ class MovingProgram:
 
     def model(self, cutoff_ns: float | None = None) -> Any:
         """A `highspy.HighsLp`; with a cutoff, points that are not faster are left out."""
-        import highspy
-
         entries = list(self._entries)
         if cutoff_ns is not None:
             costs = [(k, c) for k, c in enumerate(self._cost) if c]
             entries.append(([k for k, _ in costs], [c for _, c in costs], cutoff_ns / self.ns - self._offset()))
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = len(self._cost), len(entries)
-        lp.col_cost_ = np.array(self._cost)
-        lp.col_lower_ = np.zeros(len(self._cost))
-        lp.col_upper_ = np.array(self._upper)
-        lp.row_lower_ = np.full(len(entries), -np.inf)
-        lp.row_upper_ = np.array([most for _, _, most in entries])
+        rows = Rows()
+        rows.add_sparse(
+            np.repeat(np.arange(len(entries)), [len(indices) for indices, _, _ in entries]),
+            np.array([k for indices, _, _ in entries for k in indices], dtype=np.int64),
+            np.array([c for _, coefficients, _ in entries for c in coefficients]),
+            len(entries),
+            -np.inf,
+            np.array([most for _, _, most in entries]),
+        )
+        lp = rows.to_highs(np.array(self._cost), np.array(self._upper), np.array(self._whole))
         lp.offset_ = self._offset()
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_ = np.cumsum([0, *(len(indices) for indices, _, _ in entries)])
-        lp.a_matrix_.index_ = np.array([k for indices, _, _ in entries for k in indices], dtype=np.int32)
-        lp.a_matrix_.value_ = np.array([c for _, coefficients, _ in entries for c in coefficients])
-        kinds = highspy.HighsVarType
-        lp.integrality_ = [kinds.kInteger if whole else kinds.kContinuous for whole in self._whole]
         return lp
 
     def _offset(self) -> float:

@@ -56,7 +56,7 @@ S[., k-1] = 1: all rows with it hold without.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from math import gcd
 
@@ -66,8 +66,9 @@ from remat_solvers.errors import InputError
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
+from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["ONE", "ZERO", "Graph", "Interval", "Program", "Rows", "Stages"]
+__all__ = ["ONE", "ZERO", "Graph", "Interval", "Program", "Stages"]
 
 
 ZERO, ONE = -1, -2  # in place of a column: the variable is fixed
@@ -173,55 +174,6 @@ class Stages:
         return np.array(wanted, dtype=np.int64)
 
 
-@dataclass
-class Rows:
-    """Sparse rows low <= A x <= high, collected block by block."""
-
-    count: int = 0
-    places: list[tuple[Ints, Ints, Floats]] = field(default_factory=list)  # (row, column, coefficient)
-    low: list[Floats] = field(default_factory=list)
-    high: list[Floats] = field(default_factory=list)
-
-    def add(self, terms: Sequence[tuple[Ints, float]], low: Floats | float, high: Floats | float) -> None:
-        """As many rows as each of `terms` has columns: coefficient times column, where there is one."""
-        many = len(terms[0][0])
-        for columns, coefficient in terms:
-            there = np.flatnonzero(columns >= 0)
-            self.places.append((there + self.count, columns[there], np.full(len(there), coefficient)))
-        self._bounds(many, low, high)
-
-    def add_sparse(
-        self, rows: Ints, columns: Ints, coefficients: Floats, many: int, low: Floats | float, high: Floats | float
-    ) -> None:
-        """`many` rows, given entry by entry."""
-        there = columns >= 0
-        self.places.append((rows[there] + self.count, columns[there], coefficients[there]))
-        self._bounds(many, low, high)
-
-    def _bounds(self, many: int, low: Floats | float, high: Floats | float) -> None:
-        self.low.append(np.broadcast_to(np.asarray(low, dtype=np.float64), (many,)))
-        self.high.append(np.broadcast_to(np.asarray(high, dtype=np.float64), (many,)))
-        self.count += many
-
-    @property
-    def mark(self) -> tuple[int, int, int]:
-        """Where the rows end now, for `matrix`."""
-        return self.count, len(self.places), len(self.low)
-
-    def matrix(self, since: tuple[int, int, int] = (0, 0, 0)) -> tuple[Ints, Ints, Floats, Floats, Floats]:
-        """Row starts, columns, coefficients, lower and upper bounds; of the rows added since a mark."""
-        begin, places, bounds = since
-        none = np.empty(0, dtype=np.int64)
-        row, column, coefficient = (
-            np.concatenate(parts) for parts in zip((none, none, np.empty(0)), *self.places[places:], strict=True)
-        )
-        row = row - begin
-        by_row = np.argsort(row, kind="stable")
-        starts = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=self.count - begin))))
-        low, high = (np.concatenate([np.empty(0), *both[bounds:]]) for both in (self.low, self.high))
-        return starts, column[by_row], coefficient[by_row], low, high
-
-
 @dataclass(frozen=True)
 class Interval:
     """Stages `first` to `last` as one, in a program."""
@@ -254,7 +206,7 @@ class Program:
         self.once = self._once()
         self.stay = self._stay()
         self.run = self._run()
-        self.whole = self.columns  # columns from here on are continuous
+        self.num_integers = self.columns  # columns from here on are continuous
         self.intervals: list[Interval] = []  # see cuts.py
         self.rows = Rows()
         before = np.full(len(graph.bytes), ZERO)

@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from remat_solvers.optimal.program.stages import Program
+from remat_solvers.processes.stdout import silence_stdout
 from remat_solvers.toolkit.arrays import Floats
-from remat_solvers.toolkit.programs.pulp_backend import quietly
+from remat_solvers.toolkit.programs.rows import Mark, Rows
 
-__all__ = ["Answer", "Ended", "Relaxation", "margin", "new_highs", "solve_lp", "solve_mip", "to_lp"]
+__all__ = ["Answer", "Ended", "Program", "Relaxation", "margin", "new_highs", "solve_lp", "solve_mip"]
 
 
 DOUBT_PER_COLUMN = 1e-6
@@ -57,31 +57,22 @@ def new_highs(**options: Any) -> Any:
     """A silent, single-threaded HiGHS."""
     import highspy
 
-    made: list[Any] = []
-    quietly(lambda _: made.append(highspy.Highs()))(None)  # type: ignore[no-untyped-call]
+    with silence_stdout():
+        highs = highspy.Highs()  # type: ignore[no-untyped-call]
     for name, value in {"output_flag": False, "threads": 1, **options}.items():
-        made[0].setOptionValue(name, value)
-    return made[0]
+        highs.setOptionValue(name, value)
+    return highs
 
 
-def to_lp(program: Program, *, whole: bool = True) -> Any:
-    """The program as a `highspy.HighsLp`; `whole`: with whole variables."""
-    import highspy
+class Program(Protocol):
+    """A program that grows: minimise costs x over its rows, 0 <= x <= 1. Its first columns are the integer ones."""
 
-    starts, columns, coefficients, low, high = program.rows.matrix()
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = program.columns, program.rows.count
-    lp.col_cost_ = program.costs()
-    lp.col_lower_, lp.col_upper_ = np.zeros(program.columns), np.ones(program.columns)
-    lp.row_lower_, lp.row_upper_ = low, high
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = starts.astype(np.int32)
-    lp.a_matrix_.index_ = columns.astype(np.int32)
-    lp.a_matrix_.value_ = coefficients
-    if whole:
-        integer, real = highspy.HighsVarType.kInteger, highspy.HighsVarType.kContinuous
-        lp.integrality_ = [integer] * program.whole + [real] * (program.columns - program.whole)
-    return lp
+    columns: int
+    num_integers: int
+    rows: Rows
+
+    def costs(self) -> Floats:
+        """Return the cost of every column."""
 
 
 def solve_lp(program: Program) -> Answer:
@@ -96,7 +87,7 @@ class Relaxation:
         self.program = program
         self._highs = new_highs()
         self._columns = 0
-        self._mark: tuple[int, int, int] | None = None
+        self._mark: Mark | None = None
         self.prices = np.empty(0)  # of the rows, after a solve
 
     def solve(self, seconds: float) -> Answer:
@@ -107,7 +98,7 @@ class Relaxation:
         if program.columns == 0:
             return _without_columns(program)
         if self._mark is None:
-            highs.passModel(to_lp(program, whole=False))
+            highs.passModel(program.rows.to_highs(program.costs()))
         else:
             self._append(self._mark)
         self._columns, self._mark = program.columns, program.rows.mark
@@ -122,7 +113,7 @@ class Relaxation:
         self.prices = np.array(solution.row_dual)
         return Answer(Ended.COMPLETE, cost, np.array(solution.col_value), cost)
 
-    def _append(self, mark: tuple[int, int, int]) -> None:
+    def _append(self, mark: Mark) -> None:
         """The columns and rows that came since the last solve; columns first, they have no coefficients in old rows."""
         program, highs = self.program, self._highs
         many = program.columns - self._columns
@@ -164,7 +155,8 @@ def solve_mip(
     )
     if nodes is not None:
         highs.setOptionValue("mip_max_nodes", nodes)
-    highs.passModel(to_lp(program))
+    integers = np.arange(program.columns) < program.num_integers
+    highs.passModel(program.rows.to_highs(program.costs(), integers=integers))
     if start is not None:
         solution = highspy.HighsSolution()
         solution.col_value = start

@@ -10,8 +10,6 @@ the last of them ended .52 s after it (HiGHS 1.16, on a busy machine).
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,9 +18,10 @@ from typing import Any, Literal, TypeAlias
 
 from remat_solvers.errors import InputError
 from remat_solvers.processes.interrupt import run_interruptibly
+from remat_solvers.processes.stdout import silence_stdout
 from remat_solvers.toolkit.programs.highs_process import solve_apart
 
-__all__ = ["Answer", "Backend", "Ended", "quietly", "run"]
+__all__ = ["Answer", "Backend", "Ended", "run"]
 
 Backend: TypeAlias = Literal["highs", "cbc"]
 
@@ -87,7 +86,7 @@ def run(program: Any, backend: Backend, *, seconds: float | None, relaxed: bool 
 def _run_highs(pulp: Any, program: Any, seconds: float | None, relaxed: bool, within: float) -> Answer:
     deadline = None if seconds is None else time.perf_counter() + seconds
     solver = pulp.HiGHS(msg=False, mip=not relaxed, threads=THREADS, gapRel=0.0, gapAbs=max(within, HIGHS_LEAST_GAP))
-    solver.createAndConfigureSolver = quietly(solver.createAndConfigureSolver)
+    solver.createAndConfigureSolver = silence_stdout()(solver.createAndConfigureSolver)
     if program.numVariables() > APART_VARIABLES:
         return _highs_apart(solver, program, deadline, relaxed, within)
     interrupts: list[bool] = []
@@ -136,28 +135,6 @@ def _interruptible(interrupts: list[bool], deadline: float | None) -> Callable[[
             model.setOptionValue("time_limit", max(0.0, deadline - time.perf_counter()))
         model.HandleUserInterrupt = True
         interrupts.append(run_interruptibly(model.run, model.cancelSolve)[1])
-
-    return call
-
-
-def quietly(make: Callable[[Any], None]) -> Callable[[Any], None]:
-    """`make`, with the process's stdout shut: HiGHS greets there as it is made, before it can be told not to."""
-
-    def call(program: Any) -> None:
-        try:
-            sys.stdout.flush()
-            saved = os.dup(1)
-        except (OSError, ValueError, AttributeError):  # no such stream: nothing to protect
-            make(program)
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, 1)
-            make(program)
-        finally:
-            os.dup2(saved, 1)
-            os.close(saved)
-            os.close(nowhere)
 
     return call
 
