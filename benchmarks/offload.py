@@ -73,14 +73,14 @@ class TimedSlab(Slab):
     slab: Slab
     seconds: list[float]
 
-    def write(self, place: int, source: Bytes) -> None:
+    def write(self, offset: int, source: Bytes) -> None:
         begin = time.perf_counter()
-        self.slab.write(place, source)
+        self.slab.write(offset, source)
         self.seconds.append(time.perf_counter() - begin)
 
-    def read(self, place: int, into: Bytes) -> None:
+    def read(self, offset: int, target: Bytes) -> None:
         begin = time.perf_counter()
-        self.slab.read(place, into)
+        self.slab.read(offset, target)
         self.seconds.append(time.perf_counter() - begin)
 
 

@@ -1,10 +1,10 @@
-"""A model and one of its calls, captured and costed: what solvers plan and `apply` executes."""
+"""`export`: a model and one of its calls become a problem with costs, which solvers plan and `apply` executes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -12,11 +12,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from remat.capture.call import Call, ModelSettings, ModelState, Signature, read_call, read_model, unique_tensors
+from remat.capture.call import Call, ModelState, Signature, read_call, read_model, unique_tensors
 from remat.capture.costs.assign import add_costs, main_device
 from remat.capture.costs.roofline import Hardware
-from remat.capture.joint import JointGraph, inputs_read, is_random, make_joint, tensors_of
+from remat.capture.joint import JointGraph, inputs_read, is_random, tensors_of
 from remat.capture.lower import Lowered, lower
+from remat.capture.model_settings import ModelSettings
+from remat.capture.normalize import normalize
 from remat.capture.output_corrections import correct_outputs
 from remat.capture.trace import Capture, capture
 from remat.capture.trees import Tree
@@ -30,20 +32,20 @@ Differentiate: TypeAlias = Literal["loss", "all"]
 
 @dataclass(frozen=True)
 class Exported:
-    """The captured step. `problem` is what solvers see; the rest is what `apply` needs to execute a plan of it."""
+    """A captured training step. Solvers read `problem`; `apply` needs the rest to execute a plan of it."""
 
     problem: Problem
     joint: JointGraph
     lowered: Lowered
-    signature: Signature  # the calls it is valid for
-    settings: ModelSettings  # the attributes of the model it is valid for
+    signature: Signature  # of the calls that it is valid for
+    settings: ModelSettings  # of the model that it is valid for
     output_tree: Tree
-    output_leaves: tuple[tuple[bool, Any], ...]  # per leaf of the output: (a tensor, the value otherwise)
+    output_leaves: tuple[tuple[bool, Any], ...]  # per leaf of the output: (whether it is a tensor, its value otherwise)
     model: nn.Module
     call: Call
     unroll_rnn: bool
     differentiate: Differentiate
-    outputs_differentiated: tuple[bool, ...]  # per tensor the model returns
+    outputs_differentiated: tuple[bool, ...]  # per tensor that the model returns: a gradient through it is planned
 
     def save(self, path: str | Path) -> None:
         """Write the problem with its costs as JSON (docs/plan-format.md)."""
@@ -52,35 +54,39 @@ class Exported:
         save_problem(path, self.problem)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
-        return self  # a description; and fake tensors do not survive being copied
+        return self  # it is immutable, and fake tensors cannot be copied
 
     @property
     def device(self) -> torch.device:
-        """The device most of the step's bytes are on."""
+        """Return the device that holds most of the step's bytes."""
         return main_device(self.joint)
 
     def differentiated(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the model's output tensors that a gradient is planned for."""
+        """Return those of the model's output tensors through which a gradient is planned."""
         return [t for t, planned in zip(outputs, self.outputs_differentiated, strict=True) if planned]
 
     def updated_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Those of a call's tensors that the model changes in place."""
+        """Return those of a call's tensors that the model changes in place."""
         tensors = unique_tensors(inputs)
         sources = dict(self.joint.inputs)
         return [tensors[sources[n].index] for n in self.joint.mutated if sources[n].kind == "argument"]
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """The autocast state the call was captured in."""
-        return _autocast_of(self.signature)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Enter the autocast state in which the call was captured."""
+        with ExitStack() as stack:
+            for device, dtype in self.signature.autocast:
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=dtype is not None))
+            yield
 
     @property
     def random_devices(self) -> tuple[torch.device, ...]:
-        """Devices whose default generator the step draws from."""
+        """Return the devices from whose default generator the step draws."""
         devices = {tensors_of(node)[0].device for node in self.joint.nodes if is_random(node)}
         return tuple(sorted(devices, key=str))
 
     def recapture(self) -> Capture:
-        """The step traced once more, as AOTAutograd gives it: nodes have the names they had the first time."""
+        """Trace the step once more and return the graph as AOTAutograd gives it, with the same names of nodes."""
         with self.autocast():
             return capture(
                 self.model,
@@ -91,15 +97,18 @@ class Exported:
             )
 
     def recapture_for_all_outputs(self) -> tuple[Exported, Any]:
-        """This step captured anew with a gradient through every output, and its store-all plan. Nothing is timed."""
+        """Capture the step anew with a gradient through every output, and return it with its store-all plan.
+
+        No op is timed. Raises ApplyError where the step cannot be repeated, because it updates a buffer that it reads.
+        """
         from remat_solvers.schedule import store_all
 
-        with _autocast_of(self.signature):
+        with self.autocast():
             full = _capture(self.model, self.call, unroll_rnn=self.unroll_rnn, differentiate="all")
         if full.joint.mutated & inputs_read(full.joint):
             raise ApplyError(
-                "a gradient arrived through an output planned without one, and the model updates a buffer it also "
-                "reads, so the step cannot be run again. Pass differentiate='all' to plan for every output."
+                "a gradient arrived through an output that was planned without one, and the model updates a buffer "
+                "that it also reads, so the step cannot be repeated. Pass differentiate='all' to plan for every output."
             )
         return full, store_all(full.problem)
 
@@ -115,20 +124,21 @@ def export(
 ) -> Exported:
     """Capture one training step of `model(*args, **kwargs)` without running the model.
 
-    Activations need no memory: the step is traced on tensors without contents. Parameters, buffers, gradients,
-    attributes and random generators of the model are left as they are.
+    Activations take no memory: the step is traced on tensors without contents. Parameters, buffers, gradients,
+    attributes and random generators of the model do not change.
 
     Args:
-        costs: "measure" times each distinct op on the tensors' device, in ns, with the workspace it needs, in
-            bytes; "roofline" or "roofline:NAME" estimates times for a device by its name (`cpu`, `a100`, `h100`,
-            `rtx4090`, ...) or by a `Hardware`, without workspace.
-        unroll_rnn: schedule inside nn.LSTM, nn.GRU and nn.RNN instead of treating each as one op.
+        costs: "measure" times each distinct op on the device of its tensors, in ns, and measures its workspace, in
+            bytes. "roofline" estimates times for the present device; "roofline:NAME" (`cpu`, `a100`, `h100`,
+            `rtx4090`, ...) or a `Hardware` estimates them for another one. Estimates have no workspace.
+        unroll_rnn: plan inside nn.LSTM, nn.GRU and nn.RNN instead of treating each as one op.
         differentiate: "loss": where exactly one output is a scalar that requires a gradient, plan for that gradient
-            alone (a gradient through another output is still right, but computed outside the plan); "all": plan
-            for a gradient through every output.
+            alone (a gradient through another output is still right, but it is computed outside the plan). "all":
+            plan for a gradient through every output.
 
     Raises:
-        ExportError: the model cannot be captured; names the line and what to do.
+        InputError: an argument has the wrong type, or an option an unknown value.
+        ExportError: the model cannot be captured. The message names the line and the next thing to try.
     """
     check_call(model, args)
     with torch.inference_mode(False):
@@ -139,11 +149,11 @@ def export(
 
 
 def check_call(model: object, args: object) -> None:
-    """Raise InputError where this is no model, or its positional arguments are not in a tuple."""
+    """Raise InputError where `model` is not a Module, or where `args` is not a sequence of arguments."""
     if not isinstance(model, nn.Module):
-        raise InputError(f"the model is a torch.nn.Module, not {type(model).__name__}")
+        raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(args, Tensor) or not isinstance(args, Sequence) or isinstance(args, str):
-        raise InputError(f"args is a tuple of positional arguments, such as (x,), not {type(args).__name__}")
+        raise InputError(f"args must be a tuple of positional arguments, such as (x,), not {type(args).__name__}")
 
 
 def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: Differentiate) -> Exported:
@@ -151,7 +161,7 @@ def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: D
         raise InputError(f"differentiate must be 'loss' or 'all', not {differentiate!r}")
     state: ModelState = read_model(model)
     captured = capture(model, state, call, unroll_rnn=unroll_rnn, loss_only=differentiate == "loss")
-    joint = make_joint(captured, state)
+    joint = normalize(captured, state)
     correct_outputs(joint)
     lowered = lower(joint, state, type(model).__name__)
     return Exported(
@@ -168,12 +178,3 @@ def _capture(model: nn.Module, call: Call, *, unroll_rnn: bool, differentiate: D
         differentiate=differentiate,
         outputs_differentiated=tuple(captured.differentiated),
     )
-
-
-@contextmanager
-def _autocast_of(signature: Signature) -> Iterator[None]:
-    """The autocast state the signature was taken in."""
-    with ExitStack() as stack:
-        for device, dtype in signature.autocast:
-            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=dtype is not None))
-        yield

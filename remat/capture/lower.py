@@ -1,7 +1,7 @@
-"""From a joint graph to a problem: storages become values, nodes that make storages become ops.
+"""Lowering of a joint graph to a problem: storages become values, nodes that create storages become ops.
 
-A node whose results all lie in storages that exist already is a view; it costs nothing and is emitted again
-wherever a consumer needs it. Everything else is an op.
+A node whose results all lie in storages that exist already is a view. It costs nothing, is no op of the problem, and is
+emitted again wherever a reader needs it. Every other node is an op.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from remat_solvers.problem import Effect, Kind, Op, Problem, Value
 
 __all__ = ["Lowered", "lower"]
 
-_MODULES_WITH_COLLECTIVES = ("_c10d_functional", "c10d", "c10d_functional", "_dtensor")
-_DATA_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_COLLECTIVE_NAMESPACES = ("_c10d_functional", "c10d", "c10d_functional", "_dtensor")
+_DATA_DEPENDENT_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
 @dataclass
 class Lowered:
-    """A problem without costs, and how its ops and values lie in the joint graph."""
+    """A problem without costs, and the nodes of the joint graph that its ops and values belong to."""
 
     problem: Problem
-    op_nodes: list[fx.Node | None]  # per op; None for the tangents
-    values_of: dict[fx.Node, tuple[int, ...]]  # values that a node's tensors lie in
-    base: dict[int, tuple[fx.Node, int | None]]  # per value: node and position of the tensor that stands for it
-    views: frozenset[fx.Node]  # nodes that only look at existing storages
+    op_nodes: list[fx.Node | None]  # per op; None for the op `tangents`
+    values_of: dict[fx.Node, tuple[int, ...]]  # per node: the values that its tensors lie in
+    base: dict[int, tuple[fx.Node, int | None]]  # per value: the node that creates it, and which result it is
+    views: frozenset[fx.Node]  # nodes that create no storage
 
 
 def lower(joint: JointGraph, state: ModelState, name: str) -> Lowered:
-    """The problem of `joint`, with zero times and workspaces."""
+    """Return the problem of `joint`, with zero times and workspaces. Raises ExportError where a tensor is not dense."""
     return _Lowering(joint, state).run(name)
 
 
@@ -43,14 +43,14 @@ class _Lowering:
     def __init__(self, joint: JointGraph, state: ModelState) -> None:
         self._joint = joint
         self._state = state
-        self._value_of: dict[int, int] = {}  # storage -> value
+        self._value_of: dict[int, int] = {}  # per storage: its value
         self._values: list[Value] = []
         self._ops: list[Op] = []
         self._op_nodes: list[fx.Node | None] = []
         self._values_of: dict[fx.Node, tuple[int, ...]] = {}
         self._base: dict[int, tuple[fx.Node, int | None]] = {}
         self._views: set[fx.Node] = set()
-        self._mutated: set[int] = set()
+        self._mutated: set[int] = set()  # values that the step updates
 
     def run(self, name: str) -> Lowered:
         self._add_constants()
@@ -103,15 +103,15 @@ class _Lowering:
         role = self._joint.role[node]
         tensors = tensors_of(node)
         created: list[int] = []
-        for position, tensor in enumerate(_elements(node)):
+        for position, tensor in enumerate(_results(node)):
             if not isinstance(tensor, Tensor):
                 continue
             storage = storage_of(tensor)
             if storage not in self._value_of:
                 label = node.name if len(tensors) == 1 else f"{node.name}.{position}"
                 kind: Kind = "activation" if role == "forward" else "gradient"
-                many = isinstance(node.meta["val"], (list, tuple))
-                created.append(self._new_value(storage, tensor, label, kind, (node, position if many else None)))
+                several = isinstance(node.meta["val"], (list, tuple))
+                created.append(self._new_value(storage, tensor, label, kind, (node, position if several else None)))
         self._values_of[node] = tuple(dict.fromkeys(self._value_of[storage_of(t)] for t in tensors))
         if not created and tensors and not is_random(node):
             self._views.add(node)
@@ -138,26 +138,26 @@ class _Lowering:
     def _effects(self, node: fx.Node, inputs: tuple[int, ...]) -> tuple[tuple[Effect, ...], bool]:
         target = node.target
         effects: list[Effect] = []
-        recomputable = target is not RNN_BACKWARD  # consumes its tape
+        recomputable = target is not RNN_BACKWARD  # it consumes its tape
         if is_random(node):
             effects.append("random")
-            recomputable &= node.kwargs.get("generator") is None  # the default generator's state alone is replayed
+            recomputable &= node.kwargs.get("generator") is None  # only states of default generators are replayed
         if target is torch.ops.aten.copy_.default or any(v in self._mutated for v in inputs):
             effects.append("buffer")
-            recomputable &= target in STATISTICS_ONLY and self._statistics_stay(node)
+            recomputable &= target in STATISTICS_ONLY and self._only_updates_buffers(node)
         if isinstance(target, torch._ops.OpOverload):
-            if target.namespace in _MODULES_WITH_COLLECTIVES:
+            if target.namespace in _COLLECTIVE_NAMESPACES:
                 effects.append("collective")
                 recomputable = False
-            if any(tag in target.tags for tag in _DATA_TAGS):
+            if any(tag in target.tags for tag in _DATA_DEPENDENT_TAGS):
                 effects.append("data")
                 recomputable = False
         return tuple(effects), recomputable
 
-    def _statistics_stay(self, node: fx.Node) -> bool:
-        """Whether the new statistics of a batch norm go into the buffers and nowhere else."""
+    def _only_updates_buffers(self, node: fx.Node) -> bool:
+        """Return whether the new statistics of a batch norm are written to its buffers and read by nothing else."""
         statistics = [user for user in node.users if user.args[1] in (3, 4)]
-        return all(reader.target is torch.ops.aten.copy_.default for s in statistics for reader in s.users)
+        return all(reader.target is torch.ops.aten.copy_.default for new in statistics for reader in new.users)
 
     def _results(self) -> tuple[int, ...]:
         nodes = [o.node for o in self._joint.outputs if o.node is not None]
@@ -166,7 +166,7 @@ class _Lowering:
         return tuple(v for v in values if self._values[v].kind != "constant")
 
 
-def _elements(node: fx.Node) -> Sequence[object]:
-    """What a node gives, by position; some backward ops give None in places."""
-    made = node.meta["val"]
-    return made if isinstance(made, (list, tuple)) else (made,)
+def _results(node: fx.Node) -> Sequence[object]:
+    """Return the results of a node by position; some backward ops return None for some of them."""
+    results = node.meta["val"]
+    return results if isinstance(results, (list, tuple)) else (results,)

@@ -1,7 +1,8 @@
-"""State that a forward keeps or draws in Python, which a captured step would get wrong.
+"""State that a forward keeps or draws in Python: it is watched while tracing, and restored afterwards.
 
-A plan runs the ops of one traced forward; the Python code around them does not run again. What it would have to
-do at every step is an error here (draws, tensors it changes) or is said in the log (attributes it sets).
+A plan runs the ops of one traced forward; the Python code around them does not run at later steps. Where that code
+would have to run at every step, capture raises an error (it draws, or changes a tensor) or logs a warning (it sets
+attributes).
 """
 
 from __future__ import annotations
@@ -33,34 +34,34 @@ _PLAIN = (int, float, complex, bool, str, type(None))
 
 
 class PythonState:
-    """Watches the forwards of one model while it is traced."""
+    """Watches the Python state of one model while its forward is traced."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._before = {name: dict(module.__dict__) for name, module in model.named_modules()}
-        self._replaced: dict[int, str] = {}  # a tensor's id -> the attribute that held it
+        self._replaced: dict[int, str] = {}  # per id of a replaced tensor: the attribute that held it
         self._set: dict[str, None] = {}  # attributes that forward sets
 
     @property
     def set_by_forward(self) -> Collection[str]:
-        """Paths of the attributes that forward sets."""
+        """Return the paths of the attributes that forward sets."""
         return self._set.keys()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Around one traced forward. Raises ExportError for what a plan cannot repeat."""
-        python, legacy = random.getstate(), _numpy_state()
+        """Watch one traced forward. Raises ExportError where it does something that a plan cannot repeat."""
+        python_state, numpy_state = random.getstate(), _numpy_state()
         generator = _Generator(torch.default_generator)
-        with mock.patch.object(torch.random, "default_generator", generator), _Guard(self._name_of):
+        with mock.patch.object(torch.random, "default_generator", generator), _InPlaceGuard(self._name_of):
             yield
-        if random.getstate() != python or _numpy_state() != legacy:
+        if random.getstate() != python_state or _numpy_state() != numpy_state:
             raise ExportError(
                 "forward draws from a generator of Python or numpy, and every planned step would repeat the same draw. "
-                "Draw with torch instead (torch.rand, torch.where), which a plan repeats exactly."
+                "Draw with torch instead (torch.rand, torch.where), whose draws a plan replays exactly."
             )
-        self._read_attributes()
+        self._record_changes()
 
-    def _read_attributes(self) -> None:
+    def _record_changes(self) -> None:
         for name, module in self._model.named_modules():
             before = self._before[name]
             for attribute, value in module.__dict__.items():
@@ -74,26 +75,26 @@ class PythonState:
                     self._set[path] = None
 
     def check(self, constants: Iterable[Tensor]) -> None:
-        """ExportError where the graph holds a tensor that only Python code keeps up to date, or that would be trained.
+        """Raise ExportError where the graph reads a tensor that only Python code updates, or that would be trained.
 
-        constants: tensors the graph reads that are no parameter, buffer or input.
+        constants: tensors that the graph reads and that are no parameter, buffer or input.
         """
         for tensor in constants:
             name = self._name_of(tensor)
             if tensor.requires_grad:
                 raise ExportError(
-                    f"forward reads {name}, which requires a gradient but is no registered parameter. Assign it as an "
-                    "nn.Parameter, or hold several in nn.ParameterList or nn.ParameterDict."
+                    f"forward reads {name}, which requires a gradient but is not a registered parameter. Assign it as "
+                    "an nn.Parameter, or put several into an nn.ParameterList or nn.ParameterDict."
                 )
             if id(tensor) in self._replaced:
                 raise ExportError(
-                    f"forward reads {name} and replaces it: register it as a buffer (self.register_buffer), so that "
+                    f"forward reads {name} and replaces it. Register it as a buffer (self.register_buffer), so that "
                     "every planned step updates it."
                 )
         if self._set:
             log.warning(
-                "forward sets attributes of the model (%s): a planned step runs no Python code and leaves them alone. "
-                "Return what is needed outside, hold state in buffers.",
+                "forward sets attributes of the model (%s), but a planned step runs no Python code and does not set "
+                "them. Return values that are needed outside, and keep state in buffers.",
                 ", ".join(self._set),
             )
 
@@ -109,7 +110,7 @@ class PythonState:
 
 
 class _Generator:
-    """torch's default generator while tracing: seeding it in forward would make every draw after it another one."""
+    """Stands in for torch's default generator while tracing, and refuses to be seeded: a plan would not repeat it."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -119,13 +120,13 @@ class _Generator:
 
     def manual_seed(self, seed: int) -> None:
         raise ExportError(
-            f"forward seeds torch's generator (torch.manual_seed({seed})), which a plan does not repeat. Draw "
-            "before the call and pass the tensor, or hold it in a buffer."
+            f"forward seeds torch's generator (torch.manual_seed({seed})), which a plan does not repeat. Draw the "
+            "tensor before the call and pass it, or keep it in a buffer."
         )
 
 
-class _Guard(TorchFunctionMode):
-    """Refuses to change, while tracing, a real tensor in place: it belongs to the user."""
+class _InPlaceGuard(TorchFunctionMode):
+    """Refuses in-place changes of real tensors while tracing: they belong to the user."""
 
     def __init__(self, name_of: Any) -> None:
         super().__init__()
@@ -137,8 +138,8 @@ class _Guard(TorchFunctionMode):
         changed = args[0] if args and _is_in_place(func) else (kwargs or {}).get("out")
         if type(changed) in (Tensor, nn.Parameter):
             raise ExportError(
-                f"{user_line()}: forward changes {self._name_of(changed)} in place, which is no buffer: register it as "
-                "one (self.register_buffer), so that every planned step updates it."
+                f"{user_line()}: forward changes {self._name_of(changed)} in place, which is not a buffer. Register it "
+                "as one (self.register_buffer), so that every planned step updates it."
             )
         return func(*args, **(kwargs or {}))
 
@@ -155,10 +156,13 @@ def _numpy_state() -> tuple[bytes, int]:
 
 @contextmanager
 def preserved_model(model: nn.Module) -> Iterator[None]:
-    """Restore generators and module attributes, contents of lists, dicts and sets included, that a forward may set."""
+    """Restore, at the end, the generators and the module attributes that a forward may change.
+
+    Attributes include the contents of lists, dicts and sets.
+    """
     attributes = [(module, _plain_attributes(module)) for module in model.modules()]
-    held = [value for _, found in attributes for value in found.values() if isinstance(value, (list, dict, set))]
-    contents = [copy.copy(value) for value in held]
+    containers = [value for _, own in attributes for value in own.values() if isinstance(value, (list, dict, set))]
+    contents = [copy.copy(value) for value in containers]
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -170,12 +174,12 @@ def preserved_model(model: nn.Module) -> Iterator[None]:
             for name in set(_plain_attributes(module)) - set(before):
                 del module.__dict__[name]
             module.__dict__.update(before)
-        for value, content in zip(held, contents, strict=True):
+        for value, content in zip(containers, contents, strict=True):
             _restore(value, content)
 
 
 def _restore(value: Any, content: Any) -> None:
-    if len(value) == len(content) and all(a is b for a, b in zip(_parts(value), _parts(content), strict=True)):
+    if len(value) == len(content) and all(a is b for a, b in zip(_elements(value), _elements(content), strict=True)):
         return
     value.clear()
     if isinstance(value, list):
@@ -184,8 +188,8 @@ def _restore(value: Any, content: Any) -> None:
         value.update(content)
 
 
-def _parts(value: Any) -> list[Any]:
-    return [part for item in value.items() for part in item] if isinstance(value, dict) else list(value)
+def _elements(value: Any) -> list[Any]:
+    return [element for item in value.items() for element in item] if isinstance(value, dict) else list(value)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Where in the user's code an op comes from: module path and source line.
+"""The origin of an op in the user's code: its module path and source line.
 
-While a model is traced, every torch call made by a module's forward stamps the nodes that come of it. A
-backward node carries the sequence number of the forward node it belongs to and so its place.
+While a model is traced, every torch call in a module's forward stamps the nodes that result from it. A backward node
+carries the sequence number of the forward node that it belongs to, and so has the same origin.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["ORIGIN_KEY", "is_user_file", "recording_origins", "user_line"]
 
-ORIGIN_KEY = "remat_origin"  # in node.meta["custom"]: (module path, source line)
+ORIGIN_KEY = "remat_origin"  # key in node.meta["custom"] of the pair (module path, source line)
 
-_OWN_ROOTS = (
+_LIBRARY_ROOTS = (
     os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
 )
@@ -29,7 +29,7 @@ _OWN_ROOTS = (
 
 @contextmanager
 def recording_origins(model: nn.Module) -> Iterator[None]:
-    """Stamp nodes traced inside with the module path within `model` and the source line."""
+    """Stamp nodes that are traced inside the context with their module path within `model` and their source line."""
     paths = {module: name for name, module in model.named_modules()}
     stack: list[str] = []
 
@@ -54,6 +54,8 @@ def recording_origins(model: nn.Module) -> Iterator[None]:
 
 
 class _Stamp(TorchFunctionMode):
+    """Stamps the nodes of every torch call. `stack`: paths of the modules whose forward is running."""
+
     def __init__(self, stack: list[str]) -> None:
         super().__init__()
         self._stack = stack
@@ -62,13 +64,13 @@ class _Stamp(TorchFunctionMode):
         if torch.compiler.is_dynamo_compiling():  # a higher-order op (torch.cond) captures its branches
             return func(*args, **(kwargs or {}))
         if fx_traceback.has_preserved_node_meta():
-            place = (self._stack[-1] if self._stack else "", user_line())
-            fx_traceback.current_meta["custom"] = {ORIGIN_KEY: place}
+            origin = (self._stack[-1] if self._stack else "", user_line())
+            fx_traceback.current_meta["custom"] = {ORIGIN_KEY: origin}
         return func(*args, **(kwargs or {}))
 
 
 def user_line() -> str:
-    """`file.py:line` of the innermost frame outside torch and this library, "" where there is none."""
+    """Return `file.py:line` of the innermost frame outside torch and this library, "" where there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -79,5 +81,5 @@ def user_line() -> str:
 
 
 def is_user_file(path: str) -> bool:
-    """Whether `path` is code of the user or of a model library, not of torch, this library, or generated."""
-    return not path.startswith(_OWN_ROOTS) and not path.startswith("<")
+    """Return whether `path` is code of the user or of a model library: not torch, this library, or generated code."""
+    return not path.startswith(_LIBRARY_ROOTS) and not path.startswith("<")

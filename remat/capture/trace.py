@@ -1,8 +1,8 @@
-"""Capture: the joint forward and backward graph of one call, without running the model.
+"""Capture of the joint forward and backward graph of one call, without running the model.
 
-AOTAutograd traces the call on fake tensors (shapes only), functionalises it, and describes every input and
-output of the graph. The model is left as it was: its tensors never hold traced values, its attributes and
-the random generators are restored.
+AOTAutograd traces the call on fake tensors (shapes only), functionalises it, and describes every input and output of
+the graph. The model does not change: its tensors never hold traced values, and its attributes and the random
+generators are restored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from remat.capture.call import Call, ModelSettings, ModelState, unique_tensors
+from remat.capture.call import Call, ModelState, unique_tensors
+from remat.capture.model_settings import ModelSettings
 from remat.capture.python_state import PythonState, preserved_model
 from remat.capture.rnn.ops import opaque_rnns
 from remat.capture.source_location import is_user_file, recording_origins
@@ -34,28 +35,32 @@ __all__ = ["Capture", "capture"]
 
 @dataclass(frozen=True)
 class Capture:
-    """The traced joint graph and how it is called."""
+    """The traced joint graph, and how its inputs and outputs correspond to those of the model."""
 
     graph_module: fx.GraphModule  # placeholders and output carry meta["desc"]
     metadata: Any  # AOTAutograd's ViewAndMutationMeta
-    output_tree: Tree  # of what the model returns
-    output_leaves: list[tuple[bool, Any]]  # per leaf: (is a tensor, its value otherwise)
-    requires_grad: list[bool]  # per tensor the model returns
-    differentiated: list[bool]  # per tensor the model returns: a gradient through it is planned for
-    settings: ModelSettings  # attributes the forward may have read
+    output_tree: Tree  # of the model's output
+    output_leaves: list[tuple[bool, Any]]  # per leaf: (whether it is a tensor, its value otherwise)
+    requires_grad: list[bool]  # per tensor that the model returns
+    differentiated: list[bool]  # per tensor that the model returns: a gradient through it is planned
+    settings: ModelSettings  # attributes that the forward may have read
 
 
 def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool, loss_only: bool) -> Capture:
-    """Trace the training step of `model` for `call`. Raises ExportError naming the line that cannot be traced.
+    """Trace the training step of `model` for `call`.
 
-    unroll_rnn: trace RNN modules step by step instead of as opaque ops.
-    loss_only: where exactly one output is a scalar that requires a gradient, plan for its gradient alone.
+    Args:
+        unroll_rnn: trace RNN modules step by step instead of as opaque ops.
+        loss_only: where exactly one output is a scalar that requires a gradient, trace the backward of it alone.
+
+    Raises:
+        ExportError: the step cannot be traced. The message names the line and the next thing to try.
     """
     try:
         return _trace(_Traced(model, state, call, loss_only), unroll_rnn=unroll_rnn, compiling=False)
     except ExportError:
-        # Libraries that branch on tensor values often do not where torch says that it is compiling. Only then are
-        # they told so: it also makes them choose other kernels than they run in eager mode.
+        # Many libraries skip branches on tensor values where torch says that it is compiling. It says so only at a
+        # second attempt, because the libraries then also choose other kernels than in eager mode.
         return _trace(_Traced(model, state, call, loss_only), unroll_rnn=unroll_rnn, compiling=True)
 
 
@@ -66,7 +71,7 @@ def _trace(traced: _Traced, *, unroll_rnn: bool, compiling: bool) -> Capture:
         stack.enter_context(preserved_model(model))
         stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", compiling))
         stack.enter_context(mock.patch.object(torch.utils.checkpoint, "CheckpointFunction", _PlainCheckpoint))
-        stack.enter_context(_unlogged())
+        stack.enter_context(_without_torch_log())
         stack.enter_context(recording_origins(model))
         stack.enter_context(functorch_config.patch(backward_pass_autocast="off"))
         stack.enter_context(torch.enable_grad())
@@ -93,7 +98,7 @@ def _trace(traced: _Traced, *, unroll_rnn: bool, compiling: bool) -> Capture:
 
 
 class _Traced(nn.Module):
-    """The model as AOTAutograd sees it: unique parameters and buffers, tensors in, tensors out."""
+    """The model as AOTAutograd sees it: it owns unique parameters and buffers, and takes and returns flat tensors."""
 
     model: nn.Module
     output_tree: Tree
@@ -104,10 +109,11 @@ class _Traced(nn.Module):
     def __init__(self, model: nn.Module, state: ModelState, call: Call, loss_only: bool) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a submodule: its parameters are registered below, once each
+        # Per name of a tensor of this module, its name in the model.
         self._names = {f"p{i}": name for i, name in enumerate(state.parameters)}
         self._names |= {f"b{i}": name for i, name in enumerate(state.buffers)}
-        for own, parameter in zip(self._names, state.parameters.values(), strict=False):
-            self.register_parameter(own, nn.Parameter(parameter.detach(), parameter.requires_grad))
+        for name, parameter in zip(self._names, state.parameters.values(), strict=False):
+            self.register_parameter(name, nn.Parameter(parameter.detach(), parameter.requires_grad))
         for i, buffer in enumerate(state.buffers.values()):
             self.register_buffer(f"b{i}", buffer.detach())
         self.call = call
@@ -118,14 +124,12 @@ class _Traced(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         leaves = [tensors[self._positions[id(leaf)]] if isinstance(leaf, Tensor) else leaf for leaf in self.call.leaves]
         args, kwargs = unflatten(leaves, self.call.tree)
-        owned = {name: getattr(self, own) for own, name in self._names.items()}
+        owned = {theirs: getattr(self, ours) for ours, theirs in self._names.items()}
         model = self.model
-        hook = model.register_forward_hook(_WriteBack(owned))
+        hook = model.register_forward_hook(_UpdateInPlace(owned))
         try:
-            with (
-                preserved_model(model),
-                self.python_state.watching(),
-            ):  # traced several times, each time from the same state
+            # AOTAutograd calls this method several times, and each call has to start from the same state.
+            with preserved_model(model), self.python_state.watching():
                 output = torch.func.functional_call(model, owned, args, kwargs, tie_weights=True)
         finally:
             hook.remove()
@@ -134,74 +138,74 @@ class _Traced(nn.Module):
         returned = [leaf for leaf in outputs if isinstance(leaf, Tensor)]
         self.requires_grad = [t.requires_grad for t in returned]
         losses = [t for t in returned if t.requires_grad and t.dim() == 0]
-        only = losses[0] if self._loss_only and len(losses) == 1 else None
-        self.differentiated = [t.requires_grad and (only is None or t is only) for t in returned]
+        loss = losses[0] if self._loss_only and len(losses) == 1 else None
+        self.differentiated = [t.requires_grad and (loss is None or t is loss) for t in returned]
         return tuple(
             t.detach() if t.requires_grad and not d else t for t, d in zip(returned, self.differentiated, strict=True)
         )
 
 
 class _PlainCheckpoint:
-    """The model's own reentrant checkpoints while tracing: what they would recompute is for the plan to decide."""
+    """Replaces the model's own reentrant checkpoints while tracing: the plan decides what is recomputed."""
 
     @staticmethod
     def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
         return function(*args)
 
 
-class _WriteBack:
-    """After the model's forward: a buffer that was replaced (`self.n = self.n + 1`) is updated in place instead."""
+class _UpdateInPlace:
+    """A forward hook that writes a replaced buffer (`self.n = self.n + 1`) back into the original tensor."""
 
     def __init__(self, owned: dict[str, Tensor]) -> None:
         self._owned = owned
 
     def __call__(self, model: nn.Module, args: Any, output: Any) -> None:
-        for name, held in model.named_buffers():
+        for name, buffer in model.named_buffers():
             owned = self._owned.get(name)
-            if owned is None or held is owned:
+            if owned is None or buffer is owned:
                 continue
-            if held.shape != owned.shape or held.dtype != owned.dtype:
+            if buffer.shape != owned.shape or buffer.dtype != owned.dtype:
                 raise ExportError(
                     f"the model replaces its buffer {name} by one of another shape or dtype "
-                    f"({tuple(held.shape)} {held.dtype}): keep the shape, or hold the state outside the model"
+                    f"({tuple(buffer.shape)} {buffer.dtype}): keep shape and dtype, or keep the state outside the model"
                 )
-            owned.copy_(held)
+            owned.copy_(buffer)
 
 
 def _fake_constants(module: fx.GraphModule) -> list[Tensor]:
-    """Tensors that the graph reads beside its inputs; their nodes get the fake tensors that views of them refer to."""
-    found: list[Tensor] = []
+    """Return the tensors that the graph reads beside its inputs, and give their nodes fake tensors."""
+    constants: list[Tensor] = []
     mode: Any = detect_fake_mode([node.meta.get("val") for node in module.graph.nodes])
     for node in module.graph.find_nodes(op="get_attr"):
-        held = getattr(module, str(node.target), None)
-        if isinstance(held, Tensor):
-            found.append(held)
-            node.meta["val"] = mode.from_tensor(held)
-            _read_directly(node)
-    return found
+        tensor = getattr(module, str(node.target), None)
+        if isinstance(tensor, Tensor):
+            constants.append(tensor)
+            node.meta["val"] = mode.from_tensor(tensor)
+            _drop_copies(node)
+    return constants
 
 
-def _read_directly(constant: fx.Node) -> None:
-    """Read a constant of the graph, made by torch.tensor in forward, without copying it; where it is returned, copy."""
-    for copied in [user for user in constant.users if user.target is torch.ops.aten.lift_fresh_copy.default]:
-        copied.replace_all_uses_with(constant, delete_user_cb=lambda user: user.op != "output")
-        if copied.users:
-            copied.target = torch.ops.aten.clone.default
+def _drop_copies(constant: fx.Node) -> None:
+    """Let nodes read a constant (a torch.tensor of forward) without copying it. Where it is returned, it is copy."""
+    for copy in [user for user in constant.users if user.target is torch.ops.aten.lift_fresh_copy.default]:
+        copy.replace_all_uses_with(constant, delete_user_cb=lambda user: user.op != "output")
+        if copy.users:
+            copy.target = torch.ops.aten.clone.default
             with constant.meta["val"].fake_mode:
-                copied.meta["val"] = torch.empty_like(constant.meta["val"])
+                copy.meta["val"] = torch.empty_like(constant.meta["val"])
         else:
-            constant.graph.erase_node(copied)
+            constant.graph.erase_node(copy)
 
 
 def _fake_leaves(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Leaves that share storage with the arguments; AOTAutograd fakes them."""
+    """Yield autograd leaves that share storage with the arguments; AOTAutograd makes fake tensors of them."""
     for tensor in tensors:
         yield tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
-    """torch logs errors of fake tensors with their traceback; here they are raised, and explained."""
+def _without_torch_log() -> Iterator[None]:
+    """Keep torch from logging errors of fake tensors with a traceback: they are raised here, with an explanation."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True
@@ -212,7 +216,7 @@ def _unlogged() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> ExportError:
-    """The error in the user's words: what happened, at which line, what to do."""
+    """Return an error that tells the user what happened, at which line, and what to do."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
@@ -235,7 +239,7 @@ def _op_of(error: BaseException) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    """The innermost line of user code in the traceback, with a colon; "" where there is none."""
+    """Return the innermost line of user code in the traceback, followed by a colon; "" where there is none."""
     line = ""
     trace = error.__traceback__
     while trace is not None:

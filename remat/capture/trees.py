@@ -1,7 +1,7 @@
-"""Nested inputs and outputs as flat lists of leaves.
+"""Flattening of nested inputs and outputs to lists of leaves, and back.
 
-torch's pytree knows tuples, lists, dicts and what libraries register with it. Models also return plain
-dataclasses and small objects that hold tensors (a key-value cache); those are opened by their attributes.
+torch's pytree knows tuples, lists, dicts and the classes that libraries register with it. Models also take and return
+plain dataclasses and small objects that hold tensors (a key-value cache); those are flattened by their attributes.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from remat.capture.rnn.packed import sizes_of, with_sizes
+from remat.capture.rnn.packed import known_batch_sizes, tensor_of_batch_sizes
 
 __all__ = ["Tree", "flatten", "unflatten"]
 
-_MAX_DEPTH = 12  # objects inside objects; deeper ones are passed through as they are
+_MAX_DEPTH = 12  # of objects inside objects; deeper objects are leaves
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """The next leaf of the flat list."""
+    """A leaf: the next element of the flat list."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Nest:
-    """A container that pytree knows, one level of it. (torch's own specs warn when they are unpickled.)"""
+    """One level of a container that pytree knows. (torch's own specs are not used: they warn when unpickled.)"""
 
     kind: Any
     context: Any
@@ -59,23 +59,23 @@ class _Mapping:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A packed sequence. Its batch sizes are plain numbers, not a tensor: a step is planned for one set of lengths."""
+    """A packed sequence. Its batch sizes are plain numbers, because a step is planned for one set of lengths."""
 
     steps: int
-    parts: tuple[Tree, ...]  # data, sorted and unsorted indices, then a leaf per step
+    parts: tuple[Tree, ...]  # data, sorted and unsorted indices, then the batch size of each step
 
 
 Tree: TypeAlias = _Leaf | _Object | _Nest | _Mapping | _Packed
 
 
 def flatten(nested: Any) -> tuple[list[Any], Tree]:
-    """The leaves of `nested` (tensors and plain Python values) and the tree that puts them together again."""
+    """Return the leaves of `nested` (tensors and Python values), and the tree from which `unflatten` rebuilds it."""
     leaves: list[Any] = []
     return leaves, _flatten(nested, leaves, 0)
 
 
 def unflatten(leaves: list[Any], tree: Tree) -> Any:
-    """Inverse of `flatten`: new containers holding `leaves`."""
+    """Return new containers of the structure `tree` that hold `leaves`: the inverse of `flatten`."""
     position = iter(leaves)
     return _unflatten(tree, lambda: next(position))
 
@@ -83,7 +83,7 @@ def unflatten(leaves: list[Any], tree: Tree) -> Any:
 def _flatten(nested: Any, leaves: list[Any], depth: int) -> Tree:
     if isinstance(nested, PackedSequence):
         data, batch_sizes, *indices = nested
-        sizes = sizes_of(batch_sizes)
+        sizes = known_batch_sizes(batch_sizes)
         return _Packed(len(sizes), tuple(_flatten(part, leaves, depth) for part in (data, *indices, *sizes)))
     kind = pytree._get_node_type(nested)
     known = pytree.SUPPORTED_NODES.get(kind)
@@ -116,7 +116,7 @@ def _attributes(leaf: Any) -> dict[str, Any]:
 
 
 def _holds_tensors(leaf: Any, depth: int) -> bool:
-    """Whether a tensor is found by opening attributes; modules and classes are never opened."""
+    """Return whether the attributes of `leaf` hold a tensor; attributes of modules and classes are not searched."""
     if isinstance(leaf, (torch.Tensor, torch.nn.Module, type)) or callable(leaf):
         return False
     if depth >= _MAX_DEPTH:
@@ -127,21 +127,21 @@ def _holds_tensors(leaf: Any, depth: int) -> bool:
     return False
 
 
-def _unflatten(tree: Tree, take: Callable[[], Any]) -> Any:
+def _unflatten(tree: Tree, next_leaf: Callable[[], Any]) -> Any:
     match tree:
         case _Leaf():
-            return take()
+            return next_leaf()
         case _Nest(kind, context, parts):
-            return pytree.SUPPORTED_NODES[kind].unflatten_fn([_unflatten(part, take) for part in parts], context)
+            return pytree.SUPPORTED_NODES[kind].unflatten_fn([_unflatten(part, next_leaf) for part in parts], context)
         case _Mapping(_, template, keys, parts):
             filled = copy.copy(template)
-            filled.update({key: _unflatten(part, take) for key, part in zip(keys, parts, strict=True)})
+            filled.update({key: _unflatten(part, next_leaf) for key, part in zip(keys, parts, strict=True)})
             return filled
         case _Packed(_, parts):
-            data, sorted_indices, unsorted_indices, *sizes = [_unflatten(part, take) for part in parts]
-            return PackedSequence(data, with_sizes(sizes), sorted_indices, unsorted_indices)
+            data, sorted_indices, unsorted_indices, *sizes = [_unflatten(part, next_leaf) for part in parts]
+            return PackedSequence(data, tensor_of_batch_sizes(sizes), sorted_indices, unsorted_indices)
         case _Object(_, template, names, parts):
-            made = copy.copy(template)
+            rebuilt = copy.copy(template)
             for name, part in zip(names, parts, strict=True):
-                object.__setattr__(made, name, _unflatten(part, take))
-            return made
+                object.__setattr__(rebuilt, name, _unflatten(part, next_leaf))
+            return rebuilt

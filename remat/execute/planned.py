@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from remat.capture.call import ModelSettings, Signature
+from remat.capture.call import Signature
 from remat.capture.exported import Differentiate, Exported, export
+from remat.capture.model_settings import ModelSettings
 from remat.execute.offload.tiers import Tier
 from remat.execute.program import Program
 from remat_solvers.errors import ApplyError

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import remat
+from remat.capture.exported import Exported
 from remat.execute.module import RematModule
 from remat_solvers.generate import random_plan
 from remat_solvers.plan import Plan
@@ -41,6 +42,11 @@ def sequential() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 CASE["sequential"] = Case("sequential", sequential)
+
+
+def roofline(model: nn.Module, *args: Any, **kwargs: Any) -> Exported:
+    """Exported for one call, with estimated costs."""
+    return remat.export(model, args, kwargs, costs="roofline")
 
 
 def storing_all(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> RematModule:

@@ -1,1 +1,1 @@
-"""What each op of a captured step costs: measured on this machine, or estimated for a named one."""
+"""Costs of the ops of a captured step: measured on this machine, or estimated for a named device."""

@@ -1,14 +1,15 @@
-"""Times and workspaces of a problem's ops: measured, or estimated for a named device."""
+"""Assignment of costs to the ops of a problem: measured, or estimated for a named device."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
-from remat.capture.costs import roofline
+from remat.capture.costs.cache import device_name
 from remat.capture.costs.measure import OpCosts, measure_ops
-from remat.capture.costs.roofline import Hardware
+from remat.capture.costs.roofline import Hardware, estimate_ns, find_hardware, hardware_name
 from remat.capture.joint import JointGraph, tensors_of
 from remat.capture.lower import Lowered
 from remat_solvers.errors import InputError
@@ -16,62 +17,60 @@ from remat_solvers.problem import Costs, Problem
 
 __all__ = ["add_costs", "main_device"]
 
+_NO_COSTS = OpCosts(0, 0, 0, 0)  # of the op `tangents`, which runs nothing
+
 
 def add_costs(joint: JointGraph, lowered: Lowered, costs: str | Hardware) -> Problem:
-    """The problem of `lowered` with times, workspaces, and a record of where they come from."""
+    """Return the problem of `lowered` with times and workspaces, and with a record of their source.
+
+    Raises InputError where `costs` is neither "measure", "roofline", "roofline:NAME" nor a Hardware.
+    """
     device = main_device(joint)
     if costs == "measure":
         return _measured(lowered, device)
     if isinstance(costs, Hardware):
-        return _estimated(lowered, costs, device)
+        return _estimated(lowered, costs)
     kind, _, name = str(costs).partition(":")
     if kind != "roofline":
         raise InputError(f"costs must be 'measure', 'roofline', 'roofline:NAME' or a Hardware, not {costs!r}")
-    return _estimated(lowered, roofline.find_hardware(name or roofline.hardware_name(device)), device)
+    return _estimated(lowered, find_hardware(name or hardware_name(device)))
 
 
 def _measured(lowered: Lowered, device: torch.device) -> Problem:
-    problem = lowered.problem
     if device.type == "meta":
-        raise InputError("costs='measure' cannot time a model on the meta device: name a device, costs='roofline:a100'")
-    found = measure_ops([node for node in lowered.op_nodes if node is not None])
-    per_op: list[OpCosts | None] = [None if node is None else found[node] for node in lowered.op_nodes]
-    return dataclasses.replace(
-        problem,
-        ops=tuple(
-            op if m is None else dataclasses.replace(op, time_ns=m.time_ns, workspace_bytes=m.workspace_bytes)
-            for op, m in zip(problem.ops, per_op, strict=True)
-        ),
-        costs=Costs(
-            source="measure_ops",
-            device=device_name(device),
-            threads=torch.get_num_threads(),
-            torch=str(torch.__version__),
-            workspace=True,
-            spread_ns=tuple(0 if m is None else m.spread_ns for m in per_op),
-        ),
+        raise InputError(
+            "costs='measure' cannot time a model on the meta device: name another device (costs='roofline:a100')"
+        )
+    by_node = measure_ops([node for node in lowered.op_nodes if node is not None])
+    measured = [_NO_COSTS if node is None else by_node[node] for node in lowered.op_nodes]
+    source = Costs(
+        source="measure",
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        torch=str(torch.__version__),
+        workspace=True,
+        spread_ns=tuple(costs.spread_ns for costs in measured),
     )
+    workspaces = [costs.workspace_bytes for costs in measured]
+    return _with_costs(lowered.problem, [costs.time_ns for costs in measured], workspaces, source)
 
 
-def _estimated(lowered: Lowered, hardware: Hardware, device: torch.device) -> Problem:
-    problem = lowered.problem
-    times = [0 if node is None else roofline.estimate_ns(node, hardware) for node in lowered.op_nodes]
-    return dataclasses.replace(
-        problem,
-        ops=tuple(dataclasses.replace(op, time_ns=t) for op, t in zip(problem.ops, times, strict=True)),
-        costs=Costs(f"roofline:{hardware.name}", hardware.name, 0, str(torch.__version__), workspace=False),
+def _estimated(lowered: Lowered, hardware: Hardware) -> Problem:
+    times_ns = [0 if node is None else estimate_ns(node, hardware) for node in lowered.op_nodes]
+    source = Costs(f"roofline:{hardware.name}", hardware.name, 0, str(torch.__version__), workspace=False)
+    return _with_costs(lowered.problem, times_ns, [0] * len(times_ns), source)
+
+
+def _with_costs(problem: Problem, times_ns: Sequence[int], workspaces: Sequence[int], source: Costs) -> Problem:
+    ops = (
+        dataclasses.replace(op, time_ns=time_ns, workspace_bytes=workspace_bytes)
+        for op, time_ns, workspace_bytes in zip(problem.ops, times_ns, workspaces, strict=True)
     )
-
-
-def device_name(device: torch.device) -> str:
-    """A name under which costs of one device are comparable."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return roofline.cpu_name() if device.type == "cpu" else device.type
+    return dataclasses.replace(problem, ops=tuple(ops), costs=source)
 
 
 def main_device(joint: JointGraph) -> torch.device:
-    """The device most of the step's bytes are on."""
+    """Return the device that holds most of the step's bytes."""
     sizes: dict[torch.device, int] = {}
     for node in joint.nodes:
         for tensor in tensors_of(node):

@@ -1,21 +1,25 @@
-"""Measured costs on disk, so that an op is timed once per machine: one SQLite file, safe for several processes.
+"""A cache of measured costs on disk, so that an op is timed once per machine. Several processes may use it at once.
 
-The folder is $REMAT_CACHE_DIR, else $XDG_CACHE_HOME/remat, else ~/.cache/remat. A folder that cannot be
-written is no error: then nothing is remembered. A broken file is replaced.
+It is one SQLite file in the folder $REMAT_CACHE_DIR, else $XDG_CACHE_HOME/remat, else ~/.cache/remat. Where the folder
+cannot be written, nothing is stored, and no error is raised. A broken file is replaced.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["Row", "cache_path", "read_rows", "write_rows"]
+import torch
+
+__all__ = ["Row", "cache_path", "device_name", "read_rows", "write_rows"]
 
 Row = tuple[int, int, int, int]
-"""time_ns, spread_ns, workspace_bytes, kept_bytes"""
+"""The costs of one execution: time_ns, spread_ns, workspace_bytes, kept_bytes."""
 
 _BUSY_S = 30.0
 _TABLE = (
@@ -25,15 +29,15 @@ _TABLE = (
 
 
 def cache_path() -> Path:
-    """Where costs are kept."""
-    own = os.environ.get("REMAT_CACHE_DIR")
-    if own:
-        return Path(own) / "costs.sqlite"
+    """Return the path of the cache file."""
+    folder = os.environ.get("REMAT_CACHE_DIR")
+    if folder:
+        return Path(folder) / "costs.sqlite"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remat" / "costs.sqlite"
 
 
 def read_rows(keys: Iterable[str]) -> dict[str, Row]:
-    """The known ones among `keys`."""
+    """Return the rows of those `keys` that the cache knows."""
     path = cache_path()
     if not path.exists():
         return {}
@@ -52,14 +56,14 @@ def read_rows(keys: Iterable[str]) -> dict[str, Row]:
 
 
 def write_rows(rows: Mapping[str, Row]) -> None:
-    """Remember `rows`."""
+    """Store `rows`, where the cache can be written."""
     path = cache_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _insert(path, rows)
         except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:  # its subclasses are a lock, a full disk and their kind
+            if type(error) is not sqlite3.DatabaseError:  # subclasses are raised for a lock or a full disk
                 return
             path.unlink(missing_ok=True)
             _insert(path, rows)
@@ -71,3 +75,23 @@ def _insert(path: Path, rows: Mapping[str, Row]) -> None:
     with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db, db:
         db.execute(_TABLE)
         db.executemany("INSERT OR REPLACE INTO costs_2 VALUES (?, ?, ?, ?, ?)", [(k, *r) for k, r in rows.items()])
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name under which costs of `device` are stored: the model of the GPU or processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_name() if device.type == "cpu" else device.type
+
+
+@lru_cache
+def _cpu_name() -> str:
+    """Return the model name of the processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

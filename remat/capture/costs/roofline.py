@@ -1,18 +1,17 @@
-"""Roofline estimates: the time of an op is the larger of its arithmetic and its memory traffic, plus a launch.
+"""Roofline estimates of the time of an op: the larger of its arithmetic and its memory traffic, plus a launch.
 
-    time = max(FLOPs / FLOP/s, bytes moved / bytes/s) + launch
+    time = max(FLOPs / (FLOP/s), bytes moved / (bytes/s)) + launch
 
-The peaks are those of the vendors' data sheets (dense, without sparsity); real kernels reach less, but plans
-depend on ratios between ops. Workspaces are not estimated.
+The model is that of Williams, Waterman and Patterson (CACM 2009). The peaks are those of the vendors' data sheets
+(dense, without sparsity). Real kernels reach less, but plans depend on ratios between ops. Workspaces are not
+estimated.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from remat.capture.joint import tensors_of
+from remat.capture.rnn.ops import RNN_BACKWARD, RNN_FORWARD
 from remat_solvers.errors import InputError
 
 __all__ = ["HARDWARE", "Hardware", "estimate_ns", "find_hardware", "hardware_name"]
@@ -28,12 +28,12 @@ __all__ = ["HARDWARE", "Hardware", "estimate_ns", "find_hardware", "hardware_nam
 
 @dataclass(frozen=True)
 class Hardware:
-    """Peaks of one device. Pass an own one as `costs=Hardware(...)`."""
+    """The peak rates of one device. A device that is not in HARDWARE is passed as `costs=Hardware(...)`."""
 
     name: str
-    bytes_per_s: float  # device memory
-    flops_per_s: float  # where the dtype has no entry below
-    matmul_flops_per_s: Mapping[torch.dtype, float] = field(default_factory=dict)  # matrix units, per dtype
+    bytes_per_s: float  # of device memory
+    flops_per_s: float  # for dtypes without an entry below
+    matmul_flops_per_s: Mapping[torch.dtype, float] = field(default_factory=dict)  # of matrix units, per dtype
     launch_ns: int = 2_000  # per op
 
 
@@ -57,47 +57,34 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
 
 
 def find_hardware(name: str) -> Hardware:
-    """The named device. Raises InputError listing the names."""
+    """Return the device of that name. Raises InputError, with the known names, where there is none."""
     try:
         return HARDWARE[name.lower()]
     except KeyError:
         known = ", ".join(HARDWARE)
-        raise InputError(f"no roofline for {name!r}: use one of {known}, or pass a Hardware") from None
+        raise InputError(f"no roofline is known for {name!r}: use one of {known}, or pass a Hardware") from None
 
 
 def hardware_name(device: torch.device) -> str:
-    """The name under which the device at hand is in the table."""
+    """Return the name of `device` in HARDWARE. Raises InputError for a GPU that is not there."""
     if device.type == "cuda":
         model = torch.cuda.get_device_name(device).lower().replace(" ", "")
         for name in HARDWARE:
             if name in model:
                 return name
-        raise InputError(f"no roofline is known for {model}: name one ('roofline:a100') or use costs='measure'")
+        raise InputError(f"no roofline is known for {model}: name a device ('roofline:a100') or use costs='measure'")
     return "cpu"
 
 
-@lru_cache
-def cpu_name() -> str:
-    """Model name of the processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def estimate_ns(node: fx.Node, hardware: Hardware) -> int:
-    """Estimated time of one op, in ns."""
+    """Return the estimated time of the op `node`, in ns."""
     inputs = [t for read in node.all_input_nodes for t in tensors_of(read)]
     outputs = tensors_of(node)
-    moved = sum(_bytes(t) for t in inputs) + sum(_bytes(t) for t in outputs)
+    moved_bytes = sum(_bytes(t) for t in inputs) + sum(_bytes(t) for t in outputs)
     flops = _flops(node)
     dtype = next((t.dtype for t in outputs if t.is_floating_point()), torch.float32)
     rate = hardware.matmul_flops_per_s.get(dtype, hardware.flops_per_s)
-    return round(max(flops / rate, moved / hardware.bytes_per_s) * 1e9) + hardware.launch_ns
+    return round(max(flops / rate, moved_bytes / hardware.bytes_per_s) * 1e9) + hardware.launch_ns
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -106,7 +93,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def _flops(node: fx.Node) -> int:
     target: Any = node.target
-    if target in (torch.ops.remat.rnn_forward.default, torch.ops.remat.rnn_backward.default):
+    if target in (RNN_FORWARD, RNN_BACKWARD):
         return _rnn_flops(node)
     packet = getattr(target, "overloadpacket", None)
     count = _COUNTS.get(packet) or flop_registry.get(packet)
@@ -129,10 +116,10 @@ def _attention_backward_flops(
 
 
 def _convolution_backward_flops(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> int:
-    """As many as the forward for the input's and for the weight's gradient; the registry's does not know groups."""
-    *_, transposed, _, _, wanted = rest
+    """Count as many FLOPs as the forward's for each of two gradients; torch's registry does not know groups."""
+    *_, transposed, _, _, output_mask = rest
     positions = math.prod((input if transposed else grad).shape[2:])
-    return int(2 * weight.numel() * input.shape[0] * positions * sum(wanted[:2]))
+    return int(2 * weight.numel() * input.shape[0] * positions * sum(output_mask[:2]))
 
 
 _COUNTS: Mapping[Any, Callable[..., int]] = MappingProxyType(
@@ -142,12 +129,12 @@ _COUNTS: Mapping[Any, Callable[..., int]] = MappingProxyType(
         torch.ops.aten.convolution_backward: _convolution_backward_flops,
     }
 )
-"""FLOPs of ops that torch's registry lacks or miscounts."""
+"""FLOP counts of ops that torch's registry lacks or miscounts."""
 
 
 def _rnn_flops(node: fx.Node) -> int:
-    """Two per weight and step; the backward does about twice the forward's."""
-    forward = node.target is torch.ops.remat.rnn_forward.default
+    """Count two FLOPs per weight and time step for the forward, and twice as many for the backward."""
+    forward = node.target is RNN_FORWARD
     input, weights = (node.args[1], node.args[4]) if forward else (node.args[1], node.args[3])
     assert isinstance(input, fx.Node)
     assert isinstance(weights, (list, tuple))

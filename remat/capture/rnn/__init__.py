@@ -1,1 +1,1 @@
-"""Recurrent layers as one forward and one backward op each."""
+"""RNN layers as opaque ops: one for the forward and one for the backward."""

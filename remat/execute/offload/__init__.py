@@ -1,1 +1,1 @@
-"""Moving values out of the device and back while compute goes on: what Offload and Fetch do when a plan runs."""
+"""Offloading at run time: values are copied to a tier and fetched back while compute goes on."""

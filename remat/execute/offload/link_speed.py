@@ -1,4 +1,4 @@
-"""How fast values move between a device and a tier, measured through the engine that will move them."""
+"""Measurement of a link between a device and a tier, through the engine that offloads over it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import time
 import torch
 
 from remat.allocator import warmed
-from remat.capture.costs.cache import read_rows, write_rows
-from remat.capture.costs.roofline import cpu_name
+from remat.capture.costs.cache import device_name, read_rows, write_rows
 from remat.execute.offload.engines import make_engine
 from remat.execute.offload.tiers import DiskTier, Tier
 from remat_solvers.problem import Link
@@ -18,15 +17,15 @@ from remat_solvers.problem import Link
 __all__ = ["measure_link"]
 
 SMALL_BYTES, LARGE_BYTES = 2**16, 2**25
-RUNS = 7  # the median of so many counts
+RUNS = 7  # of which the median is used
 
 
 def measure_link(device: torch.device, tier: Tier) -> Link:
-    """The rates to and from `tier`, in bytes per second, and the latency of a copy; known ones come from the cache.
+    """Return the rates to and from `tier`, in bytes per second, and the latency of a copy.
 
-    Copies of a small and of a large value, each median of several; the line through both gives rate and latency. One
-    direction at a time, with nothing computed meanwhile, and on the CPU into warm memory, as ops are measured. Raises
-    OffloadError where the tier cannot be used.
+    A small and a large value are copied; the line through the two median times gives rate and latency. One direction is
+    measured at a time, while nothing is computed, and on the CPU into warm memory, as ops are. The result is read from
+    the cache where it is known. Raises OffloadError where the tier cannot be used.
     """
     key = _key(device, tier)
     known = read_rows([key]).get(key)
@@ -49,32 +48,31 @@ def _copy_ns(rate: int) -> int:
 
 
 def _times(device: torch.device, tier: Tier, size_bytes: int) -> tuple[int, int]:
-    """Median ns of one copy of `size_bytes` to the tier, and of one back."""
+    """Return the median times of a copy of `size_bytes` to the tier, and of one back, in ns."""
     engine = make_engine(device, tier, {0: size_bytes})
     value = torch.zeros(size_bytes, dtype=torch.uint8, device=device)
-    out, back = [], []
-    for _ in range(RUNS + 1):  # the first one warms up
+    offload_ns, fetch_ns = [], []
+    for _ in range(RUNS + 1):  # the first run warms up
         session = engine.begin()
-        begin = _now(device)
+        begin = _now_ns(device)
         session.offload(0, value)
         session.release(0, value)
-        middle = _now(device)
+        middle = _now_ns(device)
         content = session.fetch(0)
         session.wait_for_fetch(0)
-        end = _now(device)
-        out.append(middle - begin)
-        back.append(end - middle)
+        end = _now_ns(device)
+        offload_ns.append(middle - begin)
+        fetch_ns.append(end - middle)
         del session, content
-    return sorted(out[1:])[RUNS // 2], sorted(back[1:])[RUNS // 2]
+    return sorted(offload_ns[1:])[RUNS // 2], sorted(fetch_ns[1:])[RUNS // 2]
 
 
-def _now(device: torch.device) -> int:
+def _now_ns(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter_ns()
 
 
 def _key(device: torch.device, tier: Tier) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    where = os.stat(tier.where).st_dev if isinstance(tier, DiskTier) and tier.where.exists() else 0
-    return json.dumps(["link", name, tier.name, where, torch.__version__])
+    disk = os.stat(tier.where).st_dev if isinstance(tier, DiskTier) and tier.where.exists() else 0
+    return json.dumps(["link", device_name(device), tier.name, disk, torch.__version__])

@@ -1,12 +1,14 @@
-"""One step's traffic with a tier, and the four functions that emitted graphs call.
+"""Sessions, each of which carries the offloaded values of one step, and the engines that create them.
 
-    offload(session, value, content)   start copying a value out
-    fetch(session, value)              make its room on the device, start copying it back; gives the content
-    arrive(session, value, content)    before it is read: wait for its fetch
-    settle(session, value, content)    before it is freed: wait for every copy of it under way
+Emitted graphs call four methods of a session:
+
+    offload(value, content)     starts a copy of a value to the tier
+    fetch(value)                allocates the value on the device and starts the copy back; returns the content
+    wait_for_fetch(value)       runs before the value is read
+    release(value, content)     runs before the value is freed: waits for every copy of it under way
 
 A session belongs to one call of the module, from its forward to its backward, so several steps may be in flight. It
-ends when the last graph that holds it lets go, however the step ends; its slab then serves the next step.
+ends when the last graph that holds it dies, however the step ends; its slab then serves a later step.
 """
 
 from __future__ import annotations
@@ -20,46 +22,51 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
-from remat.execute.offload.storage import Content
+from remat.execute.offload.storage import Content, Layout, drop_tape
 from remat.execute.offload.tiers import BLOCK_BYTES
 
-__all__ = ["OffloadEngine", "Session", "SlabPool", "slab_offsets"]
+__all__ = ["OffloadEngine", "Session", "SlabPool"]
 
 S = TypeVar("S")
 
-RECENT_STEPS = 16
+RECENT_STEPS = 16  # the pool keeps as many slabs as any of these had in flight
 
 
 class Session(ABC):
     """The copies of one step. Every method is called from the thread that computes."""
 
+    def __init__(self) -> None:
+        self._layouts: dict[int, Layout] = {}  # per value that was offloaded
+
     @abstractmethod
     def offload(self, value: int, content: Content) -> None:
-        """Start copying `content` to the tier; its device memory is needed until `settle`."""
+        """Start the copy of `content` to the tier. Its device memory is in use until `release`."""
 
     @abstractmethod
     def fetch(self, value: int) -> Content:
-        """What was offloaded, in fresh memory of the device that fills until `arrive`."""
+        """Return an offloaded value in new device memory, which is filled only after `wait_for_fetch`."""
 
     @abstractmethod
     def wait_for_fetch(self, value: int) -> None:
-        """Compute goes on when the fetch of `value` has ended. Raises OffloadError where it failed."""
+        """Let compute wait for the fetch of `value`. Raises OffloadError where it failed."""
 
     @abstractmethod
+    def wait_for_offload(self, value: int) -> None:
+        """Let compute wait for the offload of `value`. Raises OffloadError where it failed."""
+
     def release(self, value: int, content: Content) -> None:
-        """Compute goes on when no copy of `value` is under way. Raises OffloadError where one failed."""
+        """Let compute wait for every copy of `value`, whose `content` is alive at least until here.
 
-
-class OffloadEngine(ABC):
-    """Where the sessions of one program come from."""
-
-    @abstractmethod
-    def begin(self) -> Session:
-        """A session for one step. Raises OffloadError where the tier has no room."""
+        Raises OffloadError where a copy failed.
+        """
+        self.wait_for_offload(value)
+        self.wait_for_fetch(value)
+        if value in self._layouts:
+            drop_tape(content)
 
 
 class SlabPool(Generic[S]):
-    """Slabs that wait for the next step: as many as the latest steps had in flight together."""
+    """Slabs for later steps: as many as the latest steps had in flight at once."""
 
     def __init__(self) -> None:
         self._forget()
@@ -67,29 +74,29 @@ class SlabPool(Generic[S]):
 
     def _forget(self) -> None:
         self._free: list[S] = []
-        self._out = 0
-        self._together: deque[int] = deque(maxlen=RECENT_STEPS)
+        self._used = 0
+        self._recently_used: deque[int] = deque(maxlen=RECENT_STEPS)
         self._lock = Lock()
 
     def take(self) -> S | None:
-        """A slab used before, or None where the step has to make one. Every take is followed by a give."""
+        """Begin a step and return a slab of an earlier one; None: the step has to create one. `put_back` ends it."""
         with self._lock:
-            self._out += 1
-            self._together.append(self._out)
+            self._used += 1
+            self._recently_used.append(self._used)
             return self._free.pop() if self._free else None
 
     def put_back(self, slab: S | None) -> None:
-        """The step is over; keep `slab`, if it has one that is fit for use, for a later one."""
+        """End a step and keep its slab for a later one; None: it has no slab that can be used again."""
         with self._lock:
-            self._out -= 1
+            self._used -= 1
             if slab is not None:
                 self._free.append(slab)
-            while self._free and len(self._free) + self._out > max(self._together, default=0):
+            while self._free and len(self._free) + self._used > max(self._recently_used, default=0):
                 self._free.pop(0)
 
     @staticmethod
     def forget_all() -> None:
-        """After a fork: the slabs are the parent's."""
+        """Empty every pool after a fork, because the slabs belong to the parent."""
         for pool in _POOLS:
             pool._forget()
 
@@ -99,11 +106,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=SlabPool.forget_all)
 
 
-def slab_offsets(size_bytes: Mapping[int, int]) -> tuple[dict[int, int], int]:
-    """Per value its first byte in a slab, where a block begins, and the slab's size."""
-    places: dict[int, int] = {}
-    end = 0
-    for value, size in size_bytes.items():
-        places[value] = end
-        end += ceil(size / BLOCK_BYTES) * BLOCK_BYTES
-    return places, end
+class OffloadEngine(ABC, Generic[S]):
+    """Creates the sessions of one program. `size_bytes`: the bytes of each value that the program offloads."""
+
+    def __init__(self, size_bytes: Mapping[int, int]) -> None:
+        self.pool: SlabPool[S] = SlabPool()
+        self.offsets: dict[int, int] = {}  # per value: its first byte in a slab, where a block begins
+        self.slab_bytes = 0
+        for value, size in size_bytes.items():
+            self.offsets[value] = self.slab_bytes
+            self.slab_bytes += ceil(size / BLOCK_BYTES) * BLOCK_BYTES
+
+    def begin(self) -> Session:
+        """Return a session for one step. Raises OffloadError where the tier has no room."""
+        slab = self.pool.take()
+        if slab is None:
+            try:
+                slab = self._new_slab()
+            except BaseException:
+                self.pool.put_back(None)
+                raise
+        return self._new_session(slab)
+
+    @abstractmethod
+    def _new_slab(self) -> S:
+        """Return a slab of `slab_bytes`. Raises OffloadError where the tier has no room."""
+
+    @abstractmethod
+    def _new_session(self, slab: S) -> Session:
+        """Return a session that copies to `slab`, and puts it back into the pool when it ends."""

@@ -1,4 +1,4 @@
-"""A value as bytes: what is copied is the whole storage, and what comes back has the same layout."""
+"""Values as bytes: a copy moves whole storages, and what is fetched has the layout of what was offloaded."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from remat.capture.rnn.ops import Tape
+from remat.capture.rnn.tape import Tape
 
-__all__ = ["Content", "Layout", "Storages", "free_tape", "layout_of", "storages_of"]
+__all__ = ["Content", "Layout", "Storages", "drop_tape", "layout_of", "storages_of"]
 
 Content: TypeAlias = Tensor | Tape
-"""What a value is when a plan runs: a tensor, or the tape of a fused recurrent layer."""
+"""A value at run time: a tensor, or the tape of a fused recurrent layer."""
 
 Storages: TypeAlias = list[Tensor]
-"""A value as one-dimensional byte tensors, one per storage."""
+"""The storages of a value, each as a one-dimensional tensor of bytes."""
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """A tensor in one of the storages."""
+class _TensorLayout:
+    """The layout of a tensor in one of the storages."""
 
     storage: int
     dtype: torch.dtype
@@ -29,55 +29,55 @@ class _Layout:
     stride: tuple[int, ...]
     offset: int
 
-    def over(self, parts: Storages) -> Tensor:
-        flat = parts[self.storage]
-        empty = torch.empty(0, dtype=self.dtype, device=flat.device)
-        return empty.set_(flat.untyped_storage(), self.offset, self.size, self.stride)
+    def tensor(self, storages: Storages) -> Tensor:
+        storage = storages[self.storage]
+        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return empty.set_(storage.untyped_storage(), self.offset, self.size, self.stride)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How to make a value again out of its bytes."""
+    """The layout of a value, from which it is rebuilt around its bytes."""
 
     sizes: tuple[int, ...]  # bytes per storage
-    layouts: tuple[_Layout, ...]  # per tensor
-    tape: Tape | None  # the emptied tape that takes the tensors
+    tensors: tuple[_TensorLayout, ...]
+    tape: Tape | None  # the tape that gets the tensors back
 
-    def content(self, parts: Storages) -> Content:
-        """The value whose storages are `parts`."""
-        tensors = [layout.over(parts) for layout in self.layouts]
+    def content(self, storages: Storages) -> Content:
+        """Return the value whose storages are `storages`."""
+        tensors = [layout.tensor(storages) for layout in self.tensors]
         if self.tape is None:
             return tensors[0]
-        self.tape.fill(tensors)
+        self.tape.restore(tensors)
         return self.tape
 
 
 def storages_of(content: Content) -> Storages:
-    """The storages of `content`, as bytes."""
-    return list(_flats(_tensors(content)).values())
+    """Return the storages of `content`, as bytes."""
+    return list(_distinct_storages(_tensors(content)).values())
 
 
 def layout_of(content: Content) -> Layout:
-    """The layout of `content`."""
+    """Return the layout of `content`."""
     tensors = _tensors(content)
-    flats = _flats(tensors)
-    index = {key: k for k, key in enumerate(flats)}
+    storages = _distinct_storages(tensors)
+    index = {key: k for k, key in enumerate(storages)}
     return Layout(
-        sizes=tuple(flat.numel() for flat in flats.values()),
-        layouts=tuple(
-            _Layout(index[_key(t)], t.dtype, tuple(t.shape), t.stride(), int(t.storage_offset())) for t in tensors
+        sizes=tuple(storage.numel() for storage in storages.values()),
+        tensors=tuple(
+            _TensorLayout(index[_key(t)], t.dtype, tuple(t.shape), t.stride(), int(t.storage_offset())) for t in tensors
         ),
         tape=content if isinstance(content, Tape) else None,
     )
 
 
-def free_tape(content: Content) -> None:
-    """Free the device memory of a value that has left; a tensor's goes with its last reference.
+def drop_tape(content: Content) -> None:
+    """Free the device memory of a tape that was offloaded; that of a tensor is freed with its last reference.
 
-    A tape is held by its graph, so it is emptied; not where the running backward keeps the graph for another one.
+    A tape is held by its graph, so its tensors are dropped, unless the running backward keeps the graph for another.
     """
     if isinstance(content, Tape) and not _graph_is_kept():
-        content.empty()
+        content.drop()
 
 
 def _graph_is_kept() -> bool:
@@ -86,18 +86,17 @@ def _graph_is_kept() -> bool:
 
 
 def _tensors(content: Content) -> list[Tensor]:
-    return content.own() if isinstance(content, Tape) else [content]
+    return content.own_tensors() if isinstance(content, Tape) else [content]
 
 
-def _flats(tensors: list[Tensor]) -> dict[int, Tensor]:
-    """The distinct storages of `tensors`, each as one-dimensional bytes."""
-    return {_key(t): _flat(t) for t in tensors}
+def _distinct_storages(tensors: list[Tensor]) -> dict[int, Tensor]:
+    return {_key(t): _bytes_of_storage(t) for t in tensors}
 
 
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def _bytes_of_storage(tensor: Tensor) -> Tensor:
     storage = tensor.untyped_storage()
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage, 0, (storage.nbytes(),), (1,))

@@ -1,4 +1,4 @@
-"""Offloading where the device is the CPU: two worker threads, one per direction, each doing one copy at a time."""
+"""Offloading where the device is the CPU: two worker threads, one per direction, do one copy at a time each."""
 
 from __future__ import annotations
 
@@ -9,56 +9,51 @@ from functools import partial
 
 import torch
 
-from remat.execute.offload.session import OffloadEngine, Session, SlabPool, slab_offsets
-from remat.execute.offload.storage import Content, Layout, free_tape, layout_of, storages_of
+from remat.execute.offload.session import OffloadEngine, Session
+from remat.execute.offload.storage import Content, layout_of, storages_of
 from remat.execute.offload.tiers import Bytes, Slab, Tier
 from remat_solvers.errors import OffloadError
 
 __all__ = ["ThreadEngine"]
 
 
-class _Lanes:
-    """The two queues of this process, one per direction; each is one thread."""
+class _CopyThreads:
+    """The two copying threads of this process, one per direction, each with its queue."""
 
     def __init__(self) -> None:
         self.restart()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.restart)  # threads stay behind in the parent
+            os.register_at_fork(after_in_child=self.restart)  # a fork does not copy threads
 
     def restart(self) -> None:
         self.to_host = ThreadPoolExecutor(1, "remat-to-host")
         self.to_device = ThreadPoolExecutor(1, "remat-to-device")
 
 
-_LANES = _Lanes()
+_COPY_THREADS = _CopyThreads()
 
 
-class ThreadEngine(OffloadEngine):
-    """Sessions that copy to `tier`. `size_bytes`: per value that is offloaded, its bytes."""
+class ThreadEngine(OffloadEngine[Slab]):
+    """Creates sessions that copy to `tier`."""
 
     def __init__(self, tier: Tier, size_bytes: Mapping[int, int]) -> None:
+        super().__init__(size_bytes)
         self.tier = tier
-        self.places, self.slab_bytes = slab_offsets(size_bytes)
-        self.pool: SlabPool[Slab] = SlabPool()
 
-    def begin(self) -> Session:
-        slab = self.pool.take()
-        if slab is None:
-            try:
-                slab = self.tier.slab(self.slab_bytes)
-            except BaseException:
-                self.pool.put_back(None)
-                raise
+    def _new_slab(self) -> Slab:
+        return self.tier.slab(self.slab_bytes)
+
+    def _new_session(self, slab: Slab) -> Session:
         return _ThreadSession(self, slab)
 
 
 class _ThreadSession(Session):
     def __init__(self, engine: ThreadEngine, slab: Slab) -> None:
+        super().__init__()
         self._engine = engine
         self._slab = slab
-        self._layouts: dict[int, Layout] = {}
-        self._leaving: dict[int, Future[None]] = {}
-        self._coming: dict[int, Future[None]] = {}
+        self._offloads: dict[int, Future[None]] = {}  # per value: the latest copy to the tier
+        self._fetches: dict[int, Future[None]] = {}  # per value: the latest copy back
         self._failed = False
         self._process = os.getpid()
 
@@ -66,32 +61,28 @@ class _ThreadSession(Session):
         if os.getpid() != self._process:
             raise self._forked(value)
         self._layouts[value] = layout_of(content)
-        arrays = [flat.numpy() for flat in storages_of(content)]
-        move = partial(_write, self._slab, self._engine.places[value], arrays, self._coming.get(value))
-        self._leaving[value] = _LANES.to_host.submit(move)
+        arrays = [storage.numpy() for storage in storages_of(content)]
+        copy = partial(_write, self._slab, self._engine.offsets[value], arrays, self._fetches.get(value))
+        self._offloads[value] = _COPY_THREADS.to_host.submit(copy)
 
     def fetch(self, value: int) -> Content:
         layout = self._layouts[value]
-        parts = [torch.empty(size, dtype=torch.uint8) for size in layout.sizes]
-        arrays = [flat.numpy() for flat in parts]
-        move = partial(_read, self._slab, self._engine.places[value], arrays)
-        self._coming[value] = _LANES.to_device.submit(move)
-        return layout.content(parts)
+        storages = [torch.empty(size, dtype=torch.uint8) for size in layout.sizes]
+        arrays = [storage.numpy() for storage in storages]
+        copy = partial(_read, self._slab, self._engine.offsets[value], arrays)
+        self._fetches[value] = _COPY_THREADS.to_device.submit(copy)
+        return layout.content(storages)
 
     def wait_for_fetch(self, value: int) -> None:
-        self._wait(value, self._coming.get(value))
+        self._wait(value, self._fetches.get(value))
 
-    def release(self, value: int, content: Content) -> None:
-        self._wait(value, self._leaving.get(value))
-        self._wait(value, self._coming.get(value))
-        if value in self._layouts:
-            free_tape(content)
+    def wait_for_offload(self, value: int) -> None:
+        self._wait(value, self._offloads.get(value))
 
     def _forked(self, value: int) -> OffloadError:
-        message = "the step began in the process that this one was forked from; begin a new one"
-        return OffloadError(
-            self._engine.tier.name, sum(self._layouts[value].sizes) if value in self._layouts else 0, message
-        )
+        size_bytes = sum(self._layouts[value].sizes) if value in self._layouts else 0
+        message = "the step began before this process was forked; begin a new step in this process"
+        return OffloadError(self._engine.tier.name, size_bytes, message)
 
     def _wait(self, value: int, copy: Future[None] | None) -> None:
         if copy is not None:
@@ -107,29 +98,29 @@ class _ThreadSession(Session):
         if os.getpid() != self._process:
             return
         if self._failed:
-            self._engine.pool.put_back(None)  # the slab goes with the last copy that uses it
+            self._engine.pool.put_back(None)  # the slab is freed with the last copy that uses it
             return
-        give = partial(self._engine.pool.put_back, self._slab)
-        last = next(reversed(self._coming.values()), None)
-        if last is None:  # a later step's copies to the host follow in the same queue
-            give()
+        put_back = partial(self._engine.pool.put_back, self._slab)
+        last_fetch = next(reversed(self._fetches.values()), None)
+        if last_fetch is None:  # offloads of a later step follow in the same queue as those of this one
+            put_back()
         else:
-            last.add_done_callback(lambda _: give())
+            last_fetch.add_done_callback(lambda _: put_back())
 
 
-def _write(slab: Slab, place: int, arrays: list[Bytes], after: Future[None] | None) -> None:
+def _write(slab: Slab, offset: int, arrays: list[Bytes], after: Future[None] | None) -> None:
     if after is not None:
         after.result()
-    while arrays:  # the memory is let go of before the copy counts as ended
+    while arrays:  # the memory is freed before the copy counts as ended
         array = arrays.pop(0)
-        slab.write(place, array)
-        place += len(array)
+        slab.write(offset, array)
+        offset += len(array)
         del array
 
 
-def _read(slab: Slab, place: int, arrays: list[Bytes]) -> None:
+def _read(slab: Slab, offset: int, arrays: list[Bytes]) -> None:
     while arrays:
         array = arrays.pop(0)
-        slab.read(place, array)
-        place += len(array)
+        slab.read(offset, array)
+        offset += len(array)
         del array

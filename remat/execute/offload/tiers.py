@@ -1,7 +1,7 @@
-"""Where offloaded values go on a machine whose device is the CPU: memory outside torch's allocator, or a file.
+"""Tiers for offloaded values on a machine whose device is the CPU: memory outside torch's allocator, or a file.
 
-A slab holds all that one step offloads, each value at its own place; it is used again by later steps. Copies run on
-worker threads, and release the interpreter while they move bytes.
+A slab holds all values that one step offloads, each at its own offset; later steps use it again. Copies run on worker
+threads, and release Python's interpreter lock while they move bytes.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ __all__ = ["BLOCK_BYTES", "CHUNK_BYTES", "Bytes", "DiskTier", "HostTier", "Slab"
 
 Bytes = NDArray[np.uint8]
 
-BLOCK_BYTES = 2**12  # a multiple of what disks write at once
-CHUNK_BYTES = 2**21
+BLOCK_BYTES = 2**12  # direct access to files needs whole blocks; a multiple of the block size of disks
+CHUNK_BYTES = 2**21  # of aligned memory, through which bytes pass to and from files
 
 
 class Slab(ABC):
-    """Room for what one step offloads. It is given back when the last reference to it goes."""
+    """Memory for the values that one step offloads. It is freed with the last reference to the slab."""
 
     @abstractmethod
-    def write(self, place: int, source: Bytes) -> None:
-        """Keep `source` at byte `place`. Raises OffloadError."""
+    def write(self, offset: int, source: Bytes) -> None:
+        """Store `source` at byte `offset`. Raises OffloadError where that fails."""
 
     @abstractmethod
-    def read(self, place: int, into: Bytes) -> None:
-        """Fill `into` with what was written at byte `place`. Raises OffloadError unless it is exactly that."""
+    def read(self, offset: int, target: Bytes) -> None:
+        """Fill `target` with the bytes written at `offset`. Raises OffloadError where they cannot be read exactly."""
 
 
 class Tier(ABC):
-    """A kind of memory beside the device's."""
+    """A kind of memory beside that of the device."""
 
     name: str
 
     @abstractmethod
     def slab(self, size_bytes: int) -> Slab:
-        """A slab of `size_bytes`. Raises OffloadError where there is no room."""
+        """Return a slab of `size_bytes`. Raises OffloadError where the tier has no room."""
 
 
 class HostTier(Tier):
-    """Main memory that torch's allocator knows nothing of."""
+    """Main memory outside torch's allocator."""
 
     name = "host"
 
@@ -63,25 +63,25 @@ class HostTier(Tier):
 
 
 class _HostSlab(Slab):
-    def __init__(self, room: Bytes) -> None:
-        self._room = room
+    def __init__(self, memory: Bytes) -> None:
+        self._memory = memory
 
-    def write(self, place: int, source: Bytes) -> None:
-        np.copyto(self._room[place : place + len(source)], source)
+    def write(self, offset: int, source: Bytes) -> None:
+        np.copyto(self._memory[offset : offset + len(source)], source)
 
-    def read(self, place: int, into: Bytes) -> None:
-        np.copyto(into, self._room[place : place + len(into)])
+    def read(self, offset: int, target: Bytes) -> None:
+        np.copyto(target, self._memory[offset : offset + len(target)])
 
 
 @dataclass(frozen=True)
 class DiskTier(Tier):
-    """Files in `folder` (None: where the system keeps temporary files).
+    """Files in `folder` (None: the system's folder for temporary files).
 
-    A file has no name (or loses it at once), so nothing is left behind however the process ends. Its room is taken
-    when it is made, so that a full disk is found before the step and not in its middle. Bytes go past the system's page
-    cache (O_DIRECT), which would keep a core busy that compute needs. A file system that cannot do that writes through
-    the cache, and drops what it has synced: the bytes are on the disk, not in memory under another name. Every value is
-    read back whole and with the checksum (CRC-32) that it was written with.
+    A file has no name (or loses it at once), so nothing remains however the process ends. Its disk space is reserved
+    when it is created, so that a full disk is noticed before the step and not in its middle. Bytes bypass the system's
+    page cache (O_DIRECT), which would occupy a core that compute needs. Where the file system does not support that,
+    bytes are written through the cache, and synced pages are dropped from it, so that they do not stay in memory.
+    Every value is read back whole, and its checksum (CRC-32) is compared with that of the bytes written.
     """
 
     folder: Path | None = None
@@ -106,14 +106,15 @@ class DiskTier(Tier):
 
     @property
     def where(self) -> Path:
-        """The folder."""
+        """Return the folder."""
         return self.folder if self.folder is not None else Path(tempfile.gettempdir())
 
 
 class _DiskSlab(Slab):
-    """A file of whole blocks; what a value has before its first and after its last one stays in memory.
+    """A file of whole blocks. The bytes of a value before its first and after its last whole block stay in memory.
 
-    Direct access wants aligned memory, which torch's is not: bytes pass through a chunk per direction, one thread each.
+    Direct access needs aligned memory, which torch's is not: bytes pass through one chunk per direction, each of which
+    is used by one thread.
     """
 
     def __init__(self, fd: int) -> None:
@@ -123,58 +124,61 @@ class _DiskSlab(Slab):
         self._edges: dict[int, tuple[Bytes, Bytes]] = {}
         self._checksums: dict[int, int] = {}
 
-    def write(self, place: int, source: Bytes) -> None:
+    def write(self, offset: int, source: Bytes) -> None:
         if not len(source):
-            return  # its place is also the next value's
-        self._checksums.pop(place, None)
-        done, end = _whole_blocks(place, len(source))
-        self._edges[place] = source[:done].copy(), source[end:].copy()
+            return  # its offset is also that of the next value
+        self._checksums.pop(offset, None)
+        done, end = _whole_blocks(offset, len(source))
+        self._edges[offset] = source[:done].copy(), source[end:].copy()
         begin, checksum = done, zlib.crc32(source[:done].data)
         try:
             while done < end:
                 chunk = self._outgoing[: end - done]
                 np.copyto(chunk, source[done : done + len(chunk)])
-                count = _blocks(os.pwrite(self.fd, chunk.data, place + done))
+                count = _blocks(os.pwrite(self.fd, chunk.data, offset + done))
                 if count == 0:
-                    raise OSError("the disk takes no more")
+                    raise OSError("the disk accepted no bytes")
                 checksum = zlib.crc32(chunk[:count].data, checksum)
                 done += count
             if not self._direct:
-                _to_disk(self.fd, place + begin, end - begin)
+                _to_disk(self.fd, offset + begin, end - begin)
         except OSError as error:
             raise OffloadError("disk", len(source), f"writing failed after {done} bytes: {_why(error)}") from error
-        self._checksums[place] = zlib.crc32(source[end:].data, checksum)
+        self._checksums[offset] = zlib.crc32(source[end:].data, checksum)
 
-    def read(self, place: int, into: Bytes) -> None:
-        if not len(into):
+    def read(self, offset: int, target: Bytes) -> None:
+        if not len(target):
             return
-        done, end = _whole_blocks(place, len(into))
-        if place in self._edges:
-            into[:done], into[end:] = self._edges[place]
-        checksum = zlib.crc32(into[:done].data)
+        done, end = _whole_blocks(offset, len(target))
+        if offset in self._edges:
+            target[:done], target[end:] = self._edges[offset]
+        checksum = zlib.crc32(target[:done].data)
         try:
             while done < end:
                 chunk = self._incoming[: end - done]
-                count = _blocks(os.preadv(self.fd, [chunk.data], place + done))
+                count = _blocks(os.preadv(self.fd, [chunk.data], offset + done))
                 if count == 0:
-                    raise OffloadError("disk", len(into), f"the scratch file ends after {done} bytes")
-                np.copyto(into[done : done + count], chunk[:count])
+                    raise OffloadError("disk", len(target), f"the scratch file ends after {done} bytes")
+                np.copyto(target[done : done + count], chunk[:count])
                 checksum = zlib.crc32(chunk[:count].data, checksum)
                 done += count
         except OSError as error:
-            raise OffloadError("disk", len(into), f"reading failed after {done} bytes: {_why(error)}") from error
-        if zlib.crc32(into[end:].data, checksum) != self._checksums.get(place):
-            raise OffloadError("disk", len(into), "what was read back is not what was written (checksums differ)")
+            raise OffloadError("disk", len(target), f"reading failed after {done} bytes: {_why(error)}") from error
+        if zlib.crc32(target[end:].data, checksum) != self._checksums.get(offset):
+            raise OffloadError("disk", len(target), "the bytes read back are not those written (checksums differ)")
 
     def __del__(self) -> None:
         os.close(self.fd)
 
 
 def _go_direct(fd: int) -> bool:
-    """Whether the file takes direct access from now on. Some file systems say so and then refuse the first block."""
+    """Switch the file to direct access, and return whether that works.
+
+    Some file systems accept the flag and then refuse the first block, so one block is written.
+    """
     if not hasattr(os, "O_DIRECT"):
         return False
-    import fcntl  # not everywhere
+    import fcntl  # not available on every platform
 
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:
@@ -188,14 +192,14 @@ def _go_direct(fd: int) -> bool:
     return True
 
 
-def _whole_blocks(place: int, size_bytes: int) -> tuple[int, int]:
-    """Where, of `size_bytes` at byte `place` of a file, the whole blocks begin and end."""
-    begin = min(-place % BLOCK_BYTES, size_bytes)
+def _whole_blocks(offset: int, size_bytes: int) -> tuple[int, int]:
+    """Return where, within `size_bytes` at byte `offset` of a file, the whole blocks begin and end."""
+    begin = min(-offset % BLOCK_BYTES, size_bytes)
     return begin, begin + _blocks(size_bytes - begin)
 
 
 def _blocks(size_bytes: int) -> int:
-    """The bytes of the whole blocks in `size_bytes`."""
+    """Round `size_bytes` down to whole blocks."""
     return size_bytes // BLOCK_BYTES * BLOCK_BYTES
 
 
@@ -206,11 +210,11 @@ def _reserve(fd: int, size_bytes: int) -> None:
         os.ftruncate(fd, size_bytes)
 
 
-def _to_disk(fd: int, place: int, size_bytes: int) -> None:
-    """Write out what the system holds back, and let its memory go."""
+def _to_disk(fd: int, offset: int, size_bytes: int) -> None:
+    """Write the cached pages of a range to the disk, and drop them from the cache."""
     if hasattr(os, "posix_fadvise"):
         os.fdatasync(fd)
-        os.posix_fadvise(fd, place, size_bytes, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, offset, size_bytes, os.POSIX_FADV_DONTNEED)
     else:
         os.fsync(fd)
 

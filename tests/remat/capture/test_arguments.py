@@ -1,4 +1,4 @@
-"""Slips in a call of the API: one clear error each, before any work."""
+"""Wrong arguments in a call of the API: each raises one clear error, before any work."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ MODEL = nn.Linear(8, 8)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: remat.solve(lambda x: x, "60%", (X,)), "the model is a torch.nn.Module, not function"),
-        (lambda: remat.export(None, (X,)), "the model is a torch.nn.Module, not NoneType"),
-        (lambda: remat.solve(MODEL, "60%", X), r"args is a tuple of positional arguments, such as \(x,\), not Tensor"),
+        (lambda: remat.solve(lambda x: x, "60%", (X,)), "the model must be a torch.nn.Module, not function"),
+        (lambda: remat.export(None, (X,)), "the model must be a torch.nn.Module, not NoneType"),
+        (
+            lambda: remat.solve(MODEL, "60%", X),
+            r"args must be a tuple of positional arguments, such as \(x,\), not Tensor",
+        ),
         (lambda: remat.solve(MODEL, "60%", (X,), reserve_bytes="2GiB"), "reserve_bytes is a number of bytes"),
         (lambda: remat.solve(MODEL, "60%", (X,), limits=5), "limits is a remat.Limits"),
         (lambda: remat.apply(MODEL, []), "apply takes what remat.export returns, not Linear"),
@@ -49,7 +52,7 @@ class Checkpointed(nn.Module):
         return self.b(checkpoint(lambda h: torch.dropout(self.a(h).tanh(), 0.5, True), x, use_reentrant=True))
 
 
-def test_reentrant_checkpoints_are_for_the_plan_to_decide() -> None:
+def test_the_plan_replaces_reentrant_checkpoints() -> None:
     model = Checkpointed()
     exported = remat.export(model, (X.clone().requires_grad_(),), costs="roofline")
     targets = [op.target for op in exported.problem.ops]

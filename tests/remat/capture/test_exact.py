@@ -1,7 +1,7 @@
-"""The invariant that rules all others, on every model of the table: what `simulate` predicts is what the machine does.
+"""The central invariant, on every model of the table: the machine does what `simulate` predicts.
 
-Expected values come from running: the original model, and the store-all plan of the same graph. Peaks are what the
-profiler saw torch's allocator hold.
+Expected values come from running the original model, and the store-all plan of the same graph. Peaks are those of
+torch's allocator, as the profiler records them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
 from tests.remat.models.table import CASES, Case
+from tests.remat.modules import CASE as BY_NAME
 
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -40,7 +41,7 @@ def check_peak(step: Step, exported: Exported, plan: Plan) -> None:
 
 
 def check_constants(problem: Problem, leaves: list[object]) -> None:
-    """Constants are exactly the model's distinct storages, and every op that is not recomputable says why."""
+    """Constants are exactly the model's distinct storages, and every op that is not recomputable has a reason."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in leaves if isinstance(t, torch.Tensor)}
     names = [v for v in problem.values if v.kind == "constant" and not v.name.startswith("_tensor_constant")]
     assert sum(v.bytes for v in names) == sum(s.nbytes() for s in storages.values())
@@ -70,9 +71,8 @@ def test_as_predicted_and_bit_equal(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["dropout", "drop-path", "attention-dropout", "noise"])
 def test_random_ops_recomputed_many_times(name: str) -> None:
-    """A plan that keeps nothing for the backward: before every backward op all it needs is computed again."""
-    case = next(case for case in CASES if case.name == name)
-    model, args, kwargs = case.make()
+    """A plan that keeps nothing for the backward: before every backward op, the whole forward is recomputed."""
+    model, args, kwargs = BY_NAME[name].make()
     exported = remat.export(model.train(), args, kwargs, costs="roofline")
     problem = exported.problem
     random = [i for i, op in enumerate(problem.ops) if "random" in op.effects]
@@ -83,7 +83,7 @@ def test_random_ops_recomputed_many_times(name: str) -> None:
             sequence += [i for i in problem.forward_ops if problem.ops[i].recomputable]
         sequence.append(op)
     plan = plan_from_sequence(problem, sequence)
-    times = sum(action == Compute(random[0]) for action in plan)
-    assert times > 5
+    runs = sum(action == Compute(random[0]) for action in plan)
+    assert runs > 5
     kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
     assert compare_steps(run_step(remat.apply(exported, plan), args, kwargs, exported), kept).equal

@@ -1,4 +1,4 @@
-"""Capturing a model leaves it alone, needs no memory for activations, and says what it cannot do."""
+"""Capture does not change the model, takes no memory for activations, and refuses with advice."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tests.remat.modules import (
 )
 
 
-class Busy(nn.Module):
-    """A forward that draws, and writes to everything it can reach."""
+class ChangesState(nn.Module):
+    """A forward that draws, and changes every kind of state that it can reach."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ EXPORTS: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_the_model_is_untouched(name: str) -> None:
-    model = Busy()
+    model = ChangesState()
     model.inner[1].eval()
     model.inner[2].requires_grad_(False)
     model.inner[0].register_forward_hook(lambda module, args, output: output * 1.5)
@@ -90,19 +90,19 @@ def test_the_model_is_untouched(name: str) -> None:
 
 
 def test_generators_of_python_and_numpy_are_untouched() -> None:
-    class Draws(Busy):
+    class Draws(ChangesState):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * (1 + random.random() + float(np.random.rand()))
 
     model = Draws()
     before = snapshot(model)
-    with contextlib.suppress(remat.ExportError):  # it may be refused, but leaves no trace
+    with contextlib.suppress(remat.ExportError):  # it may be refused, but changes nothing
         remat.export(model, (batch(),), costs="roofline")
     assert snapshot(model) == before
 
 
 def test_an_export_that_fails_leaves_the_model_untouched() -> None:
-    class Fails(Busy):
+    class Fails(ChangesState):
         def forward(self, x: Tensor) -> Tensor:
             super().forward(x)
             raise ValueError("not today")
@@ -114,7 +114,7 @@ def test_an_export_that_fails_leaves_the_model_untouched() -> None:
     assert snapshot(model) == before
 
 
-def test_an_export_is_not_copied_with_what_holds_it() -> None:
+def test_deepcopy_does_not_copy_an_export() -> None:
     exported = remat.export(layers(), (batch(),), costs="roofline")
     assert copy.deepcopy([exported]) == [exported]
 
@@ -129,13 +129,13 @@ def test_inputs_are_untouched() -> None:
 
 
 def test_verify_leaves_the_model_untouched() -> None:
-    model = Busy()
+    model = ChangesState()
     exported = remat.export(model, (batch(),), costs="roofline")
     before = snapshot(model)
     remat.verify(model, store_all(exported.problem), (batch(),))
     after = snapshot(model)
-    for counted in ("parameters", "buffers"):  # versions move, identities do not
-        assert [entry[:2] for entry in after.pop(counted)] == [entry[:2] for entry in before.pop(counted)]
+    for entries in ("parameters", "buffers"):  # versions change, identities do not
+        assert [entry[:2] for entry in after.pop(entries)] == [entry[:2] for entry in before.pop(entries)]
     assert after == before
 
 
@@ -174,7 +174,7 @@ def test_export_needs_no_memory_for_activations() -> None:
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 200 * 2**20
 
 
-# What cannot be captured
+# Models that cannot be captured
 
 
 class Branches(nn.Module):
@@ -219,7 +219,7 @@ def test_a_model_with_nothing_to_train() -> None:
         remat.export(nn.ReLU(), (batch(),), costs="roofline")
 
 
-def test_a_model_without_parameters_but_with_a_gradient_to_give() -> None:
+def test_a_model_without_parameters_but_with_a_gradient_of_its_input() -> None:
     found = []
     for planned in (False, True):
         x = batch().requires_grad_()
@@ -267,7 +267,7 @@ def test_a_buffer_that_grows_is_refused() -> None:
     assert model.queue.shape == (1, WIDTH)
 
 
-def test_every_case_exports_without_moving_the_generator() -> None:
+def test_export_does_not_advance_the_generator() -> None:
     for name in ("dropout", "batch-norm", "noise", "moving-average-buffer"):
         model, args, kwargs = CASE[name].make()
         before = (torch.get_rng_state(), state_of(model), gradients_of(model))

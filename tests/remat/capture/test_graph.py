@@ -1,6 +1,6 @@
-"""The problem is the step: its storages, its effects, its gradients, and where each op comes from.
+"""The exported problem describes the step: its storages, effects and gradients, and the origin of each op.
 
-Expected values come from running the ops on real tensors, from the live model, or from closed forms.
+Expected values come from running the ops on real tensors, from the model itself, or from closed forms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from remat_solvers.schedule import baseline, store_all
 from tests.remat.models.building import BATCH, WIDTH, Lambda, mlp, rows
 from tests.remat.models.table import CASES, Case
 from tests.remat.modules import CASE as BY_NAME
-from tests.remat.modules import storing_all
+from tests.remat.modules import roofline, storing_all
 
 LARGE = (
     "resnet50",
@@ -46,7 +46,7 @@ LARGE = (
 )
 SMALL = [case for case in CASES if case.name not in LARGE]  # test_exact runs all of them
 CASE = pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
-FREE = (
+VIEW_OPS = (
     "view _unsafe_view t transpose permute expand select unsqueeze squeeze slice split detach alias as_strided unbind"
 )
 
@@ -58,10 +58,6 @@ def exported_of(case: Case) -> Exported:
         return remat.export(model.train(), args, kwargs, costs="roofline")
 
 
-def roofline(model: nn.Module, *args: Any, **kwargs: Any) -> Exported:
-    return remat.export(model, args, costs="roofline", **kwargs)
-
-
 def target(op: Op) -> str:
     return op.target.removeprefix("aten.").partition(".")[0]
 
@@ -71,18 +67,18 @@ def target(op: Op) -> str:
 
 @CASE
 def test_storages_are_those_of_a_real_run(case: Case) -> None:
-    """Every op run on real tensors: which storages are new, and how large, is what the problem says."""
+    """Every op is run on real tensors: the problem states which storages are new, and how large they are."""
     exported = exported_of(case)
     problem, lowered, joint = exported.problem, exported.lowered, exported.joint
     real = {node: real_input(node) for node in joint.graph_module.graph.nodes if node.op in ("placeholder", "get_attr")}
     op_of = {node: op for node, op in zip(lowered.op_nodes, problem.ops, strict=True) if node is not None}
-    held = {storage(t) for made in real.values() for t in leaves(made)}
+    known = {storage(t) for result in real.values() for t in leaves(result)}
     checked = 0
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for node in joint.nodes:
             real[node] = run(node, real)
-            new = {storage(t): t.untyped_storage().nbytes() for t in leaves(real[node]) if storage(t) not in held}
-            held |= new.keys()
+            new = {storage(t): t.untyped_storage().nbytes() for t in leaves(real[node]) if storage(t) not in known}
+            known |= new.keys()
             expected = sorted(new.values())
             if node.target is RNN_FORWARD:
                 continue  # the tape is no tensor; rnn/test_rnn.py measures it
@@ -109,8 +105,8 @@ def run(node: fx.Node, real: dict[fx.Node, Any]) -> Any:
     return None if node.target is torch.ops.aten.copy_.default else result
 
 
-def leaves(made: Any) -> list[Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(made) if isinstance(t, Tensor)]
+def leaves(result: Any) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
 
 def storage(tensor: Tensor) -> int:
@@ -121,7 +117,7 @@ def storage(tensor: Tensor) -> int:
 def test_ops_create_storages_in_two_phases(case: Case) -> None:
     exported = exported_of(case)
     problem = exported.problem
-    assert not {target(op) for op in problem.ops} & {*FREE.split(), "getitem"}  # views are contracted
+    assert not {target(op) for op in problem.ops} & {*VIEW_OPS.split(), "getitem"}  # views are contracted
     for op in problem.ops:
         assert op.outputs or op.effects, op
         assert not set(op.inputs) & set(op.outputs)
@@ -138,20 +134,20 @@ def test_ops_create_storages_in_two_phases(case: Case) -> None:
 
 @CASE
 def test_results_are_the_storages_of_outputs_and_gradients(case: Case) -> None:
-    """Counted on a real step: storages that outputs and gradients lie in and that were not there before."""
+    """Outputs and gradients of a real step lie in these storages, which did not exist before the step."""
     model, args, kwargs = case.make()
     model.train()
     with case.precision():
         exported = remat.export(model, args, kwargs, costs="roofline")
         output = remat.apply(exported, store_all(exported.problem))(*args, **kwargs)
-    made = [t for t in flatten(output)[0] if isinstance(t, Tensor)]
+    results = [t for t in flatten(output)[0] if isinstance(t, Tensor)]
     inputs = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     before = {storage(t) for t in (*model.parameters(), *model.buffers(), *inputs)}
-    differentiable = [t for t in exported.differentiated(made) if t.requires_grad]
+    differentiable = [t for t in exported.differentiated(results) if t.requires_grad]
     torch.autograd.backward(differentiable, [torch.ones_like(t) for t in differentiable])
     trained = [t for t in (*model.parameters(), *inputs) if (t.requires_grad and t.is_leaf) or t.retains_grad]
-    made += [t.grad for t in trained if t.grad is not None]
-    sizes = {storage(t): t.untyped_storage().nbytes() for t in made if storage(t) not in before}
+    results += [t.grad for t in trained if t.grad is not None]
+    sizes = {storage(t): t.untyped_storage().nbytes() for t in results if storage(t) not in before}
     found = [exported.problem.values[v].bytes for v in exported.problem.results]
     assert sorted(found) == sorted(sizes.values())
 
@@ -179,7 +175,7 @@ def test_ops_with_several_outputs() -> None:
 
 
 class Layouts(nn.Module):
-    """Each parameter's gradient comes out in a layout that autograd would copy: see the names."""
+    """Models whose gradients come in layouts that autograd would copy, or keep: see the names."""
 
     def __init__(self, name: str, size: int) -> None:
         super().__init__()
@@ -217,7 +213,7 @@ LAYOUTS = ["transposed", "matrix", "expanded", "shared", "slice", "not contiguou
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_autograd_keeps_the_storages_the_graph_returns(name: str) -> None:
-    """Neither copied nor shared: p.grad is what the backward made, and no more is held than the problem says."""
+    """p.grad is the tensor of the backward, neither copied nor shared, and the peak is that of the problem."""
     size = 256
     model = Layouts(name, size)
     x = torch.randn(4, size)
@@ -261,7 +257,7 @@ def effects_of(problem: Problem) -> dict[str, tuple[tuple[str, ...], bool]]:
     return {op.target: (op.effects, op.recomputable) for op in problem.ops if op.effects}
 
 
-def test_buffer_updates_have_no_outputs_and_happen_once() -> None:
+def test_buffer_updates_have_no_outputs_and_run_once() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH))
     problem = roofline(model, rows()).problem
     updates = [op for op in problem.ops if op.target == "aten.copy_.default"]
@@ -301,7 +297,7 @@ RANDOM: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_random_ops_are_those_that_move_the_generator(name: str) -> None:
+def test_random_ops_are_those_that_advance_the_generator(name: str) -> None:
     forward, count = RANDOM[name]
     model = Lambda(forward, body=mlp())
     problem = roofline(model, rows()).problem
@@ -339,7 +335,7 @@ def test_collectives_run_once(group: Any) -> None:
     assert torch.equal(remat.apply(exported, store_all(exported.problem))(x), model(x))
 
 
-# Where ops come from
+# Origins of ops
 
 
 class Block(nn.Module):
@@ -372,21 +368,21 @@ def test_module_and_line_of_every_op() -> None:
         ]
     assert [(target(op), op.module, op.source) for op in problem.ops if op.phase == "forward"] == expected
     backward = [(target(op), op.module, op.source) for op in problem.ops if op.phase == "backward"][1:]
-    places = {(module, source) for _, module, source in expected}
-    assert {(module, source) for _, module, source in backward} == places
+    origins = {(module, source) for _, module, source in expected}
+    assert {(module, source) for _, module, source in backward} == origins
     assert ("tanh_backward", "1", tanh) in backward
     assert ("sigmoid_backward", "0", sigmoid) in backward
     assert backward[0] == ("sigmoid_backward", "1", sigmoid)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet18", "transformer-encoder", "lstm"])
-def test_every_op_of_a_library_model_has_a_place(name: str) -> None:
+def test_most_ops_of_a_library_model_have_an_origin(name: str) -> None:
     problem = exported_of(BY_NAME[name]).problem
     model, _, _ = BY_NAME[name].make()
     paths = dict(model.named_modules())
-    placed = [op for op in problem.ops if op.source]
-    assert len(placed) >= 0.9 * len(problem.ops)
-    assert all(op.module in paths for op in placed)
+    located = [op for op in problem.ops if op.source]
+    assert len(located) >= 0.9 * len(problem.ops)
+    assert all(op.module in paths for op in located)
 
 
 # Saving, and the same problem every time
@@ -407,7 +403,7 @@ def test_save_and_load(costs: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru-dropout", "autocast-bf16", "batch-norm", "attention-dropout"])
-def test_the_fingerprint_does_not_depend_on_costs_or_chance(name: str) -> None:
+def test_the_fingerprint_does_not_depend_on_costs_or_random_numbers(name: str) -> None:
     case = BY_NAME[name]
     found = set()
     for costs in ("roofline", "measure", "roofline"):

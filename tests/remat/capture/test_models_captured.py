@@ -1,4 +1,4 @@
-"""Models that hold something outside their parameters: captured exactly, or refused with the line and what to do."""
+"""Models with state outside their parameters: captured exactly, or refused with the line and what to do."""
 
 from __future__ import annotations
 
@@ -14,22 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import remat
-from remat.capture.exported import Exported
 from remat_solvers.schedule import store_all
-from tests.remat.models.building import WIDTH, Lambda, mlp, rows
-from tests.remat.modules import different, gradients_of, recomputing, storing_all
+from tests.remat.models.building import WIDTH, Lambda, mlp, rows, seeded
+from tests.remat.modules import different, gradients_of, recomputing, roofline, storing_all
 
 PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
-
-
-def seeded(make: Callable[[], Any]) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return make()
-
-
-def roofline(model: nn.Module, *args: Any, **kwargs: Any) -> Exported:
-    return remat.export(model, args, kwargs, costs="roofline")
 
 
 def step(net: nn.Module, *args: Any) -> dict[str, Any]:
@@ -43,7 +32,7 @@ def step(net: nn.Module, *args: Any) -> dict[str, Any]:
 
 
 class Constants(nn.Module):
-    """A tensor made in forward, plain attributes, one in a list; read whole and through views."""
+    """Reads a tensor created in forward, plain attributes and one in a list, whole and through views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +65,7 @@ def test_a_constant_that_is_returned_is_the_callers_own() -> None:
     assert net(rows())[1].tolist() == [1.0, 2.0]
 
 
-def test_a_constant_changed_by_the_user_between_steps_is_read_anew() -> None:
+def test_a_constant_changed_by_the_user_between_steps_is_read_at_each_step() -> None:
     model = seeded(Constants)
     net = storing_all(model, (seeded(rows),))
     model.scale.fill_(0.0)
@@ -86,8 +75,8 @@ def test_a_constant_changed_by_the_user_between_steps_is_read_anew() -> None:
 # State in Python
 
 
-class Keeps(nn.Module):
-    """Counts its calls, keeps its last output, fills caches."""
+class KeepsState(nn.Module):
+    """Counts its calls, stores its last output, and fills caches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,20 +97,20 @@ class Keeps(nn.Module):
         return torch.tanh(y + self.cache["positions"]) * self.scale
 
 
-def test_export_leaves_what_forward_keeps_alone(caplog: pytest.LogCaptureFixture) -> None:
-    model = seeded(Keeps)
+def test_export_does_not_change_what_forward_stores(caplog: pytest.LogCaptureFixture) -> None:
+    model = seeded(KeepsState)
     with caplog.at_level(logging.WARNING, logger="remat"):
         net = storing_all(model, (seeded(rows),))
     assert (model.calls, model.history, model.cache) == (0, [], {})
     assert not hasattr(model, "last")
     assert not hasattr(model, "scale")
-    (record,) = caplog.records  # said once
+    (record,) = caplog.records  # logged once
     assert "calls, last, scale" in record.getMessage()
-    assert different(step(net, seeded(rows)), step(seeded(Keeps), seeded(rows))) == []
+    assert different(step(net, seeded(rows)), step(seeded(KeepsState), seeded(rows))) == []
 
 
 def test_export_after_eager_steps_keeps_their_caches() -> None:
-    model = seeded(Keeps)
+    model = seeded(KeepsState)
     model(seeded(rows))
     last, scale, history = model.last, model.scale, list(model.history)
     net = storing_all(model, (seeded(rows),))
@@ -130,10 +119,10 @@ def test_export_after_eager_steps_keeps_their_caches() -> None:
     assert model.calls == 1
     assert len(model.history) == 1
     assert model.history[0] is history[0]
-    assert different(step(net, seeded(rows)), step(seeded(Keeps), seeded(rows))) == []
+    assert different(step(net, seeded(rows)), step(seeded(KeepsState), seeded(rows))) == []
 
 
-def test_nothing_is_said_where_forward_sets_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_where_forward_sets_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         roofline(mlp(), rows())
     assert caplog.records == []
@@ -188,8 +177,8 @@ def test_draws_outside_torch_are_refused(draw: Callable[[], float]) -> None:
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
-def test_draws_of_a_private_python_generator_are_the_users_choice() -> None:
-    """A generator made and seeded in forward gives the same numbers at every call; the plan is for or not."""
+def test_draws_of_a_generator_that_forward_seeds_are_allowed() -> None:
+    """A generator created and seeded in forward draws the same numbers at every call, planned or not."""
     model = Lambda(lambda self, x: self.body(x) * random.Random(1).random(), body=seeded(mlp))
     expected = step(model, seeded(rows))
     model.zero_grad()
@@ -220,7 +209,7 @@ class OwnGenerator(nn.Module):
 
 @pytest.mark.parametrize("costs", ["measure", "roofline"])
 def test_a_generator_of_the_models_own(costs: str) -> None:
-    """Planned draws come from it too; its state is no business of the default generator's, so they happen once."""
+    """Planned draws use it too. Only states of default generators are replayed, so the op is not recomputable."""
     model = seeded(OwnGenerator)
     exported = remat.export(model, (seeded(rows),), costs=costs)
     assert torch.equal(model.generator.get_state(), torch.Generator().manual_seed(5).get_state())
@@ -267,7 +256,7 @@ def numpy(self: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("forward", [branches, loops, selects, nonzero, unique, numpy])
-def test_values_are_not_known_while_capturing(forward: Callable[..., Tensor]) -> None:
+def test_contents_of_tensors_are_not_known_while_capturing(forward: Callable[..., Tensor]) -> None:
     with open(__file__, encoding="utf-8") as file:
         lines = file.read().splitlines()
     start = forward.__code__.co_firstlineno
@@ -298,7 +287,7 @@ def test_torch_cond_chooses_at_every_step(sign: float, plan: Callable[..., nn.Mo
     assert different({n: found[n] for n in gradients_of(model)}, gradients_of(model)) == []
 
 
-# What cannot be planned
+# Models that cannot be planned
 
 
 def test_a_leaf_that_requires_a_gradient_changed_in_place() -> None:
@@ -369,7 +358,7 @@ def test_an_error_of_the_models_own_names_its_line() -> None:
         roofline(Lambda(forward, body=mlp()), rows())
 
 
-# Values beside tensors
+# Arguments that are no tensors
 
 
 def plain_values(self: Any, x: Tensor, *, times: int, wide: bool, mode: str | None) -> Tensor:
@@ -380,14 +369,14 @@ def plain_values(self: Any, x: Tensor, *, times: int, wide: bool, mode: str | No
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "message"),
     [
         ({"times": 3}, "3; the plan is for 2"),
         ({"wide": False}, "False; the plan is for True"),
         ({"mode": None}, "None; the plan is for 'sine'"),
     ],
 )
-def test_values_are_baked_in_and_guarded(changed: dict[str, Any], words: str) -> None:
+def test_plain_arguments_are_fixed_in_the_graph_and_compared(changed: dict[str, Any], message: str) -> None:
     model = seeded(lambda: Lambda(plain_values, body=mlp()))
     kwargs = {"times": 2, "wide": True, "mode": "sine"}
     exported = roofline(model, rows(), **kwargs)
@@ -395,7 +384,7 @@ def test_values_are_baked_in_and_guarded(changed: dict[str, Any], words: str) ->
     net = remat.apply(exported, store_all(exported.problem))
     x = rows()
     assert torch.equal(net(x, **kwargs), model(x, **kwargs))
-    with pytest.raises(remat.ChangedError, match=words):
+    with pytest.raises(remat.ChangedError, match=message):
         net(x, **kwargs | changed)
 
 
@@ -403,7 +392,7 @@ def test_values_are_baked_in_and_guarded(changed: dict[str, Any], words: str) ->
 
 
 def double(self: Any, x: Tensor) -> Tensor:
-    """The norm of an inner gradient, as a gradient penalty has it."""
+    """The squared norm of an inner gradient, as in a gradient penalty."""
     (inner,) = torch.autograd.grad(self.body(x).sin().sum(), x, create_graph=True)
     return inner.square().sum()
 

@@ -205,13 +205,13 @@ DIFFERENCES: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda net: net(batch(), scale=torch.tensor(2.0)),
         r"leaf 1 is a tensor of shape \(\); the plan is for 2.0",
     ),
-    "another keyword": (lambda net: net(batch(), scale=2.0, mode="mean"), "arguments are nested otherwise"),
-    "a keyword less": (lambda net: net(batch()), "arguments are nested otherwise"),
+    "another keyword": (lambda net: net(batch(), scale=2.0, mode="mean"), "arguments are nested differently"),
+    "a keyword less": (lambda net: net(batch()), "arguments are nested differently"),
     "parameter frozen": (frozen, "inner.0.0.weight: requires_grad is False; the plan is for True"),
     "parameter resized": (resized, r"inner.0.0.weight: shape is \(8, 16\); the plan is for \(8, 8\)"),
     "submodule in evaluation": (dropout_off, "training mode of inner.2.3 was changed"),
     "module added": (grown, "the model has 33 modules; the plan is for 32"),
-    "autocast": (in_autocast, "autocast is torch.bfloat16 on cpu; the plan is for off"),
+    "autocast": (in_autocast, "autocast is torch.bfloat16 on cpu; the plan is for autocast off"),
 }
 
 
@@ -342,7 +342,7 @@ def test_planned_inside_autocast() -> None:
     training_loss(output).backward()
     training_loss(expected).backward()
     assert different(gradients_of(net), gradients_of(expected_model)) == []
-    with pytest.raises(remat.ChangedError, match=r"autocast is off; the plan is for torch.bfloat16 on cpu"):
+    with pytest.raises(remat.ChangedError, match=r"autocast is off; the plan is for autocast torch.bfloat16 on cpu"):
         net(*args)
     with torch.autocast("cpu", torch.float16), pytest.raises(remat.ChangedError, match=r"autocast is torch.float16"):
         net(*args)

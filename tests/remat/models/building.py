@@ -32,4 +32,8 @@ class Lambda(nn.Module):
         return self.function(self, *args, **kwargs)
 
 
-# Weights and state
+def seeded(make: Callable[[], Any]) -> Any:
+    """The result of `make` from generator state 0; the generator goes on where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return make()

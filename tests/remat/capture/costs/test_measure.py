@@ -1,4 +1,4 @@
-"""Measured costs: each distinct op once, remembered on disk, exact in workspace, and without a trace in the process."""
+"""Measured costs: each distinct op is measured once, stored on disk, exact in workspace, and changes no state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each signature was timed."""
+    """The number of times that each signature was timed."""
     counted: Counter[str] = Counter()
     original = measure._timed
 
@@ -54,7 +54,7 @@ def op_of(problem: Problem, target: str) -> Op:
     return next(op for op in problem.ops if op.target == target)
 
 
-# Once per signature
+# One measurement per signature
 
 
 def test_each_signature_is_timed_once(timed: Counter[str]) -> None:
@@ -91,14 +91,14 @@ def transposed(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("change", [bfloat16, more_rows, transposed])
-def test_another_dtype_shape_or_stride_is_timed_anew(change: Any, timed: Counter[str]) -> None:
+def test_another_dtype_shape_or_stride_is_timed_again(change: Any, timed: Counter[str]) -> None:
     measured(mlp(), rows())
     timed.clear()
     measured(*change(mlp(), rows()))
     assert timed
 
 
-def test_another_number_of_threads_is_timed_anew(timed: Counter[str]) -> None:
+def test_another_number_of_threads_is_timed_again(timed: Counter[str]) -> None:
     measured(mlp(), rows())
     count, threads = len(timed), torch.get_num_threads()
     timed.clear()
@@ -112,7 +112,7 @@ def test_another_number_of_threads_is_timed_anew(timed: Counter[str]) -> None:
     assert problem.costs.threads == threads + 1
 
 
-def test_another_torch_is_timed_anew(timed: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_torch_is_timed_again(timed: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     measured(mlp(), rows())
     count = len(timed)
     timed.clear()
@@ -152,7 +152,7 @@ def test_a_broken_file_is_replaced(timed: Counter[str], cache: Path) -> None:
 
 
 def test_rows_of_another_kind_are_measured_again(timed: Counter[str], cache: Path) -> None:
-    """Another program may write anything into the file."""
+    """Another program may have written rows of other types into the file."""
     expected = measured(mlp(), rows())
     with sqlite3.connect(cache) as db:
         db.execute("UPDATE costs_2 SET time_ns = 'soon', workspace_bytes = -1")
@@ -181,14 +181,14 @@ def test_two_processes_at_once() -> None:
     assert len(read_rows(keys)) == 120
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_path_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_path() == tmp_path / "cache" / "costs.sqlite"
     monkeypatch.delenv("REMAT_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_path() == tmp_path / "xdg" / "remat" / "costs.sqlite"
 
 
-# What is measured
+# Measured figures
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # torch's, on setting any of its flags
@@ -200,7 +200,7 @@ def test_workspace_of_a_convolution_is_its_unfolded_input() -> None:
     assert op_of(problem, "aten.convolution.default").workspace_bytes == 2 * 3 * 9 * 16 * 16 * 4
 
 
-WITHOUT: dict[str, Callable[[Any, Tensor], Tensor]] = {
+WITHOUT_WORKSPACE: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "sum": lambda self, x: self.body(x).sum(),
     "tanh": lambda self, x: self.body(x).tanh(),
     "cumsum": lambda self, x: self.body(x).cumsum(1),
@@ -208,15 +208,15 @@ WITHOUT: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", WITHOUT)
+@pytest.mark.parametrize("name", WITHOUT_WORKSPACE)
 def test_simple_ops_need_no_workspace(name: str) -> None:
-    problem = measured(Lambda(WITHOUT[name], body=nn.Linear(WIDTH, WIDTH)), rows())
+    problem = measured(Lambda(WITHOUT_WORKSPACE[name], body=nn.Linear(WIDTH, WIDTH)), rows())
     found = [op.workspace_bytes for op in problem.ops if op.target.startswith(f"aten.{name}.")]
     assert found
     assert set(found) == {0}
 
 
-def test_costs_say_where_they_come_from(tmp_path: Path) -> None:
+def test_costs_record_their_source(tmp_path: Path) -> None:
     exported = remat.export(mlp(), (rows(),))
     costs = exported.problem.costs
     assert costs is not None
@@ -244,19 +244,19 @@ def test_spread_is_the_noise_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     problem = measured(nn.Linear(WIDTH, WIDTH), rows())
     assert problem.ops[0].time_ns == 10 * 10**7
     assert problem.costs is not None
-    assert problem.costs.spread_ns[0] == 30 * 10**7  # the median, 40, less the least
+    assert problem.costs.spread_ns[0] == 30 * 10**7  # the median, 40, minus the minimum
 
 
 def test_ops_run_in_warm_memory_while_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """glibc maps blocks of 32 MiB afresh: 8,192 pages that the system has to give and to clear. Not for a timed run."""
+    """glibc maps blocks of 32 MiB anew: the system has to map and clear 8,192 pages, but not during a timed run."""
     faults: dict[Callable[[], object], list[int]] = {}
     original = measure._clock
 
     def clock(call: Callable[[], object]) -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        spent = original(call)
+        time_ns = original(call)
         faults.setdefault(call, []).append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-        return spent
+        return time_ns
 
     monkeypatch.setattr(measure, "_clock", clock)
     model = Lambda(lambda self, x: (x * self.scale).exp().sum(), scale=nn.Parameter(torch.ones(4096)))
@@ -265,7 +265,7 @@ def test_ops_run_in_warm_memory_while_they_are_timed(monkeypatch: pytest.MonkeyP
     assert max(min(runs) for runs in faults.values()) < 500
 
 
-def test_measuring_draws_nothing_and_changes_nothing() -> None:
+def test_measuring_does_not_draw_or_change_anything() -> None:
     model = nn.Sequential(mlp(nn.Dropout(0.3)), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5))
     x = rows()
     before = {name: t.clone() for name, t in model.state_dict().items()} | {"x": x.clone()}
@@ -278,7 +278,7 @@ def test_measuring_draws_nothing_and_changes_nothing() -> None:
 
 
 def test_indices_are_valid() -> None:
-    """Ops that index get indices they can use."""
+    """Ops that index are timed on indices that are valid."""
 
     def forward(self: Any, tokens: Tensor, labels: Tensor) -> Tensor:
         h = self.embedding(tokens)[:, torch.tensor([0, 2])]

@@ -1,4 +1,4 @@
-"""The recording of held bytes, on traces made by hand."""
+"""The recording of allocated bytes, on traces written by hand."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def inside_backward() -> None:
         (lambda: None, 0),
     ],
 )
-def test_peaks_of_traces_made_by_hand(run: Callable[[], object], expected: int) -> None:
+def test_peaks_of_traces_written_by_hand(run: Callable[[], object], expected: int) -> None:
     assert peak_while(run, CPU) == expected
 
 
@@ -85,8 +85,8 @@ def test_the_backward_is_recorded() -> None:
     assert 30 * KIB <= peak_while(inside_backward, CPU) <= 31 * KIB
 
 
-def test_what_was_there_before_is_not_known() -> None:
-    """Its release is not counted against what comes after: a step starts with gradients that are None."""
+def test_memory_allocated_before_is_not_recorded() -> None:
+    """Its release does not lower the recorded bytes. A step starts with gradients that are None."""
     held = [new(50 * KIB)]
 
     def run() -> None:
@@ -104,7 +104,7 @@ def test_changes_are_in_order() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 2000), st.booleans()), max_size=30))
 def test_any_trace(trace: list[tuple[int, bool]]) -> None:
-    """Against a running sum kept by hand: every step allocates, and frees the oldest tensor first where it says so."""
+    """Compared with a running sum: every step allocates a tensor, and first frees the oldest one where `frees`."""
     held = peak = 0
     sizes: list[int] = []
     for size, frees in trace:
@@ -133,7 +133,7 @@ def test_peak_of(changes: list[int]) -> None:
 
 @contextmanager
 def other_thread() -> Iterator[None]:
-    """Allocates and frees all the time."""
+    """Meanwhile another thread allocates and frees all the time."""
     done = threading.Event()
     started = threading.Event()
 

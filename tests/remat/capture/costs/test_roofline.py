@@ -1,4 +1,4 @@
-"""Roofline estimates against closed forms: max(arithmetic, traffic) + launch, with the device's own numbers."""
+"""Roofline estimates compared with closed forms: max(arithmetic, traffic) + launch, at the device's rates."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_flops_of_a_recurrent_layer(kind: type[nn.RNNBase], gates: int) -> None:
 
 
 def test_bytes_moved() -> None:
-    """What is read once and written once; a broadcast input is read at its own size."""
+    """Every input is read once and every output written once; a broadcast input is read at its own size."""
     n = 64
     problem = estimated(
         Lambda(lambda self, x: x * self.w, w=nn.Parameter(torch.ones(n))), torch.randn(n, n), costs=MOVING
@@ -111,7 +111,7 @@ def test_rates_of_the_data_sheet() -> None:
     assert times(problem, "aten.mm.default")[0] / 1e9 == pytest.approx(2 * n**3 / 989e12, rel=0.02)
 
 
-def test_costs_say_what_they_do_not_know(tmp_path: Path) -> None:
+def test_costs_record_that_workspace_is_unknown(tmp_path: Path) -> None:
     exported = remat.export(mlp(), (rows(),), costs="roofline:h100")
     costs = exported.problem.costs
     assert costs is not None
@@ -128,7 +128,7 @@ def test_costs_say_what_they_do_not_know(tmp_path: Path) -> None:
     assert load_problem(tmp_path / "problem.json").costs == costs
 
 
-def test_without_a_name_the_device_at_hand() -> None:
+def test_without_a_name_the_present_device_is_used() -> None:
     costs = estimated(mlp(), rows(), costs="roofline").costs
     assert costs is not None
     assert costs.source == "roofline:cpu"
@@ -154,7 +154,7 @@ def test_times_are_positive_for_every_op() -> None:
 
 @pytest.mark.parametrize("costs", ["measure", "roofline"])
 def test_another_process_reads_a_problem_without_torch(costs: str) -> None:
-    """A solver's process gets the problem pickled; a value of torch's in it would import torch there, for a second."""
+    """A solver's process unpickles the problem; a value of a torch type in it would import torch, which takes 1 s."""
     modules: set[str] = set()
 
     class Watching(pickle.Unpickler):

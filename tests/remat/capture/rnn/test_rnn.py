@@ -1,6 +1,6 @@
-"""RNN modules as one opaque op each: bit-equal to eager in every form, exact in peak, and gone when they are dropped.
+"""RNN modules as opaque ops: they are bit-equal to eager torch, exact in peak, and freed when they are dropped.
 
-Expected values come from the original module run by eager torch, and from what torch's allocator really held.
+Expected values come from the original module in eager torch, and from the records of torch's allocator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from remat.capture.exported import Exported
 from remat_solvers.plan import Plan
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
-from tests.remat.modules import different, gradients_of, recomputing, storing_all
+from tests.remat.models.building import seeded
+from tests.remat.modules import different, gradients_of, recomputing, roofline, storing_all
 
 BATCH, STEPS, IN, UNITS = 3, 5, 4, 6
 FORWARD, BACKWARD = "remat.rnn_forward.default", "remat.rnn_backward.default"
@@ -46,12 +47,6 @@ LAYERS: dict[str, Callable[[], nn.RNNBase]] = {
     "rnn-dropout": lambda: nn.RNN(IN, UNITS, num_layers=2, dropout=0.4),
     "lstm-double": lambda: nn.LSTM(IN, UNITS, dtype=torch.double),
 }
-
-
-def seeded(make: Callable[[], Any]) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return make()
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,10 +91,6 @@ def targets(exported: Exported) -> list[str]:
     return [op.target for op in exported.problem.ops]
 
 
-def roofline(model: nn.Module, args: Any, **options: Any) -> Exported:
-    return remat.export(model, args, costs="roofline", **options)
-
-
 @PLANS
 @pytest.mark.parametrize("name", LAYERS)
 def test_bit_equal_to_eager(name: str, plan: Callable[..., nn.Module]) -> None:
@@ -110,7 +101,7 @@ def test_bit_equal_to_eager(name: str, plan: Callable[..., nn.Module]) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_one_op_forward_and_one_backward(name: str) -> None:
     layer = seeded(LAYERS[name])
-    found = targets(roofline(layer, (sequence(layer),)))
+    found = targets(roofline(layer, sequence(layer)))
     assert found.count(FORWARD) == found.count(BACKWARD) == 1
     assert len(found) < 20
 
@@ -119,7 +110,7 @@ def test_one_op_forward_and_one_backward(name: str) -> None:
 def test_unrolled_gives_many_ops_and_the_same_gradients(name: str) -> None:
     layer = seeded(LAYERS[name])
     args = (sequence(layer),)
-    exported = roofline(layer, args, unroll_rnn=True)
+    exported = remat.export(layer, args, costs="roofline", unroll_rnn=True)
     assert FORWARD not in targets(exported)
     assert len(exported.problem.ops) > 6 * STEPS
     kept = step(remat.apply(exported, store_all(exported.problem)), args)
@@ -130,14 +121,14 @@ def test_unrolled_gives_many_ops_and_the_same_gradients(name: str) -> None:
 
 
 def keeping_nothing(exported: Exported) -> Plan:
-    """Every recomputable forward op runs again at the start of the backward; nothing is kept over the boundary."""
+    """Every recomputable forward op is recomputed at the start of the backward; nothing is kept over the boundary."""
     problem = exported.problem
     forward, backward = problem.forward_ops, problem.backward_ops
-    again = [i for i in forward if problem.ops[i].recomputable]
-    return plan_from_sequence(problem, [*forward, backward[0], *again, *backward[1:]])
+    recomputed = [i for i in forward if problem.ops[i].recomputable]
+    return plan_from_sequence(problem, [*forward, backward[0], *recomputed, *backward[1:]])
 
 
-# Ways to call
+# Forms of calls
 
 
 class Uses(nn.Module):
@@ -254,23 +245,23 @@ def test_padding_again(options: dict[str, Any]) -> None:
 
 def test_lengths_are_part_of_the_call() -> None:
     net = storing_all(TakesPacked(nn.LSTM), (packed_input(),))
-    net(packed_input((5, 4, 2)))  # the same sizes of batches in another order
+    net(packed_input((5, 4, 2)))  # the same batch sizes in another order
     with pytest.raises(remat.ChangedError):
         net(packed_input((2, 5, 3)))
 
 
-def test_packing_in_forward_says_what_to_do() -> None:
+def test_packing_in_forward_is_refused_with_advice() -> None:
     class Packs(TakesPacked):
         def forward(self, x: Tensor, lengths: Tensor) -> Any:
             return super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False))
 
     with pytest.raises(remat.ExportError, match="Pack it outside"):
-        roofline(Packs(nn.LSTM), (randn(STEPS, BATCH, IN), torch.tensor([2, 5, 4])))
+        roofline(Packs(nn.LSTM), randn(STEPS, BATCH, IN), torch.tensor([2, 5, 4]))
 
 
-def test_packed_under_autocast_says_what_to_do() -> None:
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(remat.ExportError, match="pad it"):
-        roofline(TakesPacked(nn.LSTM), (packed_input(),))
+def test_packed_under_autocast_is_refused_with_advice() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(remat.ExportError, match="pad the sequence"):
+        roofline(TakesPacked(nn.LSTM), packed_input())
 
 
 # Under autocast
@@ -286,7 +277,7 @@ def test_under_autocast_traced_step_by_step(kind: type[nn.RNNBase], plan: Callab
             return step(net, args)
 
     with torch.autocast("cpu", torch.bfloat16):
-        exported = roofline(seeded(lambda: kind(IN, UNITS)), args)
+        exported = roofline(seeded(lambda: kind(IN, UNITS)), *args)
         net = plan(seeded(lambda: kind(IN, UNITS)), args)
     assert FORWARD not in targets(exported)
     found, expected = run(net), run(seeded(lambda: kind(IN, UNITS)))
@@ -311,7 +302,7 @@ class Stack(nn.Module):
 
 
 def held_bytes(run: Callable[[], object]) -> int:
-    """Bytes torch's allocator still holds after `run`, its result alive."""
+    """Bytes that torch's allocator still holds after `run`, while its result is alive."""
     with recording() as record:
         kept = run()
     del kept
@@ -382,7 +373,7 @@ def test_retained_graph(kind: type[nn.RNNBase], plan: Callable[..., nn.Module]) 
 
 
 def recomputing_rnns(exported: Exported) -> Plan:
-    """Each fused forward, with all it needs, runs again just before its backward."""
+    """The whole forward is recomputed just before each fused backward."""
     problem = exported.problem
     sequence = list(problem.forward_ops)
     for op in problem.backward_ops:
@@ -409,15 +400,15 @@ def test_peak_of_a_plan_that_recomputes_the_fused_forward_is_exact(kind: type[nn
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_tape_bytes_are_those_a_real_forward_keeps(kind: type[nn.RNNBase]) -> None:
-    """The eager forward keeps its results, and beside them what its backward needs."""
+    """The eager forward keeps its results and the tensors that its backward needs."""
     layer = seeded(lambda: kind(32, 32))
     x = randn(20, 8, 32)
-    problem = roofline(layer, (x,)).problem
+    problem = roofline(layer, x).problem
     (forward,) = (op for op in problem.ops if op.target == FORWARD)
     kept = held_bytes(lambda: layer(x)[0])
     planned = sum(problem.values[v].bytes for v in forward.outputs)
     hidden = sum(problem.values[v].bytes for v in forward.inputs if problem.values[v].kind == "activation")
-    freed = 8 * 32 * 4 * (2 if kind is nn.LSTM else 1)  # final states, which eager lets go of
+    freed = 8 * 32 * 4 * (2 if kind is nn.LSTM else 1)  # final states, which eager torch frees
     assert planned + hidden - freed == pytest.approx(kept, rel=0.02)
 
 
@@ -425,13 +416,13 @@ def test_the_tape_does_not_keep_inputs_or_weights() -> None:
     layer = seeded(lambda: nn.GRU(IN, UNITS))
     net = storing_all(layer, (randn(STEPS, BATCH, IN),))
     x = randn(STEPS, BATCH, IN)
-    gone = weakref.ref(x.untyped_storage())
+    storage = weakref.ref(x.untyped_storage())
     output = net(x)
     del x
-    assert gone() is not None  # the backward reads it
+    assert storage() is not None  # the backward reads it
     with without_collector():
         loss = output[0].sum()
         del output
         loss.backward()
         del loss
-        assert gone() is None
+        assert storage() is None

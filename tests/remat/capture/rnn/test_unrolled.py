@@ -1,4 +1,4 @@
-"""Recurrent cells unrolled in Python: their time steps are found in the export, and plans over them run exactly."""
+"""Recurrent cells unrolled in Python: the export finds their time steps, and plans over them run exactly."""
 
 from __future__ import annotations
 

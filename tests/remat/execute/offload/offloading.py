@@ -1,10 +1,10 @@
-"""A net whose activations all leave, and what the tests of offloading compare."""
+"""A model, plans that offload its values, and comparisons: shared by the tests of offloading."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import remat
 from remat.capture.exported import Exported
 from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
-from remat_solvers.problem import Link
+from remat_solvers.problem import Link, Problem
 from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
@@ -23,7 +23,7 @@ Offloading = tuple[Exported, Plan, nn.Module, Tensor]
 
 
 class Big(nn.Module):
-    """Layers of 1 MiB activations."""
+    """Layers with activations of 1 MiB."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,50 +35,56 @@ class Big(nn.Module):
         return x.square().mean()
 
 
-def offloading_case() -> tuple[Exported, Plan, nn.Module, Tensor]:
-    """A plan that sends every activation away and fetches it where it is read."""
+def with_link(exported: Exported) -> Exported:
+    """The export with a link of 1 GB/s in both directions."""
+    return replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9)))
+
+
+def offloading_case() -> Offloading:
+    """`Big`, and a plan that offloads every large activation."""
     model, x = Big(), torch.randn(4096, 64)
-    exported = remat.export(model, (x,), costs="roofline")
-    problem = replace(exported.problem, link=Link(10**9, 10**9))
+    exported = with_link(remat.export(model, (x,), costs="roofline"))
+    problem = exported.problem
+    plan = offloading_plan(
+        problem, [i for i, v in enumerate(problem.values) if v.kind == "activation" and v.bytes >= 2**20]
+    )
+    assert simulate(problem, plan).peak_bytes < baseline(problem).peak_bytes
+    return exported, plan, model, x
+
+
+def offloading_plan(problem: Problem, values: Collection[int]) -> Plan:
+    """The store-all plan, but each of `values` is on the device only while an op computes or reads it."""
     actions: list[Any] = []
     copied: set[int] = set()
     for action in store_all(problem):
         if isinstance(action, Compute):
-            for value in problem.ops[action.op].inputs:
-                if value in copied:
-                    actions.append(Fetch(value))
+            op = problem.ops[action.op]
+            actions += [Fetch(value) for value in op.inputs if value in copied]
             actions.append(action)
-            sent = [v for v in (*problem.ops[action.op].inputs, *problem.ops[action.op].outputs) if v in away(problem)]
-            for value in sent:
-                if value not in copied:
-                    actions.append(Offload(value))
+            for value in (*op.inputs, *op.outputs):
+                if value in values:
+                    actions += [Free(value)] if value in copied else [Offload(value), Free(value)]
                     copied.add(value)
-                actions.append(Free(value))
         elif action.value not in copied:
             actions.append(action)
     plan = Plan(actions)
     assert validate(problem, plan) == []
-    assert simulate(problem, plan).peak_bytes < baseline(problem).peak_bytes
-    return replace(exported, problem=problem), plan, model, x
-
-
-def away(problem: Any) -> set[int]:
-    return {i for i, v in enumerate(problem.values) if v.kind == "activation" and v.bytes >= 2**20}
+    return plan
 
 
 def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(net(x), list(net.parameters())))
+    return list(torch.autograd.grad(net(x).sum(), list(net.parameters())))
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def settled(done: Callable[[], bool]) -> None:
-    """Wait, for a while, until threads have let go of what they held."""
+def wait_until(done: Callable[[], bool]) -> None:
+    """Wait up to 2 s, until threads have released what they held."""
     for _ in range(200):
         gc.collect()
         if done():
             return
         time.sleep(0.01)
-    raise AssertionError("still held")
+    raise AssertionError("something is still held")

@@ -1,4 +1,4 @@
-"""Offloading to disk: files that fail, fall short or are damaged, and slabs that serve step after step."""
+"""Offloading to disk: files that fail, are too short or damaged, and slabs that serve step after step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import remat
 from remat.execute.offload import tiers
 from remat.execute.offload.tiers import BLOCK_BYTES, DiskTier, Slab
 from remat_solvers.errors import OffloadError
-from tests.remat.execute.offload.offloading import Big, Offloading, gradients, offloading_case, same, settled
+from tests.remat.execute.offload.offloading import Big, Offloading, gradients, offloading_case, same, wait_until
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def cached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_system_without_direct_access(
     refused: str, offloading: Offloading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It refuses the flag, or the first block; what is written through the cache is synced."""
+    """It refuses the flag, or the first block; bytes are written through the cache and synced."""
     exported, plan, model, x = offloading
     module = fcntl if refused == "fcntl" else os
     real, sync, synced = getattr(module, refused), os.fdatasync, []
@@ -62,7 +62,7 @@ def test_a_file_system_without_direct_access(
 def test_every_direct_io_call_may_fail(
     call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_that_a_fault_is_told(call, number, offloading, tmp_path, monkeypatch)
+    check_that_a_fault_is_an_error(call, number, offloading, tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("cached")
@@ -71,13 +71,13 @@ def test_every_direct_io_call_may_fail(
 def test_every_cached_io_call_may_fail(
     call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_that_a_fault_is_told(call, number, offloading, tmp_path, monkeypatch)
+    check_that_a_fault_is_an_error(call, number, offloading, tmp_path, monkeypatch)
 
 
-def check_that_a_fault_is_told(
+def check_that_a_fault_is_an_error(
     call: str, number: int, offloading: Offloading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step fails with the tier and the bytes, its file goes, and the next step is right."""
+    """The step fails with the tier and the bytes, its file is deleted, and the next step is right."""
     exported, plan, model, x = offloading
     real = getattr(os, call)
     count = 0
@@ -96,50 +96,50 @@ def check_that_a_fault_is_told(
         gradients(net, x)
     assert raised.value.size_bytes >= 2**20
     del raised
-    settled(lambda: open_files() == files)
+    wait_until(lambda: open_files() == files)
     assert os.listdir(tmp_path) == []
     assert same(gradients(net, x), gradients(model, x))
 
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
-    """The scratch files that are made."""
-    made: list[weakref.ref[Any]] = []
+    """The scratch files that are created."""
+    created: list[weakref.ref[Any]] = []
     real = DiskTier.slab
 
     def remembering(tier: DiskTier, size_bytes: int) -> Slab:
         slab = real(tier, size_bytes)
-        made.append(weakref.ref(slab))
+        created.append(weakref.ref(slab))
         return slab
 
     monkeypatch.setattr(DiskTier, "slab", remembering)
-    return made
+    return created
 
 
 def overwrite(fd: int, place: int) -> None:
-    """Put some zeros into a file, past the block size that direct access asks for."""
-    again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
-    os.pwrite(again, bytes(8), place)
-    os.close(again)
+    """Write some zeros into a file, through the cache, so that they need not fill a block."""
+    file = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
+    os.pwrite(file, bytes(8), place)
+    os.close(file)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (lambda fd: overwrite(fd, 2**20 + 4096), "is not what was written"),
+        (lambda fd: overwrite(fd, 2**20 + 4096), "are not those written"),
         (lambda fd: os.ftruncate(fd, 2**20 + 10), "the scratch file ends after"),
         (lambda fd: os.ftruncate(fd, 0), "the scratch file ends after 0 bytes"),
     ],
     ids=["corrupted", "short", "empty"],
 )
 def test_a_damaged_file_is_noticed(
-    damage: Callable[[int], object], said: str, offloading: Offloading, scratch: list[weakref.ref[Any]]
+    damage: Callable[[int], object], message: str, offloading: Offloading, scratch: list[weakref.ref[Any]]
 ) -> None:
     exported, plan, model, x = offloading
     net = remat.apply(exported, plan, tier=DiskTier())
     loss = net(x)
     damage(scratch[0]().fd)
-    with pytest.raises(OffloadError, match=said):
+    with pytest.raises(OffloadError, match=message):
         loss.backward()
     assert all(p.grad is None for p in model.parameters())
     assert same(gradients(net, x), gradients(model, x))
@@ -159,15 +159,15 @@ def test_partial_writes_and_reads_are_continued(
     assert same(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
 
 
-@pytest.mark.parametrize("folder", [Path("/missing"), Path("/proc")])  # no one writes to the latter, root neither
-def test_a_folder_that_cannot_be_used_is_told(folder: Path, offloading: Offloading) -> None:
+@pytest.mark.parametrize("folder", [Path("/missing"), Path("/proc")])  # nobody can write to the latter, not even root
+def test_a_folder_that_cannot_be_used_is_an_error(folder: Path, offloading: Offloading) -> None:
     exported, plan, _, x = offloading
     net = remat.apply(exported, plan, tier=DiskTier(folder))
     with pytest.raises(OffloadError, match=rf"disk failed for \d+ bytes: no scratch file in {folder}: .*"):
         net(x)
 
 
-def test_slabs_serve_step_after_step_and_go_with_the_module(
+def test_slabs_serve_step_after_step_and_die_with_the_module(
     offloading: Offloading, scratch: list[weakref.ref[Any]]
 ) -> None:
     exported, plan, model, x = offloading
@@ -183,7 +183,7 @@ def test_slabs_serve_step_after_step_and_go_with_the_module(
     gradients(net, x)
     assert len(scratch) == 2
     del net, first, second
-    settled(lambda: all(slab() is None for slab in scratch))
+    wait_until(lambda: all(slab() is None for slab in scratch))
 
 
 def test_a_folder_may_be_a_string(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_folder_may_be_a_string(tmp_path: Path) -> None:
     assert same(gradients(net, x), gradients(model, x))
 
 
-def test_slabs_of_a_burst_of_steps_are_given_back(offloading: Offloading, scratch: list[weakref.ref[Any]]) -> None:
+def test_slabs_of_a_burst_of_steps_are_freed(offloading: Offloading, scratch: list[weakref.ref[Any]]) -> None:
     exported, plan, model, x = offloading
     net = remat.apply(exported, plan, tier=DiskTier())
     together = [net(x) for _ in range(5)]
@@ -213,7 +213,7 @@ def test_slabs_of_a_burst_of_steps_are_given_back(offloading: Offloading, scratc
 
 
 def test_children_have_slabs_of_their_own(offloading: Offloading) -> None:
-    """Two forked children train on the same pooled slab's module at once, and a step begun before cannot be ended."""
+    """Two forked children train the same module, whose slab is pooled, at once; the parent ends a step begun before."""
     exported, plan, model, x = offloading
     net = remat.apply(exported, plan, tier=DiskTier())
     expected = gradients(net, x)

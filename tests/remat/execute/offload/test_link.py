@@ -1,4 +1,4 @@
-"""The way to a tier: stated, or measured once per machine through the engine that uses it."""
+"""The link to a tier: stated, or measured once per machine through the engine that uses it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 import remat
-from remat.execute.offload import link_speed as measure
+from remat.execute.offload import link_speed
 from remat.execute.offload.link_speed import LARGE_BYTES, SMALL_BYTES, measure_link
 from remat.execute.offload.tiers import DiskTier, HostTier
 from remat_solvers.errors import ApplyError, InputError
 from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Link
 from remat_solvers.simulate import copy_ns
+from tests.remat.execute.offload.offloading import gradients, same
 
 CPU = torch.device("cpu")
 
@@ -29,28 +30,28 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_and_latency_are_read_from_two_sizes(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     def times(device: torch.device, tier: object, size_bytes: int) -> tuple[int, int]:
         rates = (link.to_host_bytes_per_s, link.to_device_bytes_per_s)
-        out, back = (copy_ns(size_bytes, rate, link.latency_ns) for rate in rates)
-        return out, back
+        offload_ns, fetch_ns = (copy_ns(size_bytes, rate, link.latency_ns) for rate in rates)
+        return offload_ns, fetch_ns
 
-    monkeypatch.setattr(measure, "_times", times)
+    monkeypatch.setattr(link_speed, "_times", times)
     found = measure_link(CPU, HostTier())
     for size in (SMALL_BYTES, 10**6, LARGE_BYTES, 10**9):
-        for mine, theirs in (
+        for measured, stated in (
             (found.to_host_bytes_per_s, link.to_host_bytes_per_s),
             (found.to_device_bytes_per_s, link.to_device_bytes_per_s),
         ):
-            expected = copy_ns(size, theirs, link.latency_ns)
-            assert copy_ns(size, mine, found.latency_ns) == pytest.approx(expected, rel=1e-4, abs=2)
+            expected = copy_ns(size, stated, link.latency_ns)
+            assert copy_ns(size, measured, found.latency_ns) == pytest.approx(expected, rel=1e-4, abs=2)
 
 
 def test_it_is_measured_once_per_tier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real, calls = measure._times, []
+    real, calls = link_speed._times, []
 
     def counting(device: torch.device, tier: HostTier | DiskTier, size_bytes: int) -> tuple[int, int]:
         calls.append((tier.name, size_bytes))
         return real(device, tier, size_bytes)
 
-    monkeypatch.setattr(measure, "_times", counting)
+    monkeypatch.setattr(link_speed, "_times", counting)
     for tier in (HostTier(), DiskTier(tmp_path)):
         first = measure_link(CPU, tier)
         assert measure_link(CPU, tier) == first
@@ -70,7 +71,7 @@ def test_solve_takes_a_rate_or_measures() -> None:
         remat.solve(model, "100%", (x,), link="fast")
 
 
-def test_a_plan_that_moves_values_runs_without_a_stated_link() -> None:
+def test_a_plan_that_offloads_values_runs_without_a_stated_link() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(2, 4)
     exported = remat.export(model, (x,), costs="roofline")
     (value,) = exported.problem.ops[1].outputs
@@ -80,15 +81,13 @@ def test_a_plan_that_moves_values_runs_without_a_stated_link() -> None:
     )
     plan = Plan([*actions[: at + 1], Offload(value), Free(value), Fetch(value), *actions[at + 1 :]])
     net = remat.apply(exported, plan)
-    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
-    found = torch.autograd.grad(net(x).sum(), list(model.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert same(gradients(net, x), gradients(model, x))
 
 
-def test_a_device_that_nothing_is_moved_from_is_refused() -> None:
+def test_a_device_without_offloading_is_refused() -> None:
     from remat.execute.offload.engines import make_engine
 
     with pytest.raises(ApplyError, match="offloading from meta is not supported"):
         make_engine(torch.device("meta"), HostTier(), {0: 1})
-    with pytest.raises(ApplyError, match="the tier disk is for the CPU"):
+    with pytest.raises(ApplyError, match="the tier disk is supported on the CPU"):
         make_engine(torch.device("cuda"), DiskTier(), {0: 1})

@@ -1,15 +1,15 @@
-"""The engine for accelerators on devices that reorder all they may: only waits that are asked for hold them back.
+"""The engine for accelerators on simulated devices that reorder work as far as the engine's waits allow.
 
-`EagerDevice` runs kernels at once, on the CPU, so that whole models run on it; copies run as late as they can, or at
-any moment before. `QueueDevice` also queues kernels, and hands out memory again as soon as nobody on the host holds it,
-as a caching allocator does; kernels and copies know addresses only. On it every wait of the engine is needed.
+`EagerDevice` runs kernels at once, on the CPU, so that whole models run on it; copies run as late as possible, or at
+any moment before. `QueueDevice` also queues kernels, and reuses memory as soon as nobody on the host holds it, as a
+caching allocator does; kernels and copies know addresses only. On it every wait of the engine is needed.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
 
@@ -28,23 +28,23 @@ from remat.execute.offload.streams import StreamEngine
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
 from remat_solvers.generate import random_plan
-from remat_solvers.problem import Link
 from remat_solvers.schedule import store_all
 from remat_solvers.validate import validate
-from tests.remat.models.table import CASES
+from tests.remat.execute.offload.offloading import with_link
+from tests.remat.modules import CASE
 
 POISON = 0xFF  # bytes of NaNs
 
 
 @dataclass(eq=False)
 class FakeStream:
-    """Tasks in order: a copy to run, or an event to wait for."""
+    """Tasks in order: copies to run, and events to wait for."""
 
     tasks: deque[Callable[[], None] | FakeEvent] = field(default_factory=deque)
     done: int = 0
 
     def wait_event(self, event: FakeEvent) -> None:
-        self.tasks.append(event.moment())
+        self.tasks.append(event.snapshot())
 
     @property
     def end(self) -> int:
@@ -52,62 +52,62 @@ class FakeStream:
 
 
 class FakeEvent:
-    """A place in a stream: over when the stream is past it. An event waited for stays what it was then."""
+    """A position in a stream; it is over when the stream has passed it. A wait refers to the position at that time."""
 
-    def __init__(self, stream: FakeStream | None = None, place: int = 0) -> None:
-        self.stream, self.place = stream, place
+    def __init__(self, stream: FakeStream | None = None, position: int = 0) -> None:
+        self.stream, self.position = stream, position
 
     def record(self, stream: FakeStream) -> None:
-        self.stream, self.place = stream, stream.end
+        self.stream, self.position = stream, stream.end
 
-    def moment(self) -> FakeEvent:
-        return FakeEvent(self.stream, self.place)
+    def snapshot(self) -> FakeEvent:
+        return FakeEvent(self.stream, self.position)
 
     @property
     def over(self) -> bool:
-        return self.stream is None or self.stream.done >= self.place
+        return self.stream is None or self.stream.done >= self.position
 
 
 class ComputeStream(FakeStream):
-    """Kernels run at once, on the CPU; so waiting for an event runs what has to run before it."""
+    """Runs kernels at once, on the CPU, so that a wait for an event runs the work before it."""
 
     def __init__(self, device: EagerDevice) -> None:
         super().__init__()
         self.device = device
 
     def wait_event(self, event: FakeEvent) -> None:
-        moment = event.moment()
-        while not moment.over:
+        snapshot = event.snapshot()
+        while not snapshot.over:
             self.device.advance()
 
 
 class EagerDevice:
-    """Kernels run when they are given."""
+    """Runs kernels when they are given, and copies later."""
 
     def __init__(self, seed: int, *, eager: float) -> None:
         self.random = Random(seed)
-        self.eager = eager  # how often a copy runs before it must
+        self.eager = eager  # probability that a copy runs before it has to
         self.streams: list[FakeStream] = []
         self.compute_stream: FakeStream = ComputeStream(self)
         self.copies = 0
 
-    def compute(self) -> FakeStream:
+    def current_stream(self) -> FakeStream:
         while self.random.random() < self.eager and self.advance():
             pass
         return self.compute_stream
 
-    def stream(self) -> FakeStream:
+    def new_stream(self) -> FakeStream:
         self.streams.append(FakeStream())
         return self.streams[-1]
 
-    def event(self) -> FakeEvent:
+    def new_event(self) -> FakeEvent:
         return FakeEvent()
 
-    def room(self, size_bytes: int) -> Tensor:
+    def allocate(self, size_bytes: int) -> Tensor:
         return torch.full((size_bytes,), POISON, dtype=torch.uint8)
 
-    def pinned(self, size_bytes: int) -> Tensor:
-        return self.room(size_bytes)
+    def allocate_pinned(self, size_bytes: int) -> Tensor:
+        return self.allocate(size_bytes)
 
     def copy(self, stream: FakeStream, into: Tensor, source: Tensor) -> None:
         self.copies += 1
@@ -118,7 +118,7 @@ class EagerDevice:
         return lambda: np.copyto(to, data)
 
     def advance(self) -> bool:
-        """Run one task that may run; whether there was any."""
+        """Run one task that may run, and return whether there was one."""
         ready = [s for s in self.streams if s.tasks and not (isinstance(s.tasks[0], FakeEvent) and not s.tasks[0].over)]
         if not ready:
             return False
@@ -131,16 +131,16 @@ class EagerDevice:
 
 
 class QueueDevice(EagerDevice):
-    """Kernels queue like copies; memory that nobody holds any more is handed out at once."""
+    """Queues kernels like copies, and reuses memory that nobody holds at once."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, eager=0.3)
-        self.compute_stream = self.stream()
+        self.compute_stream = self.new_stream()
         self.blocks: list[NDArray[np.uint8]] = []
         self.lent: list[tuple[StorageWeakRef, NDArray[np.uint8]]] = []
-        self.wrong = 0
+        self.wrong_reads = 0
 
-    def room(self, size_bytes: int) -> Tensor:
+    def allocate(self, size_bytes: int) -> Tensor:
         free = [block for reference, block in self.lent if reference.expired()]
         self.lent = [(reference, block) for reference, block in self.lent if not reference.expired()]
         block = next((b for b in free if len(b) == size_bytes), None)
@@ -153,7 +153,7 @@ class QueueDevice(EagerDevice):
         return tensor
 
     def memory(self, tensor: Tensor) -> NDArray[np.uint8]:
-        """What lies at the address of `tensor`, whoever it belongs to by then."""
+        """The memory at the address of `tensor`, whichever tensor owns it when it is read."""
         address = tensor.data_ptr()
         block = next(b for b in self.blocks if b.ctypes.data <= address < b.ctypes.data + len(b))
         start = address - block.ctypes.data
@@ -173,49 +173,49 @@ class QueueDevice(EagerDevice):
         place = self.memory(tensor)
 
         def read() -> None:
-            self.wrong += bool((place != number).any())
+            self.wrong_reads += bool((place != number).any())
 
         self.compute_stream.tasks.append(read)
 
 
 def random_step(device: QueueDevice, engine: OffloadEngine, random: Random, *, abandon: bool) -> None:
-    """Values are made, read, sent, dropped and fetched at random, by the rules that every emitted graph keeps."""
+    """Compute, read, offload, free and fetch values at random, by the rules that every emitted graph keeps."""
     session = engine.begin()
-    here: dict[int, tuple[Tensor, int]] = {}  # value -> (tensor, what it is full of)
-    away: dict[int, int] = {}
-    sent: dict[int, int] = {}
+    resident: dict[int, tuple[Tensor, int]] = {}  # per value: its tensor, and the number that fills it
+    freed: dict[int, int] = {}  # per value off the device: the number in the tier
+    offloaded: dict[int, int] = {}  # per value: the number in the tier
     for _ in range(40):
         value, choice = random.randrange(6), random.random()
-        if value in here:
-            tensor, number = here[value]
+        if value in resident:
+            tensor, number = resident[value]
             if choice < 0.4:
                 session.wait_for_fetch(value)
                 device.check(tensor, number)
             elif choice < 0.7:
                 session.offload(value, tensor)
-                sent[value] = number
+                offloaded[value] = number
             else:
                 session.release(value, tensor)
-                del here[value]
-                if sent.get(value) == number:
-                    away[value] = number
+                del resident[value]
+                if offloaded.get(value) == number:
+                    freed[value] = number
             del tensor
-        elif value in away and choice < 0.8:
+        elif value in freed and choice < 0.8:
             content = session.fetch(value)
             assert isinstance(content, Tensor)
-            here[value] = content, away.pop(value)
+            resident[value] = content, freed.pop(value)
             del content
-        elif value not in sent:
-            tensor = device.room(16)
-            here[value] = tensor, random.randrange(1, 200)
-            device.write(tensor, here[value][1])
+        elif value not in offloaded:
+            tensor = device.allocate(16)
+            resident[value] = tensor, random.randrange(1, 200)
+            device.write(tensor, resident[value][1])
             del tensor
-    for value in () if abandon else list(here):
-        session.release(value, here[value][0])
+    for value in () if abandon else list(resident):
+        session.release(value, resident[value][0])
 
 
 def wrong_reads(seed: int) -> int:
-    """How many kernels of a few random steps read what they should not."""
+    """The number of kernels of a few random steps that read wrong contents."""
     random, device = Random(seed), QueueDevice(seed)
     engine = StreamEngine(device, dict.fromkeys(range(6), 16))
     for _ in range(6):
@@ -223,25 +223,25 @@ def wrong_reads(seed: int) -> int:
     while device.advance():
         pass
     assert not any(stream.tasks for stream in device.streams)
-    return device.wrong
+    return device.wrong_reads
 
 
-def test_no_kernel_reads_what_is_not_there_yet_or_no_more() -> None:
+def test_no_kernel_reads_contents_too_early_or_too_late() -> None:
     assert [wrong_reads(seed) for seed in range(300)] == [0] * 300
 
 
-class Careless:
-    """The engine with one wait left out."""
+class OneWaitLess:
+    """The waits of the engine, each with the method that is left out to omit it."""
 
     WAITS: ClassVar[dict[str, str]] = {
         "a copy starts after the kernels given before it": "_after_compute",
         "a value is read after its fetch": "wait_for_fetch",
-        "memory goes back after the copies that use it": "release",
+        "memory is freed after the copies that use it": "release",
         "a step that ends early waits for its copies": "__del__",
     }
 
 
-@pytest.mark.parametrize("name", Careless.WAITS.values(), ids=Careless.WAITS.keys())
+@pytest.mark.parametrize("name", OneWaitLess.WAITS.values(), ids=OneWaitLess.WAITS.keys())
 def test_every_wait_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "__del__":
 
@@ -250,17 +250,15 @@ def test_every_wait_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
         monkeypatch.setattr(streams._StreamSession, "__del__", end)
     else:
-        monkeypatch.setattr(streams._StreamSession, name, lambda session, *_: session._device.compute())
+        monkeypatch.setattr(streams._StreamSession, name, lambda session, *_: session._device.current_stream())
     assert sum(wrong_reads(seed) for seed in range(300)) > 0
 
 
 @pytest.mark.parametrize("name", ["batch-norm", "dropout", "tied-weights", "lstm"])
 def test_steps_are_bit_equal_however_late_copies_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = next(case for case in CASES if case.name == name)
-    model, args, kwargs = case.make()
-    exported = remat.export(model.train(), args, kwargs, costs="roofline")
-    problem = replace(exported.problem, link=Link(10**9, 10**9))
-    exported = replace(exported, problem=problem)
+    model, args, kwargs = CASE[name].make()
+    exported = with_link(remat.export(model.train(), args, kwargs, costs="roofline"))
+    problem = exported.problem
     kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
     for seed in range(4):
         device = EagerDevice(seed, eager=seed / 4)
@@ -289,7 +287,7 @@ def test_two_steps_in_flight_have_a_slab_each() -> None:
 
 
 def test_the_next_step_writes_after_the_last_one_has_read() -> None:
-    """Also where it computes on another stream, which has not waited for the fetches of the one before."""
+    """This holds also where it computes on another stream, which has not waited for fetches of the step before."""
     device = EagerDevice(1, eager=0)
     engine = StreamEngine(device, {0: 4})
     value = torch.full((4,), 1, dtype=torch.uint8)
@@ -302,30 +300,30 @@ def test_the_next_step_writes_after_the_last_one_has_read() -> None:
     del session
     engine.begin()
     (wait,) = engine.to_host.tasks  # type: ignore[attr-defined]
-    assert (wait.stream, wait.place) == (engine.to_device, fetched)
+    assert (wait.stream, wait.position) == (engine.to_device, fetched)
 
 
-def test_no_pinned_memory_is_told_with_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pinned_memory_is_an_error_with_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     device = EagerDevice(0, eager=0)
 
     def refuse(size_bytes: int) -> Tensor:
         raise RuntimeError("CUDA error: out of memory")
 
-    monkeypatch.setattr(device, "pinned", refuse)
+    monkeypatch.setattr(device, "allocate_pinned", refuse)
     engine: OffloadEngine = StreamEngine(device, {0: 4096})
     with pytest.raises(OffloadError, match=r"host failed for 4096 bytes: no pinned memory"):
         engine.begin()
 
 
-def test_an_abandoned_fetch_holds_back_the_stream_that_its_memory_belongs_to() -> None:
+def test_an_abandoned_fetch_delays_the_stream_that_its_memory_belongs_to() -> None:
     """The graph may die where another stream is current."""
     device = QueueDevice(0)
     engine = StreamEngine(device, {0: 16})
-    side, default = device.stream(), device.compute_stream
+    side, default = device.new_stream(), device.compute_stream
     device.eager = 0
     device.compute_stream = side
     session = engine.begin()
-    value = device.room(16)
+    value = device.allocate(16)
     session.offload(0, value)
     session.release(0, value)
     before = side.end

@@ -1,10 +1,10 @@
-"""Offloading on a CPU: what leaves comes back bit for bit, late or not; a fault is an error that says what failed."""
+"""Offloading on a CPU: fetched values are bit-equal to those offloaded, and a fault is an error that names it."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -21,23 +21,29 @@ from remat.execute.offload.tiers import BLOCK_BYTES, CHUNK_BYTES, Bytes, DiskTie
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
 from remat_solvers.generate import random_plan
-from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
-from remat_solvers.problem import Link
+from remat_solvers.plan import Compute, Offload, Plan
 from remat_solvers.schedule import store_all
 from remat_solvers.validate import validate
 from tests.remat.capture.test_exact import check_peak
-from tests.remat.execute.offload.offloading import Offloading, gradients, offloading_case, same
-from tests.remat.models.table import CASES
+from tests.remat.execute.offload.offloading import (
+    Offloading,
+    gradients,
+    offloading_case,
+    offloading_plan,
+    same,
+    with_link,
+)
+from tests.remat.modules import CASE
 
 TIERS = pytest.mark.parametrize("tier", [HostTier(), DiskTier()], ids=lambda tier: tier.name)
 
 
 @dataclass(frozen=True)
 class LateTier(HostTier):
-    """Host memory behind copies that take a random time."""
+    """Host memory whose copies take a random time."""
 
     random: Random = field(default_factory=lambda: Random(0))
-    most_s: float = 0.002
+    max_s: float = 0.002
 
     def slab(self, size_bytes: int) -> Slab:
         return LateSlab(super().slab(size_bytes), self)
@@ -47,26 +53,24 @@ class LateSlab(Slab):
     def __init__(self, slab: Slab, tier: LateTier) -> None:
         self._slab, self._tier = slab, tier
 
-    def write(self, place: int, source: Bytes) -> None:
-        time.sleep(self._tier.random.random() * self._tier.most_s)
-        self._slab.write(place, source)
+    def write(self, offset: int, source: Bytes) -> None:
+        time.sleep(self._tier.random.random() * self._tier.max_s)
+        self._slab.write(offset, source)
 
-    def read(self, place: int, into: Bytes) -> None:
-        into[:] = 0xFF
-        time.sleep(self._tier.random.random() * self._tier.most_s)
-        self._slab.read(place, into)
+    def read(self, offset: int, target: Bytes) -> None:
+        target[:] = 0xFF
+        time.sleep(self._tier.random.random() * self._tier.max_s)
+        self._slab.read(offset, target)
 
 
 def exported_case(name: str) -> tuple[Exported, nn.Module, Any, Any]:
-    case = next(case for case in CASES if case.name == name)
-    model, args, kwargs = case.make()
-    exported = remat.export(model.train(), args, kwargs)
-    return replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9))), model, args, kwargs
+    model, args, kwargs = CASE[name].make()
+    return with_link(remat.export(model.train(), args, kwargs)), model, args, kwargs
 
 
 @TIERS
 @pytest.mark.parametrize("name", ["batch-norm", "two-heads", "gru-dropout", "gpt2", "vit"])
-def test_random_traffic_is_bit_equal_and_its_peak_as_predicted(name: str, tier: Tier) -> None:
+def test_random_plans_are_bit_equal_and_their_peaks_as_predicted(name: str, tier: Tier) -> None:
     exported, _, args, kwargs = exported_case(name)
     problem = exported.problem
     kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
@@ -83,9 +87,8 @@ def test_late_copies_never_change_a_gradient() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 4))
     x = torch.randn(32, 8)
-    exported = remat.export(model, (x,), costs="roofline")
-    exported = replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9)))
-    tier = LateTier(most_s=0.0002)
+    exported = with_link(remat.export(model, (x,), costs="roofline"))
+    tier = LateTier(max_s=0.0002)
     nets = [remat.apply(exported, random_plan(exported.problem, seed), tier=tier) for seed in range(10)]
     for step in range(1000):
         net = nets[step % len(nets)]
@@ -103,25 +106,25 @@ def offloading() -> Offloading:
 
 
 @TIERS
-def test_values_of_any_size_lie_side_by_side(tier: Tier) -> None:
-    """Whether or not they fill blocks, or cross their bounds, neighbours leave each other alone."""
+def test_values_of_any_size_do_not_overlap(tier: Tier) -> None:
+    """Neighbours do not change each other, whether or not they fill whole blocks."""
     random = Random(0)
-    near = [BLOCK_BYTES, 3 * BLOCK_BYTES, CHUNK_BYTES]
-    sizes = [max(0, random.choice(near) + random.choice([-1, 0, 1])) for _ in range(12)] + [0, 1, 5, BLOCK_BYTES // 2]
+    bounds = [BLOCK_BYTES, 3 * BLOCK_BYTES, CHUNK_BYTES]
+    sizes = [max(0, random.choice(bounds) + random.choice([-1, 0, 1])) for _ in range(12)] + [0, 1, 5, BLOCK_BYTES // 2]
     random.shuffle(sizes)
-    places = [sum(sizes[:k]) for k in range(len(sizes))]
+    offsets = [sum(sizes[:k]) for k in range(len(sizes))]
     values = [np.frombuffer(random.randbytes(size), np.uint8) for size in sizes]
     slab = tier.slab(sum(sizes))
     for _ in range(2):
         for k in random.sample(range(len(sizes)), len(sizes)):
-            slab.write(places[k], values[k])
-    for place, value in zip(places, values, strict=True):
+            slab.write(offsets[k], values[k])
+    for offset, value in zip(offsets, values, strict=True):
         back = np.empty_like(value)
-        slab.read(place, back)
+        slab.read(offset, back)
         assert (back == value).all()
 
 
-def test_no_host_memory_is_told(offloading: Offloading, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_host_memory_is_an_error(offloading: Offloading, monkeypatch: pytest.MonkeyPatch) -> None:
     exported, plan, _, x = offloading
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -144,25 +147,25 @@ def test_a_graph_kept_for_a_second_backward(offloading: Offloading) -> None:
 
 
 def test_copies_run_beside_compute() -> None:
-    """The copy of one value and the computing thread are at work at the same time, and waits end when copies do."""
-    going, done = threading.Event(), threading.Event()
+    """A copy and the computing thread run at the same time, and a wait ends when the copy does."""
+    started, done = threading.Event(), threading.Event()
 
-    class Meeting(Slab):
-        def write(self, place: int, source: Bytes) -> None:
-            going.set()
+    class WaitingSlab(Slab):
+        def write(self, offset: int, source: Bytes) -> None:
+            started.set()
             assert done.wait(10)
 
-        def read(self, place: int, into: Bytes) -> None:
-            into[:] = 7
+        def read(self, offset: int, target: Bytes) -> None:
+            target[:] = 7
 
-    class MeetingTier(HostTier):
+    class WaitingTier(HostTier):
         def slab(self, size_bytes: int) -> Slab:
-            return Meeting()
+            return WaitingSlab()
 
-    session = ThreadEngine(MeetingTier(), {0: 16}).begin()
+    session = ThreadEngine(WaitingTier(), {0: 16}).begin()
     value = torch.zeros(4)
     session.offload(0, value)
-    assert going.wait(10)  # the copy is under way while this thread goes on
+    assert started.wait(10)  # the copy is under way while this thread goes on
     done.set()
     session.release(0, value)
     back = session.fetch(0)
@@ -171,7 +174,7 @@ def test_copies_run_beside_compute() -> None:
 
 
 class Empty(nn.Module):
-    """Beside its other values one of no bytes."""
+    """A model one of whose values has no bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,41 +185,19 @@ class Empty(nn.Module):
         return self.second(h).sum() + self.second(h[:0] * 2).tanh().sum()
 
 
-def everything_away(problem: Any) -> Plan:
-    """The store-all plan, in which every value leaves when it is made and comes back before it is read."""
-    actions: list[Any] = []
-    fixed = {v for op in problem.forward_ops for v in problem.ops[op].outputs} & set(problem.results)
-    gone: set[int] = set()
-    for action in store_all(problem):
-        if isinstance(action, Compute):
-            back = [v for v in problem.ops[action.op].inputs if v in gone]
-            actions += map(Fetch, back)
-            gone -= set(back)
-            actions.append(action)
-            if problem.ops[action.op].phase == "forward":
-                sent = [v for v in problem.ops[action.op].outputs if v not in fixed]
-                actions += [move(v) for v in sent for move in (Offload, Free)]
-                gone |= set(sent)
-        elif action.value in gone:
-            gone.discard(action.value)
-        else:
-            actions.append(action)
-    return Plan(actions)
-
-
 @TIERS
-def test_values_of_no_bytes_move_too(tier: Tier) -> None:
+def test_values_without_bytes_are_offloaded_too(tier: Tier) -> None:
     model, x = Empty(), torch.randn(4, 8)
-    exported = remat.export(model, (x,), costs="roofline")
-    exported = replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9)))
-    plan = everything_away(exported.problem)
-    assert validate(exported.problem, plan) == []
-    assert any(isinstance(a, Offload) and not exported.problem.values[a.value].bytes for a in plan)
+    exported = with_link(remat.export(model, (x,), costs="roofline"))
+    problem = exported.problem
+    activations = [v for v, value in enumerate(problem.values) if value.kind == "activation"]
+    plan = offloading_plan(problem, [v for v in activations if v not in problem.results])
+    assert any(isinstance(a, Offload) and not problem.values[a.value].bytes for a in plan)
     assert same(gradients(remat.apply(exported, plan, tier=tier), x), gradients(model, x))
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "gru-dropout"])
-def test_a_tape_that_left_survives_a_graph_that_is_kept(name: str) -> None:
+def test_an_offloaded_tape_survives_a_graph_that_is_kept(name: str) -> None:
     exported, model, args, kwargs = exported_case(name)
     problem = exported.problem
     tapes = [v for v, value in enumerate(problem.values) if value.bytes and "rnn_forward" in value.name]

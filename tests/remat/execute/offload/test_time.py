@@ -1,4 +1,4 @@
-"""What simulate predicts is what runs, in time: ops of known time, and a tier whose copies take what its link says."""
+"""A step takes the time that `simulate` predicts: ops of known time, and a tier at the rate of its link."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from remat_solvers.schedule import baseline
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 
-OP_NS = 40_000_000  # mostly sleeping: neither another process nor the number of cores makes it much longer
+OP_NS = 40_000_000  # mostly sleep, so that neither other processes nor the number of cores change it much
 LAYERS, ROWS, WIDTH = 5, 256, 1024  # activations of 1 MiB
 TRIES = 3
 
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 def paced(nanoseconds: int, work: Callable[[], T]) -> T:
-    """What `work` gives, not before so much time is over."""
+    """The result of `work`, returned when so much time has passed."""
     end = time.perf_counter() + nanoseconds / 1e9
-    done = work()
+    result = work()
     time.sleep(max(0.0, end - time.perf_counter()))
-    return done
+    return result
 
 
 @torch.library.custom_op("remat_tests::slow", mutates_args=())
@@ -59,7 +59,7 @@ slow.register_autograd(_backward, setup_context=_save)
 
 
 class Slow(nn.Module):
-    """Nothing but layers of `OP_S`, forward and backward."""
+    """Layers that take OP_NS each, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Slow(nn.Module):
 
 @dataclass(frozen=True)
 class Throttled(HostTier):
-    """Host memory at the pace of a link."""
+    """Host memory whose copies take the time that a link states."""
 
     link: Link
 
@@ -86,21 +86,21 @@ class ThrottledSlab(Slab):
     def __init__(self, slab: Slab, link: Link) -> None:
         self._slab, self._link = slab, link
 
-    def write(self, place: int, source: Bytes) -> None:
+    def write(self, offset: int, source: Bytes) -> None:
         rate, latency_ns = self._link.to_host_bytes_per_s, self._link.latency_ns
-        paced(copy_ns(len(source), rate, latency_ns), lambda: self._slab.write(place, source))
+        paced(copy_ns(len(source), rate, latency_ns), lambda: self._slab.write(offset, source))
 
-    def read(self, place: int, into: Bytes) -> None:
+    def read(self, offset: int, target: Bytes) -> None:
         rate, latency_ns = self._link.to_device_bytes_per_s, self._link.latency_ns
-        paced(copy_ns(len(into), rate, latency_ns), lambda: self._slab.read(place, into))
+        paced(copy_ns(len(target), rate, latency_ns), lambda: self._slab.read(offset, target))
 
 
 @pytest.mark.parametrize("solver", ["swap-only", "vdnn"])
 @pytest.mark.parametrize(
     ("link", "waits"),
     [
-        (Link(5 * 10**7, 5 * 10**7, 1_000_000), False),  # a copy takes 22 ms, beside ops of 40
-        (Link(2 * 10**7, 10**7, 0), True),  # 52 ms there and 105 ms back
+        (Link(5 * 10**7, 5 * 10**7, 1_000_000), False),  # a copy takes 22 ms, beside ops of 40 ms
+        (Link(2 * 10**7, 10**7, 0), True),  # 52 ms out and 105 ms back
     ],
 )
 def test_the_step_takes_the_time_of_its_replay(link: Link, waits: bool, solver: str) -> None:
@@ -116,8 +116,8 @@ def test_the_step_takes_the_time_of_its_replay(link: Link, waits: bool, solver: 
     replayed = simulate(problem, result.plan)
     assert (replayed.wait_ns > 0.15 * unmodified.time_ns) is waits
     net = remat.apply(replace(exported, problem=problem), result.plan, tier=Throttled(link))
-    off = [abs(_seconds(net, x) * 1e9 / replayed.time_ns - 1) for _ in range(TRIES)]
-    assert min(off) <= 0.15, off
+    errors = [abs(_seconds(net, x) * 1e9 / replayed.time_ns - 1) for _ in range(TRIES)]
+    assert min(errors) <= 0.15, errors
 
 
 def _seconds(net: nn.Module, x: Tensor) -> float:
