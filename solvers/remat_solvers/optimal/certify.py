@@ -20,7 +20,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from remat_solvers.certificates.check import proven_ns
-from remat_solvers.optimal.program.stages import ONE, ZERO, Graph, Stages
+from remat_solvers.optimal.program.graph import OpGraph
+from remat_solvers.optimal.program.program import ONE, ZERO
+from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.problem import Problem
 from remat_solvers.result import Certificate, Leaf, Order
 from remat_solvers.toolkit.programs.highs import new_highs
@@ -107,7 +109,7 @@ class Relaxed:
     problem: Problem
     budget_bytes: int
     order: Order
-    at: Sequence[int]
+    anchors: Sequence[int]
     intervals: Sequence[Interval]
     names: list[Name] = field(default_factory=list)
     lower: list[float] = field(default_factory=list)
@@ -118,12 +120,12 @@ class Relaxed:
     objective: float = 0.0  # bytes in excess, or ns
 
     def __post_init__(self) -> None:
-        self.graph = Graph(self.problem, self.order)
-        self.stages = Stages(self.graph, self.at)
-        self.last = len(self.stages.at)
+        self.graph = OpGraph(self.problem, self.order)
+        self.stages = Stages(self.graph, self.anchors)
+        self.last = len(self.stages.anchors)
         self.low, self.high = self.stages.low.tolist(), self.stages.high.tolist()
-        self.wanted = self.stages.wanted.tolist()
-        self.made = np.flatnonzero(self.graph.made).tolist()
+        self.wanted = self.stages.last_use.tolist()
+        self.made = np.flatnonzero(self.graph.produced).tolist()
         moments = range(self.last + 1)
         self.stay = [self._stay(k) for k in moments]
         self.run = {stages: self._run(*stages) for stages in (*((k, k) for k in moments), *self.intervals)}
@@ -142,9 +144,11 @@ class Relaxed:
 
     def _stay(self, k: int) -> list[int]:
         ops = self.problem.ops
-        there = set(self.problem.results if k == self.last else (*ops[self.at[k]].inputs, *ops[self.at[k]].outputs))
+        there = set(
+            self.problem.results if k == self.last else (*ops[self.anchors[k]].inputs, *ops[self.anchors[k]].outputs)
+        )
         if k >= max((self.high[op] for op in self.problem.forward_ops), default=0):
-            there |= set(np.flatnonzero(self.graph.owned).tolist())
+            there |= set(np.flatnonzero(self.graph.forward_result).tolist())
         columns = [ZERO] * len(self.problem.values)
         for value in self.made:
             if value in there:
@@ -224,8 +228,8 @@ class Relaxed:
         sizes = [value.bytes for value in self.problem.values]
         unit = max(1, sum(sizes)) / COST_UNITS
         for k, stay in enumerate(self.stay):
-            workspace = self.problem.ops[self.at[k]].workspace_bytes if k < self.last else 0
-            room = self.budget_bytes - self.graph.floor_bytes - workspace
+            workspace = self.problem.ops[self.anchors[k]].workspace_bytes if k < self.last else 0
+            room = self.budget_bytes - self.graph.static_bytes - workspace
             self._row(("memory", (k,)), [(stay[d], -float(sizes[d])) for d in self.made if sizes[d]], room, 1 / unit)
 
     # Solutions
@@ -255,7 +259,7 @@ class Relaxed:
             problem=self.problem.fingerprint,
             budget_bytes=self.budget_bytes,
             order=self.order,
-            at=tuple(self.at),
+            at=tuple(self.anchors),
             bound_ns=0,
             intervals=tuple(self.intervals),
             leaves=leaves,

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from remat_solvers.optimal.incumbents import Evidence, Incumbents
-from remat_solvers.optimal.lagrangian.solve import layered_steps
+from remat_solvers.optimal.lagrangian.solve import lagrangian_steps
 from remat_solvers.optimal.local_search.annealing import AVAILABLE, Search, SearchError
 from remat_solvers.optimal.local_search.windows import Decomposed
 from remat_solvers.optimal.options import AutoOptions
-from remat_solvers.optimal.program.driver import Question
-from remat_solvers.optimal.program.refinement import Step
-from remat_solvers.optimal.program.worker import Bounder, Bounding
+from remat_solvers.optimal.program.driver import ProgramTask
+from remat_solvers.optimal.program.refinement import RefinementStep
+from remat_solvers.optimal.program.worker import InlineWorker, ProcessWorker
 from remat_solvers.optimal.state_search import StateSearch
 from remat_solvers.optimal.uniform_chain import solve_chain
 from remat_solvers.optimal.warm_starts import warm_starts
@@ -197,7 +197,7 @@ class Portfolio:
             orders = {"any": (Order.FREE, Order.GIVEN), "free": (Order.FREE,), "given": (Order.GIVEN,)}
             for order in orders[self.options.order]:
                 watch = Stopwatch(self.watch.share(self.tuning.lagrangian_share))
-                for step in layered_steps(self.problem, self.budget_bytes, watch=watch, order=order):
+                for step in lagrangian_steps(self.problem, self.budget_bytes, watch=watch, order=order):
                     self._apply(step, order, "layers")
                     yield True
 
@@ -306,26 +306,26 @@ class Portfolio:
 
     # The program
 
-    def _new_program(self) -> Bounder | Bounding:
+    def _new_program(self) -> ProcessWorker | InlineWorker:
         """The program for the order at hand, with the best plan so far as its incumbent."""
         options, incumbents = self.options, self.incumbents
-        question = Question(
+        task = ProgramTask(
             self.problem, self.budget_bytes, self.order, incumbents.within_ns, cuts=options.cuts, lazy=options.lazy
         )
         if options.subprocess and not self.by_work and not self.small:
-            program: Bounder | Bounding = Bounder(question)
+            program: ProcessWorker | InlineWorker = ProcessWorker(task)
         else:
-            program = Bounding(question, self.tuning.program_slice_nodes if self.by_work else None)
+            program = InlineWorker(task, self.tuning.program_slice_nodes if self.by_work else None)
         best = incumbents.best_for(self.order)
         if best is not None:
-            program.tell(best.plan.sequence, best.time_ns)
+            program.set_incumbent(best.plan.sequence, best.time_ns)
         return program
 
     def _poll_program(self) -> None:
         """Apply what the program has found meanwhile; with the given order settled, go over to free order."""
         if self.program is None:
             return
-        waits = not self.searching or isinstance(self.program, Bounding)
+        waits = not self.searching or isinstance(self.program, InlineWorker)
         for step in self.program.poll(self._at_most_s(self.tuning.program_poll_s) if waits else 0.0):
             self._apply(step, self.order, "program")
         if self.options.order == "any" and self.order is Order.GIVEN and self._given_order_settled():
@@ -345,9 +345,9 @@ class Portfolio:
 
     # Exchange
 
-    def _apply(self, step: Step, order: Order, message: str) -> None:
+    def _apply(self, step: RefinementStep, order: Order, message: str) -> None:
         """Take over the bound and the sequence of a step; a sequence beyond the budget is where the searches go on."""
-        evidence = Evidence(step.at, step.intervals)
+        evidence = Evidence(step.anchors, step.intervals)
         self.incumbents.raise_bound(step.bound_ns, order, message, evidence)
         if step.infeasible:
             self.incumbents.prove_infeasible(order, evidence)
@@ -361,7 +361,7 @@ class Portfolio:
             sequence = plan.sequence
             self._continue_searches_from(sequence, found_by_search=message == SEARCH)
             if self.program is not None and (self.order is Order.FREE or keeps_order(plan)):
-                self.program.tell(sequence, sum(self.problem.ops[op].time_ns for op in sequence))
+                self.program.set_incumbent(sequence, sum(self.problem.ops[op].time_ns for op in sequence))
         return better
 
     def _continue_searches_from(self, sequence: Sequence[int], *, found_by_search: bool = False) -> None:

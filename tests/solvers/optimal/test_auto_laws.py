@@ -195,7 +195,7 @@ def test_ctrl_c_in_a_method_that_hands_back_ends_it_at_once(monkeypatch: pytest.
     monkeypatch.setattr("remat_solvers.optimal.portfolio.warm_starts", lambda *_: iter([("belady", interrupted)]))
     begun: list[object] = []
     monkeypatch.setattr(
-        "remat_solvers.optimal.portfolio.layered_steps", lambda *_, **__: iter(begun.append(None) or ())
+        "remat_solvers.optimal.portfolio.lagrangian_steps", lambda *_, **__: iter(begun.append(None) or ())
     )
     result = solve(problem, budget_bytes, solver=Auto(search=False), limits=Limits(20))
     assert (result.stopped, result.plan, begun) == (Stopped.INTERRUPT, known.plan, [])

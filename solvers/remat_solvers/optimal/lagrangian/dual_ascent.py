@@ -16,13 +16,13 @@ from math import ceil, inf
 
 import numpy as np
 
-from remat_solvers.optimal.lagrangian.program import Point, Priced
+from remat_solvers.optimal.lagrangian.program import LagrangianProgram, Point
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.programs.highs import new_highs
 from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["Ascent"]
+__all__ = ["DualAscent"]
 
 MOST_STEPS = 60
 DAMPING = 0.3  # share of the best prices in the next ones
@@ -33,10 +33,10 @@ ROUNDING = 2.0**-52
 INSIDE = 32  # operations inside a table and in the rent
 
 
-class Ascent:
+class DualAscent:
     """Climbs to the best prices, a step at a time."""
 
-    def __init__(self, priced: Priced, budget_bytes: int, prices: Floats | None = None) -> None:
+    def __init__(self, priced: LagrangianProgram, budget_bytes: int, prices: Floats | None = None) -> None:
         self.priced = priced
         self.room = priced.room(budget_bytes)
         self.unit_ns = max(1, int(priced.graph.time_ns.sum()))
@@ -60,7 +60,7 @@ class Ascent:
         return self.bound_ns > (self.priced.moments + 1) * self.unit_ns
 
     def climb(self, watch: Stopwatch) -> None:
-        """Step to the end, or until the watch expires."""
+        """RefinementStep to the end, or until the watch expires."""
         for _ in range(MOST_STEPS):
             self.step()
             if self.done or watch.expired:

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from remat_solvers.optimal.lagrangian.program import Point, Priced
+from remat_solvers.optimal.lagrangian.program import LagrangianProgram, Point
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 from remat_solvers.toolkit.programs.highs import new_highs
 from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["mix"]
+__all__ = ["recover_primal"]
 
 KNAPSACK_S = 1.0
 KNAPSACK_GAP = 1e-5  # of the store-all time
 
 
-def mix(priced: Priced, room: Ints, fits: Point, other: Point) -> Point:
+def recover_primal(priced: LagrangianProgram, room: Ints, fits: Point, other: Point) -> Point:
     """The fastest mixture that fits into `room`, where `fits` does; or `fits`."""
     parts = _parts(priced, fits, other)
     if not parts:
@@ -45,7 +45,7 @@ def mix(priced: Priced, room: Ints, fits: Point, other: Point) -> Point:
     home = np.full(len(graph.bytes), -1)
     home[graph.reads] = np.maximum(home[graph.reads], -1)
     np.maximum.at(home, graph.reads, owner[graph.readers])
-    home = np.maximum(home, np.where(graph.made, owner[graph.producer], -1))
+    home = np.maximum(home, np.where(graph.produced, owner[graph.producer], -1))
     moved = np.flatnonzero(stays.any(axis=0))
     used = np.zeros((priced.moments, len(parts)))
     for k in range(priced.moments):
@@ -56,7 +56,7 @@ def mix(priced: Priced, room: Ints, fits: Point, other: Point) -> Point:
     return point if point.time_ns < fits.time_ns and (point.used_bytes <= room).all() else fits
 
 
-def _parts(priced: Priced, one: Point, two: Point) -> list[list[int]]:
+def _parts(priced: LagrangianProgram, one: Point, two: Point) -> list[list[int]]:
     """The connected sets of ops whose runs differ."""
     graph = priced.graph
     differs = (one.runs != two.runs).tolist()

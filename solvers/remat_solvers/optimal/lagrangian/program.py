@@ -40,10 +40,11 @@ import numpy as np
 
 from remat_solvers.optimal.lagrangian.elimination import Elimination, TooLargeError, eliminate
 from remat_solvers.optimal.lagrangian.repeated_blocks import Run
-from remat_solvers.optimal.program.stages import Graph, Stages
+from remat_solvers.optimal.program.graph import OpGraph
+from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 
-__all__ = ["Point", "Priced"]
+__all__ = ["LagrangianProgram", "Point"]
 
 Scope = tuple[int, ...]
 MOST_MOMENTS = 10
@@ -71,19 +72,19 @@ class Given:
     moments: Ints  # sets of moments, as bits
 
 
-class Priced:
+class LagrangianProgram:
     """The program over some stages, compiled; raises TooLargeError where the graph is too entangled for it.
 
     Alike blocks of `runs` share tables. `lenient`: rows are left out; the points may be no plans.
     """
 
     def __init__(self, stages: Stages, runs: Sequence[Run], *, lenient: bool = False) -> None:
-        if len(stages.at) > MOST_MOMENTS:
+        if len(stages.anchors) > MOST_MOMENTS:
             raise TooLargeError
         self.stages = stages
-        self.graph: Graph = stages.graph
-        self.moments = len(stages.at)
-        self.workspace = np.array([self.graph.problem.ops[a].workspace_bytes for a in stages.at], dtype=np.int64)
+        self.graph: OpGraph = stages.graph
+        self.moments = len(stages.anchors)
+        self.workspace = np.array([self.graph.problem.ops[a].workspace_bytes for a in stages.anchors], dtype=np.int64)
         self.lenient = lenient
         light = LIGHT * int(self.graph.bytes.max(initial=0)) if lenient else 0
         self.bytes = np.where(self.graph.bytes <= light, 0, self.graph.bytes)
@@ -97,7 +98,7 @@ class Priced:
 
     def room(self, budget_bytes: int) -> Ints:
         """Per moment, what is left for values."""
-        return budget_bytes - self.graph.floor_bytes - self.workspace
+        return budget_bytes - self.graph.static_bytes - self.workspace
 
     def minimum(self, prices: Floats) -> tuple[float, Point]:
         """The least of time + prices * bytes, in ns, and a point that attains it."""
@@ -117,7 +118,7 @@ class Priced:
         wanted = np.zeros(len(graph.bytes), dtype=np.int64)
         asked = np.where(self._forgiven(graph.readers, graph.reads), 1 << self.stages.low[graph.readers], -1)
         np.bitwise_or.at(wanted, graph.reads, runs[graph.readers] & asked)
-        made = np.where(graph.made, runs[graph.producer], -1) if len(runs) else np.zeros(0, dtype=np.int64)
+        made = np.where(graph.produced, runs[graph.producer], -1) if len(runs) else np.zeros(0, dtype=np.int64)
         stays = self._stays(made, wanted, self.must_stay)
         used = [int(self.bytes[(stays >> k) & 1 == 1].sum()) for k in range(self.moments)]
         time = int((graph.time_ns * _count(runs)).sum())
@@ -131,18 +132,18 @@ class Priced:
     def _forgiven(self, reader: Any, value: Any) -> Any:
         """Whether repeats of the reader do without the value."""
         graph, stages = self.graph, self.stages
-        crosses = graph.backward[reader] & graph.made[value] & ~graph.backward[graph.producer[value]]
+        crosses = graph.backward[reader] & graph.produced[value] & ~graph.backward[graph.producer[value]]
         return crosses & (stages.low[reader] == stages.high[reader]) & self.lenient
 
     def _must_stay(self) -> Ints:
         """Rows (4), per value as bits."""
         graph, stages = self.graph, self.stages
         must = np.zeros(len(graph.bytes), dtype=np.int64)
-        for k, anchor in enumerate(stages.at):
+        for k, anchor in enumerate(stages.anchors):
             must[graph.inputs[anchor]] |= 1 << k
             must[list(graph.problem.ops[anchor].outputs)] |= 1 << k
             if graph.backward[anchor]:
-                must[graph.owned] |= 1 << k
+                must[graph.forward_result] |= 1 << k
         must[graph.result] |= 1 << self.moments
         return must
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from remat_solvers.optimal.lagrangian.dual_ascent import Ascent
+from remat_solvers.optimal.lagrangian.dual_ascent import DualAscent
 from remat_solvers.optimal.lagrangian.elimination import TooLargeError
-from remat_solvers.optimal.lagrangian.program import Priced
+from remat_solvers.optimal.lagrangian.program import LagrangianProgram
 from remat_solvers.optimal.lagrangian.repeated_blocks import Run
-from remat_solvers.optimal.program.decoding import bytes_at_first_runs, expand
-from remat_solvers.optimal.program.stages import Graph, Stages
+from remat_solvers.optimal.program.decoding import bytes_at_first_computations, decode_point
+from remat_solvers.optimal.program.graph import OpGraph
+from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.toolkit.arrays import Floats
@@ -30,12 +31,12 @@ LEAST_WEIGHT = 1e-6
 
 
 def tight_bounds(
-    graph: Graph, budget_bytes: int, runs: Sequence[Run], watch: Stopwatch
+    graph: OpGraph, budget_bytes: int, runs: Sequence[Run], watch: Stopwatch
 ) -> Iterator[tuple[tuple[int, ...], int, bool]]:
     """Per round: the anchors, a bound in ns, and whether no plan fits at all."""
     problem = graph.problem
     total_ns = int(graph.time_ns.sum())
-    new = int(bytes_at_first_runs(problem, store_all(problem))[0].argmax())
+    new = int(bytes_at_first_computations(problem, store_all(problem))[0].argmax())
     at: tuple[int, ...] = (new,)
     prices: dict[int, float] = {}
     gone: set[int] = set()
@@ -43,13 +44,13 @@ def tight_bounds(
     while at and stale <= PATIENCE and not watch.expired:
         stages = Stages(graph, at)
         try:
-            priced = Priced(stages, runs, lenient=True)
+            priced = LagrangianProgram(stages, runs, lenient=True)
         except TooLargeError:
             dropped = min((a for a in at if a != new), key=lambda a: prices.get(a, 0.0), default=new)
             gone.add(dropped)
             at = tuple(a for a in at if a != dropped)
             continue
-        ascent = Ascent(priced, budget_bytes, np.array([prices.get(a, 0.0) for a in at]))
+        ascent = DualAscent(priced, budget_bytes, np.array([prices.get(a, 0.0) for a in at]))
         ascent.climb(watch)
         if ascent.impossible:
             yield at, best_ns, True
@@ -67,13 +68,13 @@ def tight_bounds(
         at = (*at[:place], new, *at[place:])
 
 
-def _held(priced: Priced, ascent: Ascent) -> Floats:
+def _held(priced: LagrangianProgram, ascent: DualAscent) -> Floats:
     """Per op, the bytes on the device during its first run, on average over the points by their weights."""
     problem = priced.graph.problem
     held, total = np.zeros(len(problem.ops)), 0.0
     for weight, point in zip(ascent.weights.tolist(), ascent.points, strict=True):
         if weight > LEAST_WEIGHT:
-            plan = plan_from_sequence(problem, expand(priced.stages, *priced.masks(point)))
-            held += weight * bytes_at_first_runs(problem, plan)[0]
+            plan = plan_from_sequence(problem, decode_point(priced.stages, *priced.masks(point)))
+            held += weight * bytes_at_first_computations(problem, plan)[0]
             total += weight
     return held / total if total else held

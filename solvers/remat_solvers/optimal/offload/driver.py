@@ -20,7 +20,7 @@ from remat_solvers.bounds import time_bound_ns
 from remat_solvers.optimal.offload.annealing import MovingSearch, Trip, choice_of
 from remat_solvers.optimal.offload.decoding import expanded
 from remat_solvers.optimal.offload.program import MovingProgram
-from remat_solvers.optimal.program.decoding import bytes_at_first_runs
+from remat_solvers.optimal.program.decoding import bytes_at_first_computations
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.interrupt import run_interruptibly
@@ -55,7 +55,7 @@ def first_moments(problem: Problem, count: int) -> list[int]:
     """
     if count >= len(problem.ops):
         return list(range(len(problem.ops)))
-    profile = bytes_at_first_runs(problem, store_all(problem))[0]
+    profile = bytes_at_first_computations(problem, store_all(problem))[0]
     ends = list(accumulate(op.time_ns for op in problem.ops))
     turn, total = len(problem.forward_ops), len(problem.ops)
     places = {0, turn, total}

@@ -1,12 +1,13 @@
-"""Between the coarse program and whole plans: a plan's point in the program, and a point's sequence of ops.
+"""Translates between plans and points of the program over few moments.
 
-`point_of` reads S and R off a plan (stages.py says why that is feasible). `expand` goes the other way: it fills in what
-the program leaves open, the order inside a stage. First runs come in the problem's order; what is missing for one of
-them, or at the stage's end, is recomputed as late as possible, each op at most once in a stage. So the sequence never
-costs more than the point, and if its peak is within the budget, it is as good as the point.
+`encode_plan` reads S and R off a plan (program.py proves that this point is feasible). `decode_point` goes the other
+way: it decides what the program leaves open, the order inside a stage. First computations come in the problem's order;
+values that one of them, or the end of the stage, needs and that are not resident are recomputed as late as possible,
+each op at most once in a stage. So the sequence never costs more than the point, and if its peak is within the budget,
+it is as good as the point.
 
-In free order the program knows of some precedences only at its anchors (effects, forward before backward); what they
-demand is run first, once more where that is what the point forgot.
+In free order the program has some precedences only at its anchors (effects, forward before backward). The ops that they
+require are computed first, once more where the point has left that out.
 """
 
 from __future__ import annotations
@@ -20,66 +21,70 @@ from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Ints, Mask
 
-__all__ = ["bytes_at_first_runs", "expand", "point_of"]
+__all__ = ["bytes_at_first_computations", "decode_point", "encode_plan"]
 
 
-def point_of(stages: Stages, plan: Plan) -> tuple[Mask, Mask]:
-    """S as [moment, value] and R as [stage, op] of a plan whose anchors first run in order and that moves nothing."""
+def encode_plan(stages: Stages, plan: Plan) -> tuple[Mask, Mask]:
+    """Return S as [moment, value] and R as [stage, op] of a plan without moves that computes the anchors in order."""
     graph = stages.graph
     ops = graph.problem.ops
-    stay = np.zeros((len(stages.at) + 1, len(graph.bytes)), dtype=bool)
-    run = np.zeros((len(stages.at) + 1, len(ops)), dtype=bool)
+    present = np.zeros((len(stages.anchors) + 1, len(graph.bytes)), dtype=bool)
+    computed = np.zeros((len(stages.anchors) + 1, len(ops)), dtype=bool)
     stage = 0
-    there = np.zeros(len(graph.bytes), dtype=bool)
+    resident = np.zeros(len(graph.bytes), dtype=bool)
     for action in plan:
         if isinstance(action, Compute):
-            run[stage, action.op] = True
-            there[list(ops[action.op].outputs)] = True
-            if stage < len(stages.at) and action.op == stages.at[stage]:
-                stay[stage] = there
+            computed[stage, action.op] = True
+            resident[list(ops[action.op].outputs)] = True
+            if stage < len(stages.anchors) and action.op == stages.anchors[stage]:
+                present[stage] = resident
                 stage += 1
         elif isinstance(action, Free):
-            there[action.value] = False
-    stay[stage] = there
-    return stay, run
+            resident[action.value] = False
+    present[stage] = resident
+    return present, computed
 
 
-def bytes_at_first_runs(problem: Problem, plan: Plan) -> tuple[Ints, Ints]:
-    """Per op: bytes on the device during its first run, and the most during repeats since the first run before."""
+def bytes_at_first_computations(problem: Problem, plan: Plan) -> tuple[Ints, Ints]:
+    """Return two arrays over the ops, for a plan without moves.
+
+    The first has the bytes on the device during the op's first computation, the second the most during recomputations
+    since the first computation before.
+    """
     size = [v.bytes for v in problem.values]
-    there = [v.kind == "constant" for v in problem.values]
-    held = problem.static_bytes
+    resident = [v.kind == "constant" for v in problem.values]
+    held_bytes = problem.static_bytes
     first = np.zeros(len(problem.ops), dtype=np.int64)
     repeats = np.zeros(len(problem.ops), dtype=np.int64)
-    seen = [False] * len(problem.ops)
-    most = 0
+    computed = [False] * len(problem.ops)
+    repeats_peak = 0
     for action in plan:
         if isinstance(action, Compute):
             op = problem.ops[action.op]
-            during = held + op.workspace_bytes
+            during = held_bytes + op.workspace_bytes
             for value in op.outputs:
                 during += size[value]
-                if not there[value]:
-                    there[value] = True
-                    held += size[value]
-            if seen[action.op]:
-                most = max(most, during)
+                if not resident[value]:
+                    resident[value] = True
+                    held_bytes += size[value]
+            if computed[action.op]:
+                repeats_peak = max(repeats_peak, during)
             else:
-                seen[action.op] = True
-                first[action.op], repeats[action.op] = during, most
-                most = 0
+                computed[action.op] = True
+                first[action.op], repeats[action.op] = during, repeats_peak
+                repeats_peak = 0
         elif isinstance(action, Free):
-            there[action.value] = False
-            held -= size[action.value]
+            resident[action.value] = False
+            held_bytes -= size[action.value]
     return first, repeats
 
 
-def expand(stages: Stages, stay: Mask, run: Mask) -> list[int]:
-    """The op sequence of a feasible point, as fast or faster."""
-    return _Expansion(stages).sequence_of(stay, run)
+def decode_point(stages: Stages, present: Mask, computed: Mask) -> list[int]:
+    """Return an op sequence for a feasible point, which takes no more time than the point."""
+    return _Decoder(stages).sequence_of(present, computed)
 
 
-class _Expansion:
+class _Decoder:
     def __init__(self, stages: Stages) -> None:
         graph = stages.graph
         self.stages = stages
@@ -88,62 +93,61 @@ class _Expansion:
         self.producer = graph.producer.tolist()
         self.sequence: list[int] = []
         self.done = [False] * len(self.ops)
-        self.there: list[bool] = []
-        self.effects = [op for op, known in enumerate(self.ops) if known.effects]
+        self.resident: list[bool] = []
+        self.effects = [index for index, op in enumerate(self.ops) if op.effects]
         self.forward = list(graph.problem.forward_ops)
 
-    def sequence_of(self, stay: Mask, run: Mask) -> list[int]:
-        stages, count = self.stages, len(self.stages.at)
+    def sequence_of(self, present: Mask, computed: Mask) -> list[int]:
+        stages, count = self.stages, len(self.stages.anchors)
         stage = np.arange(count + 1)[:, None]
-        first = (run & (stages.low <= stage) & (stage <= stages.high)).argmax(axis=0)
+        first = (computed & (stages.low <= stage) & (stage <= stages.high)).argmax(axis=0)
         for k in range(count + 1):
-            self.there = stay[k - 1].tolist() if k else [False] * len(self.producer)
-            anchor = stages.at[k] if k < count else None
+            self.resident = present[k - 1].tolist() if k else [False] * len(self.producer)
+            anchor = stages.anchors[k] if k < count else None
             for op in np.flatnonzero(first == k).tolist():
                 if op != anchor:
-                    self._first(op)
+                    self._compute_first(op)
             if anchor is not None:
-                own = set(self.ops[anchor].outputs)
-                self._bring(v for v in np.flatnonzero(stay[k]).tolist() if v not in own)
-                self._first(anchor)
-        self._bring(stages.graph.problem.results)
+                outputs = set(self.ops[anchor].outputs)
+                self._make_resident(v for v in np.flatnonzero(present[k]).tolist() if v not in outputs)
+                self._compute_first(anchor)
+        self._make_resident(stages.graph.problem.results)
         return self.sequence
 
-    def _first(self, op: int) -> None:
+    def _compute_first(self, op: int) -> None:
         if not self.done[op]:
             self._compute(op)
 
-    def _bring(self, values: Iterable[int]) -> None:
-        """Have these values on the device."""
+    def _make_resident(self, values: Iterable[int]) -> None:
         for value in values:
             if self._missing(value):
                 self._compute(self.producer[value])
 
     def _missing(self, value: int) -> bool:
         producer = self.producer[value]
-        if producer < 0 or self.there[value]:
+        if producer < 0 or self.resident[value]:
             return False
         return self.ops[producer].recomputable or not self.done[producer]
 
     def _compute(self, op: int) -> None:
-        """Run an op, after all that it needs and that is missing."""
+        """Compute an op, after all ops that it depends on and whose outputs are missing."""
         stack = [op]
         while stack:
             op = stack[-1]
-            needs = [self.producer[v] for v in self.inputs[op] if self._missing(v)]
+            required = [self.producer[v] for v in self.inputs[op] if self._missing(v)]
             if not self.done[op]:
-                needs += self._overdue(op)
-            if needs:
-                stack.append(needs[0])
+                required += self._overdue(op)
+            if required:
+                stack.append(required[0])
                 continue
             self.sequence.append(op)
             self.done[op] = True
             for value in self.ops[op].outputs:
-                self.there[value] = True
+                self.resident[value] = True
             stack.pop()
 
     def _overdue(self, op: int) -> Sequence[int]:
-        """What has to come before the first run of an op, beside what makes its inputs."""
+        """The op that must precede the first computation of `op` though it does not produce its inputs, if any."""
         if self.ops[op].phase == "backward":
             while self.forward and self.done[self.forward[0]]:
                 self.forward.pop(0)

@@ -1,72 +1,76 @@
-"""The lazy loop, turn by turn: a step of lazy.py for a while, then more moments, or longer where none can be added."""
+"""Repeats refinement.py's step, then adds a moment, or gives the next step more time where none can be added."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from remat_solvers.optimal.program.refinement import LazyStages, Step
+from remat_solvers.optimal.program.refinement import Refinement, RefinementStep
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
-from remat_solvers.toolkit.programs.highs import Ended
+from remat_solvers.toolkit.programs.highs import SolveEnd
 
-__all__ = ["Loop", "Question"]
+__all__ = ["ProgramTask", "RefinementDriver"]
 
 FOREVER = float("inf")
-MOST_ANCHORS, MOST_NODES = 8, 5_000  # where nodes count: no clock ends a program that has grown too large
-LONGER = 2.0  # times as long for the next, where nothing could be added
+MAX_ANCHORS, MAX_NODES = 8, 5_000  # where nodes are counted: no clock ends a program that has grown too large
+GROWTH = 2.0  # of the time for the next step, where nothing could be added
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What the loop is asked."""
+class ProgramTask:
+    """A problem and a budget for the program, with the options of its refinement."""
 
     problem: Problem
     budget_bytes: int
     order: Order = Order.GIVEN
-    within_ns: int | None = None  # see LazyStages
+    tolerance_ns: int | None = None  # see Refinement
     cuts: bool = True  # interval cuts
     lazy: bool = True  # moments are added
 
-    def stages(self) -> LazyStages:
-        """The loop's own."""
-        return LazyStages(self.problem, self.budget_bytes, order=self.order, within_ns=self.within_ns, cuts=self.cuts)
+    def refinement(self) -> Refinement:
+        """Return a new refinement of the task."""
+        return Refinement(
+            self.problem, self.budget_bytes, order=self.order, tolerance_ns=self.tolerance_ns, cuts=self.cuts
+        )
 
 
-class Loop:
-    """Steps and refinements in turn, until nothing more can come of them unless a better plan is known."""
+class RefinementDriver:
+    """Alternates steps and refinements, until only a better incumbent could lead to more."""
 
-    def __init__(self, question: Question, first_slice_s: float, nodes: int | None = None) -> None:
-        self.stages = question.stages()
+    def __init__(self, task: ProgramTask, first_slice_s: float, nodes: int | None = None) -> None:
+        self.refinement = task.refinement()
         self.done = False
-        self._lazy = question.lazy
+        self._lazy = task.lazy
         self._slice_s = first_slice_s
-        self._nodes = nodes  # of the tree, where they count and not seconds
+        self._nodes = nodes  # of branch and bound, where they are counted and not seconds
 
-    def tell(self, sequence: Sequence[int], time_ns: int) -> None:
-        """A plan within the budget is known: only faster ones are of interest, and bounds that come near."""
-        if self.stages.known_ns is None or time_ns < self.stages.known_ns:
-            self.stages.tell(sequence)
+    def set_incumbent(self, sequence: Sequence[int], time_ns: int) -> None:
+        """Take over a plan within the budget: only faster plans, and bounds close to it, are of interest now."""
+        if self.refinement.incumbent_ns is None or time_ns < self.refinement.incumbent_ns:
+            self.refinement.set_incumbent(sequence)
             self.done = False
 
-    def turn(self, seconds: float | None = None, on_news: Callable[[Step], bool] | None = None) -> Step:
-        """One program, for a while or up to so many seconds; where it is through with, the next has more moments."""
+    def turn(
+        self, seconds: float | None = None, on_news: Callable[[RefinementStep], bool] | None = None
+    ) -> RefinementStep:
+        """Solve one program for up to `seconds`. Where nothing is left to do in it, the next has more moments."""
         slice_s = FOREVER if self._nodes else self._slice_s if seconds is None else min(seconds, self._slice_s)
-        step = self.stages.step(slice_s, nodes=self._nodes, on_news=on_news)
-        intervals = self.stages.intervals
+        step = self.refinement.step(slice_s, nodes=self._nodes, on_news=on_news)
+        intervals = self.refinement.intervals
         if step.done:
             self.done = True
-        elif step.ended is Ended.LIMIT and step.sequence is None:
-            self._longer()
-        elif not (self._lazy and self.stages.refine()):
-            self.done = step.ended is Ended.COMPLETE  # moments at every op that can be one
-            self._longer()
-        if self._nodes and len(step.at) > MOST_ANCHORS:
+        elif step.ended is SolveEnd.LIMIT and step.sequence is None:
+            self._extend_slice()
+        elif not (self._lazy and self.refinement.refine()):
+            self.done = step.ended is SolveEnd.COMPLETE  # there are anchors at all ops that can be anchors
+            self._extend_slice()
+        if self._nodes and len(step.anchors) > MAX_ANCHORS:
             self.done = True
         return replace(step, done=self.done, intervals=intervals)
 
-    def _longer(self) -> None:
-        self._slice_s *= LONGER
+    def _extend_slice(self) -> None:
+        self._slice_s *= GROWTH
         if self._nodes:
-            self._nodes = int(LONGER * self._nodes)
-            self.done |= self._nodes > MOST_NODES
+            self._nodes = int(GROWTH * self._nodes)
+            self.done |= self._nodes > MAX_NODES

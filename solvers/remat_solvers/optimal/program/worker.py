@@ -1,177 +1,95 @@
-"""The lazy loop (loop.py): in a process of its own, which works while we search and can be killed, or in this one.
+"""Runs the driver of driver.py, in this process or in another one, which works in parallel and can be killed.
 
-HiGHS has been seen to be deaf to its limits, so nobody waits for it here. The child is a fresh interpreter, which needs
-nothing of the caller's `__main__`. It is told of plans through its standard input and answers through its standard
-output, each message a pickle behind its length; what a backend prints goes nowhere. It is in a session of its own, so
-that Ctrl-C is for the caller, and ends by itself when the caller is gone.
+HiGHS may ignore its time limit, so this code never blocks on it. Ctrl-C is for the caller: the other process is in a
+session of its own. It ends by itself when the caller is gone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
-import struct
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
-from typing import IO, Any
+from collections.abc import Sequence
 
-from remat_solvers.optimal.program.driver import Loop, Question
-from remat_solvers.optimal.program.refinement import Step
+from remat_solvers.optimal.program.driver import ProgramTask, RefinementDriver
+from remat_solvers.optimal.program.refinement import RefinementStep
+from remat_solvers.processes.child import Connection, PipeChild, connect_to_caller
 
-__all__ = ["Bounder", "Bounding", "child"]
+__all__ = ["InlineWorker", "ProcessWorker", "run_child"]
 
-CHILD = "from remat_solvers.optimal.program.worker import child; child()"
-LENGTH = struct.Struct("<Q")
+TARGET = "remat_solvers.optimal.program.worker:run_child"
 FIRST_SLICE_S = 4.0  # for a program, before moments are added
-FIRST_SLICE_HERE_S = 0.5
+FIRST_SLICE_INLINE_S = 0.5
 
 
-class Bounding:
-    """The loop in this process, a turn for every `poll`; for small problems."""
+class InlineWorker:
+    """Runs the driver in this process, a turn per `poll`; for small problems."""
 
-    def __init__(self, question: Question, nodes: int | None = None) -> None:
-        self._loop = Loop(question, FIRST_SLICE_HERE_S, nodes)
+    def __init__(self, task: ProgramTask, nodes: int | None = None) -> None:
+        self._driver = RefinementDriver(task, FIRST_SLICE_INLINE_S, nodes)
 
     @property
     def busy(self) -> bool:
-        """Whether more may come without being told of a better plan."""
-        return not self._loop.done
+        """Whether more steps may come without a better incumbent."""
+        return not self._driver.done
 
-    def tell(self, sequence: Sequence[int], time_ns: int) -> None:
-        """See `Loop.tell`."""
-        self._loop.tell(sequence, time_ns)
+    def set_incumbent(self, sequence: Sequence[int], time_ns: int) -> None:
+        """See `RefinementDriver.set_incumbent`."""
+        self._driver.set_incumbent(sequence, time_ns)
 
-    def poll(self, seconds: float) -> list[Step]:
-        """Up to so many seconds of work."""
-        return [self._loop.turn(seconds)] if self.busy else []
+    def poll(self, seconds: float) -> list[RefinementStep]:
+        """Work for up to `seconds`."""
+        return [self._driver.turn(seconds)] if self.busy else []
 
     def close(self) -> None:
-        """Nothing to end."""
+        """There is no process to end."""
 
 
-class Bounder:
-    """Bounds and points of the lazy loop, from another process. `close` it, or use it in a `with`."""
+class ProcessWorker(PipeChild):
+    """Runs the driver in another process, which begins at once. `close` it, or use it as a context."""
 
-    def __init__(self, question: Question) -> None:
-        """Start the child; it begins at once."""
-        self._heard: SimpleQueue[Step] = SimpleQueue()
+    def __init__(self, task: ProgramTask) -> None:
+        super().__init__(TARGET)
         self._done = False
-        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            start_new_session=True,
-        )
-        threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
-        self._say(question)
-
-    def __enter__(self) -> Bounder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self.connection.send(task)
 
     @property
     def busy(self) -> bool:
-        """Whether more may come without being told of a better plan."""
+        """Whether more steps may come without a better incumbent."""
         if self._process is None:
             return False
-        return not self._heard.empty() or (not self._done and self._process.poll() is None)
+        return self.connection.pending or (not self._done and self.running)
 
-    def tell(self, sequence: Sequence[int], time_ns: int) -> None:
-        """See `Loop.tell`."""
+    def set_incumbent(self, sequence: Sequence[int], time_ns: int) -> None:
+        """See `RefinementDriver.set_incumbent`."""
         self._done = False
-        self._say((list(sequence), time_ns))
+        self.connection.send((list(sequence), time_ns))
 
-    def poll(self, seconds: float = 0.0) -> list[Step]:
-        """What has come since the last time; waits up to so many seconds for something to come."""
-        steps = []
-        with contextlib.suppress(Empty):
-            steps.append(self._heard.get(timeout=seconds) if seconds > 0 else self._heard.get_nowait())
-            while True:
-                steps.append(self._heard.get_nowait())
+    def poll(self, seconds: float = 0.0) -> list[RefinementStep]:
+        """Return the steps that have come since the last call; wait up to `seconds` for the first one."""
+        steps: list[RefinementStep] = self.connection.receive(seconds)
         if steps:
             self._done = steps[-1].done
         return steps
 
-    def close(self) -> None:
-        """Kill the child."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
 
-    def _say(self, message: object) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(OSError):  # it has ended
-                _write(self._process.stdin, message)
-
-    def _listen(self, pipe: IO[bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError):  # closed
-            while (step := _read(pipe)) is not None:
-                self._heard.put(step)
-
-
-def _drive(loop: Loop, inbox: SimpleQueue[Any], send: Callable[[Step], None]) -> None:
-    """Turn after turn; where nothing more can come, wait to be told."""
-
-    def hear(*, wait: bool = False) -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                loop.tell(*inbox.get(block=wait))
-                wait = False
-
-    def on_news(step: Step) -> bool:
-        send(step)
-        hear()
-        known_ns = loop.stages.known_ns
-        return known_ns is not None and loop.stages.bound_ns >= known_ns - loop.stages.within_ns
-
+def run_child() -> None:
+    """Work in the other process: turn after turn, or wait for an incumbent where nothing more can come."""
+    connection = connect_to_caller()
+    driver = RefinementDriver(connection.receive_one(), FIRST_SLICE_S)
     while True:
-        hear(wait=loop.done)
-        if not loop.done:
-            send(loop.turn(on_news=on_news))
+        _receive_incumbents(driver, connection, None if driver.done else 0.0)
+        if not driver.done:
+            connection.send(driver.turn(on_news=lambda step: _report(driver, connection, step)))
 
 
-def child() -> None:
-    """What the other process does."""
-    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)
-    question: Question = _read(source)
-    inbox: SimpleQueue[Any] = SimpleQueue()
-
-    def listen() -> None:
-        while (message := _read(source)) is not None:
-            inbox.put(message)
-        os._exit(0)  # the caller is gone; whatever HiGHS does
-
-    threading.Thread(target=listen, daemon=True).start()
-    _drive(Loop(question, FIRST_SLICE_S), inbox, lambda step: _write(sink, step))
+def _receive_incumbents(driver: RefinementDriver, connection: Connection, seconds: float | None) -> None:
+    for sequence, time_ns in connection.receive(seconds):
+        driver.set_incumbent(sequence, time_ns)
 
 
-def _write(pipe: IO[bytes], message: object) -> None:
-    content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    pipe.write(LENGTH.pack(len(content)) + content)
-    pipe.flush()
-
-
-def _read(pipe: IO[bytes]) -> Any:
-    """The next message; None at the end."""
-    head = pipe.read(LENGTH.size)
-    if len(head) < LENGTH.size:
-        return None
-    content = pipe.read(LENGTH.unpack(head)[0])
-    return pickle.loads(content)
+def _report(driver: RefinementDriver, connection: Connection, step: RefinementStep) -> bool:
+    """Send a step that is not the last of its turn; whether to stop, since the bound has come near an incumbent."""
+    connection.send(step)
+    _receive_incumbents(driver, connection, 0.0)
+    refinement = driver.refinement
+    if refinement.incumbent_ns is None:
+        return False
+    return refinement.bound_ns >= refinement.incumbent_ns - refinement.tolerance_ns

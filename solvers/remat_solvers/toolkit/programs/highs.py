@@ -19,7 +19,7 @@ from remat_solvers.processes.stdout import silence_stdout
 from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.programs.rows import Mark, Rows
 
-__all__ = ["Answer", "Ended", "Program", "Relaxation", "margin", "new_highs", "solve_lp", "solve_mip"]
+__all__ = ["HighsAnswer", "Program", "Relaxation", "SolveEnd", "margin", "new_highs", "solve_lp", "solve_mip"]
 
 
 DOUBT_PER_COLUMN = 1e-6
@@ -29,7 +29,7 @@ HALF = 0.5
 LEAST_GAP = 1e-6  # mip_abs_gap as it comes
 
 
-class Ended(Enum):
+class SolveEnd(Enum):
     """How a solve came to its end."""
 
     COMPLETE = "solved to the gap asked for"
@@ -38,10 +38,10 @@ class Ended(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HighsAnswer:
     """What is known of a program; bounds and costs in its units, without what surely runs."""
 
-    ended: Ended
+    ended: SolveEnd
     bound: float  # no point costs less; -inf: not known
     point: Floats | None  # per column
     cost: float  # of the point
@@ -75,7 +75,7 @@ class Program(Protocol):
         """Return the cost of every column."""
 
 
-def solve_lp(program: Program) -> Answer:
+def solve_lp(program: Program) -> HighsAnswer:
     """The linear relaxation."""
     return Relaxation(program).solve(INFINITY)
 
@@ -88,9 +88,9 @@ class Relaxation:
         self._highs = new_highs()
         self._columns = 0
         self._mark: Mark | None = None
-        self.prices = np.empty(0)  # of the rows, after a solve
+        self.duals = np.empty(0)  # of the rows, after a solve
 
-    def solve(self, seconds: float) -> Answer:
+    def solve(self, seconds: float) -> HighsAnswer:
         """The optimum, if it is found in time."""
         import highspy
 
@@ -106,12 +106,12 @@ class Relaxation:
         highs.run()
         status = highs.getModelStatus()
         if status == highspy.HighsModelStatus.kInfeasible:
-            return Answer(Ended.EMPTY, INFINITY, None, INFINITY)
+            return HighsAnswer(SolveEnd.EMPTY, INFINITY, None, INFINITY)
         if status != highspy.HighsModelStatus.kOptimal:
-            return Answer(Ended.LIMIT, -INFINITY, None, INFINITY)
+            return HighsAnswer(SolveEnd.LIMIT, -INFINITY, None, INFINITY)
         solution, cost = highs.getSolution(), highs.getInfo().objective_function_value
-        self.prices = np.array(solution.row_dual)
-        return Answer(Ended.COMPLETE, cost, np.array(solution.col_value), cost)
+        self.duals = np.array(solution.row_dual)
+        return HighsAnswer(SolveEnd.COMPLETE, cost, np.array(solution.col_value), cost)
 
     def _append(self, mark: Mark) -> None:
         """The columns and rows that came since the last solve; columns first, they have no coefficients in old rows."""
@@ -136,7 +136,7 @@ def solve_mip(
     on_point: Callable[[Floats, float], None] | None = None,
     on_bound: Callable[[float], bool] | None = None,
     **options: Any,
-) -> Answer:
+) -> HighsAnswer:
     """The best point that costs less than `cutoff` units, to an absolute gap of `gap` units.
 
     `start` is a point to begin with; `on_point` hears of each better point and its cost; `on_bound` is often told the
@@ -180,21 +180,21 @@ def solve_mip(
     return _read_mip(highspy, highs, cutoff)
 
 
-def _read_mip(highspy: Any, highs: Any, cutoff: float) -> Answer:
+def _read_mip(highspy: Any, highs: Any, cutoff: float) -> HighsAnswer:
     status, info = highs.getModelStatus(), highs.getInfo()
     known = highspy.HighsModelStatus
     point, cost = None, INFINITY
     if info.primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible):
         point, cost = np.array(highs.getSolution().col_value), info.objective_function_value
     if status in (known.kInfeasible, known.kUnboundedOrInfeasible, known.kObjectiveBound):
-        return Answer(Ended.EMPTY, cutoff, point, cost, info.mip_node_count)
+        return HighsAnswer(SolveEnd.EMPTY, cutoff, point, cost, info.mip_node_count)
     bound = min(info.mip_dual_bound, cutoff)
-    ended = Ended.COMPLETE if status == known.kOptimal else Ended.LIMIT
-    return Answer(ended, bound, point, cost, max(0, info.mip_node_count))
+    ended = SolveEnd.COMPLETE if status == known.kOptimal else SolveEnd.LIMIT
+    return HighsAnswer(ended, bound, point, cost, max(0, info.mip_node_count))
 
 
-def _without_columns(program: Program) -> Answer:
+def _without_columns(program: Program) -> HighsAnswer:
     _, _, _, low, high = program.rows.matrix()
     if (low > 0).any() or (high < 0).any():
-        return Answer(Ended.EMPTY, INFINITY, None, INFINITY)
-    return Answer(Ended.COMPLETE, 0.0, np.empty(0), 0.0)
+        return HighsAnswer(SolveEnd.EMPTY, INFINITY, None, INFINITY)
+    return HighsAnswer(SolveEnd.COMPLETE, 0.0, np.empty(0), 0.0)

@@ -11,16 +11,17 @@ import pytest
 
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.generate import adversarial, training_graph
-from remat_solvers.optimal.lagrangian.dual_ascent import Ascent
+from remat_solvers.optimal.lagrangian.dual_ascent import DualAscent
 from remat_solvers.optimal.lagrangian.elimination import TooLargeError, eliminate
-from remat_solvers.optimal.lagrangian.primal_recovery import mix
-from remat_solvers.optimal.lagrangian.program import Priced
+from remat_solvers.optimal.lagrangian.primal_recovery import recover_primal
+from remat_solvers.optimal.lagrangian.program import LagrangianProgram
 from remat_solvers.optimal.lagrangian.repeated_blocks import Run, find_repeats
-from remat_solvers.optimal.lagrangian.solve import layered_steps
+from remat_solvers.optimal.lagrangian.solve import lagrangian_steps
 from remat_solvers.optimal.lagrangian.tight_budgets import tight_bounds
-from remat_solvers.optimal.program.decoding import expand
-from remat_solvers.optimal.program.refinement import Step
-from remat_solvers.optimal.program.stages import Graph, Stages
+from remat_solvers.optimal.program.decoding import decode_point
+from remat_solvers.optimal.program.graph import OpGraph
+from remat_solvers.optimal.program.refinement import RefinementStep
+from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.problem import Op, Phase, Problem, Value
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.brute_force.solver import best_sequence
@@ -61,8 +62,8 @@ def layered(layers: int, width: int, seed: int) -> Problem:
     return Problem(f"layered{layers}x{width}", tuple(ops), tuple(values), tuple(results))
 
 
-def steps(problem: Problem, budget_bytes: int, order: Order = Order.GIVEN) -> list[Step]:
-    return list(layered_steps(problem, budget_bytes, watch=Stopwatch(Limits(20)), order=order))
+def steps(problem: Problem, budget_bytes: int, order: Order = Order.GIVEN) -> list[RefinementStep]:
+    return list(lagrangian_steps(problem, budget_bytes, watch=Stopwatch(Limits(20)), order=order))
 
 
 def correspond(problem: Problem, run: Run) -> bool:
@@ -134,7 +135,7 @@ def test_elimination_against_enumeration(seed: int) -> None:
 def test_equal_layers_are_computed_once(seed: int) -> None:
     """40 more layers, at most one more table for each: where the layers meet."""
     few, many = (
-        Priced(Stages(Graph(p, Order.GIVEN), (len(p.forward_ops) - 1,)), find_repeats(p)).program
+        LagrangianProgram(Stages(OpGraph(p, Order.GIVEN), (len(p.forward_ops) - 1,)), find_repeats(p)).program
         for p in (layered(40, 9, seed), layered(80, 9, seed))
     )
     assert len(many.turns) - len(few.turns) >= 6 * 40
@@ -144,8 +145,8 @@ def test_equal_layers_are_computed_once(seed: int) -> None:
 def test_layers_have_to_be_known() -> None:
     """Corresponding variables have to go in the same turn, or their tables differ."""
     problem = corpus_problem("lstm")
-    stages = Stages(Graph(problem, Order.GIVEN), (1244,))
-    told, untold = (Priced(stages, runs).program for runs in (find_repeats(problem), ()))
+    stages = Stages(OpGraph(problem, Order.GIVEN), (1244,))
+    told, untold = (LagrangianProgram(stages, runs).program for runs in (find_repeats(problem), ()))
     assert len(told.turns) == len(untold.turns)
     assert 3 * len(told.joins) < len(untold.joins)
 
@@ -176,7 +177,7 @@ def test_bound_optimum_plan(order: Order) -> None:
                 if timeline.peak_bytes <= budget and order is Order.FREE:
                     assert optimum is not None
                     assert timeline.time_ns >= optimum
-        graph = Graph(problem, order)
+        graph = OpGraph(problem, order)
         for _, bound_ns, impossible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(20))):
             assert optimum is None if impossible else optimum is None or bound_ns <= optimum
     assert claimed > 20
@@ -186,8 +187,8 @@ def test_bound_optimum_plan(order: Order) -> None:
 def test_prices_against_enumeration(seed: int) -> None:
     """The least of time and rent over all points of the program, by trying all runs."""
     problem = layered(2, 2, seed)
-    graph = Graph(problem, Order.GIVEN)
-    priced = Priced(Stages(graph, (3,)), ())
+    graph = OpGraph(problem, Order.GIVEN)
+    priced = LagrangianProgram(Stages(graph, (3,)), ())
     prices = np.array([random.Random(seed).choice((0.3, 1.0, 2.5))])
     value, point = priced.minimum(prices)
     assert value == pytest.approx(point.time_ns + float(prices @ point.used_bytes))
@@ -203,17 +204,19 @@ def test_prices_against_enumeration(seed: int) -> None:
 def test_a_mixture_fits_and_can_be_expanded(seed: int) -> None:
     problem = layered(12, 3, seed)
     budget = budget_above_static(problem, 0.6)
-    priced = Priced(Stages(Graph(problem, Order.GIVEN), (len(problem.forward_ops) - 1,)), find_repeats(problem))
-    ascent = Ascent(priced, budget)
+    priced = LagrangianProgram(
+        Stages(OpGraph(problem, Order.GIVEN), (len(problem.forward_ops) - 1,)), find_repeats(problem)
+    )
+    ascent = DualAscent(priced, budget)
     while not ascent.done:
         ascent.step()
     fitting = [p for p in ascent.points if (p.used_bytes <= ascent.room).all()]
     for one, two in itertools.product(fitting, ascent.points):
-        mixed = mix(priced, ascent.room, one, two)
+        mixed = recover_primal(priced, ascent.room, one, two)
         assert mixed.time_ns <= one.time_ns
         assert (mixed.used_bytes <= ascent.room).all()
         bits = np.arange(2)[:, None]
-        sequence = expand(priced.stages, (mixed.stays >> bits & 1) == 1, (mixed.runs >> bits & 1) == 1)
+        sequence = decode_point(priced.stages, (mixed.stays >> bits & 1) == 1, (mixed.runs >> bits & 1) == 1)
         assert simulate(problem, plan_from_sequence(problem, sequence)).time_ns <= mixed.time_ns
 
 
@@ -242,7 +245,7 @@ def test_what_no_plan_can_do_is_infeasible() -> None:
 def test_lenient_bounds_where_memory_is_tight() -> None:
     """The study proved 17.7 % and found 20.8 % for 100 LSTM steps at 40 %; without an answer of the exact program."""
     problem = corpus_problem("lstm")
-    graph, budget = Graph(problem, Order.GIVEN), budget_above_static(problem, 0.4)
+    graph, budget = OpGraph(problem, Order.GIVEN), budget_above_static(problem, 0.4)
     base = sum(op.time_ns for op in problem.ops)
     bounds = []
     for at, bound_ns, impossible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(60))):
@@ -259,9 +262,9 @@ def test_lenient_is_no_more_than_exact(seed: int) -> None:
     """Fewer rows, a lower minimum, at any prices."""
     problem = layered(5, 3, seed)
     ops = len(problem.ops)
-    stages = Stages(Graph(problem, Order.GIVEN), (ops // 3, ops // 2, 3 * ops // 4))
+    stages = Stages(OpGraph(problem, Order.GIVEN), (ops // 3, ops // 2, 3 * ops // 4))
     prices = np.random.default_rng(seed).random(3)
-    exact, lenient = (Priced(stages, (), lenient=lenient).minimum(prices)[0] for lenient in (False, True))
+    exact, lenient = (LagrangianProgram(stages, (), lenient=lenient).minimum(prices)[0] for lenient in (False, True))
     assert lenient <= exact + 1e-9
 
 
@@ -280,9 +283,9 @@ def test_strange_problems(seed: int) -> None:
 
 def test_entangled_graphs_are_given_up() -> None:
     problem = corpus_problem("rl250")
-    graph = Graph(problem, Order.GIVEN)
+    graph = OpGraph(problem, Order.GIVEN)
     with pytest.raises(TooLargeError):
-        Priced(Stages(graph, (60, 125, 180)), ())
+        LagrangianProgram(Stages(graph, (60, 125, 180)), ())
     assert all(
         s.bound_ns >= sum(op.time_ns for op in problem.ops) for s in steps(problem, budget_above_static(problem, 0.8))
     )

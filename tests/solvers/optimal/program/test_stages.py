@@ -1,4 +1,4 @@
-"""The coarse program: valid for every plan and every choice of anchors, exact where the loop says so."""
+"""The coarse program: valid for every plan and every choice of anchors, exact where the refinement says so."""
 
 import random
 from itertools import combinations, count, pairwise
@@ -8,18 +8,20 @@ import pytest
 
 from remat_solvers.errors import InputError
 from remat_solvers.generate import adversarial, chain, random_layered, random_plan, training_graph
-from remat_solvers.optimal.program.decoding import bytes_at_first_runs, expand, point_of
-from remat_solvers.optimal.program.fractional_memory import pressure
+from remat_solvers.optimal.program.decoding import bytes_at_first_computations, decode_point, encode_plan
+from remat_solvers.optimal.program.fractional_memory import fractional_memory
+from remat_solvers.optimal.program.graph import OpGraph
 from remat_solvers.optimal.program.interval_cuts import add_interval
-from remat_solvers.optimal.program.refinement import LazyStages
-from remat_solvers.optimal.program.stages import Graph, Program, Stages
+from remat_solvers.optimal.program.program import StageProgram
+from remat_solvers.optimal.program.refinement import Refinement
+from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence, smallest_peak_bytes
 from remat_solvers.result import Order
 from remat_solvers.schedule import baseline, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
-from remat_solvers.toolkit.programs.highs import Ended, margin, solve_lp, solve_mip
+from remat_solvers.toolkit.programs.highs import SolveEnd, margin, solve_lp, solve_mip
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem
 
@@ -35,7 +37,7 @@ def tiny(seed: int) -> Problem:
     return next(p for p in made if len(p.ops) <= 9)
 
 
-def anchors(graph: Graph, rng: random.Random, most: int) -> list[int]:
+def anchors(graph: OpGraph, rng: random.Random, most: int) -> list[int]:
     """A random chain of the order."""
     ops = len(graph.time_ns)
     ids = rng.sample(range(ops), min(ops, rng.randint(0, most)))
@@ -48,8 +50,8 @@ def anchors(graph: Graph, rng: random.Random, most: int) -> list[int]:
     return sorted(at, key=lambda op: sum(bool(graph.before(op)[other]) for other in at))
 
 
-def all_intervals(program: Program) -> Program:
-    for pair in combinations(range(len(program.stages.at) + 1), 2):
+def all_intervals(program: StageProgram) -> StageProgram:
+    for pair in combinations(range(len(program.stages.anchors) + 1), 2):
         add_interval(program, *pair)
     return program
 
@@ -57,16 +59,16 @@ def all_intervals(program: Program) -> Program:
 @pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("seed", range(120))
 def test_every_plan_is_a_point_that_costs_no_more(seed: int, order: Order) -> None:
-    """The proof of stages.py and cuts.py, on random plans: all rows hold, within the plan's own peak."""
+    """The proof of program.py and interval_cuts.py, on random plans: all rows hold, within the plan's own peak."""
     rng = random.Random(seed)
     problem = tiny(seed)
-    graph = Graph(problem, order)
+    graph = OpGraph(problem, order)
     for turn in range(3):
         plan = random_plan(problem, 3 * seed + turn)
         timeline = simulate(problem, plan)
         stages = Stages(graph, anchors(graph, rng, 5))
-        program = all_intervals(Program(stages, timeline.peak_bytes))
-        point = program.point(*point_of(stages, plan))
+        program = all_intervals(StageProgram(stages, timeline.peak_bytes))
+        point = program.point(*encode_plan(stages, plan))
         starts, columns, coefficients, low, high = program.rows.matrix()
         sums = np.zeros(len(low))
         np.add.at(sums, np.repeat(np.arange(len(low)), np.diff(starts)), coefficients * point[columns])
@@ -77,8 +79,8 @@ def test_every_plan_is_a_point_that_costs_no_more(seed: int, order: Order) -> No
 
 @pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("seed", range(150))
-def test_bounds_stay_below_brute_force_and_the_loop_meets_it(seed: int, order: Order) -> None:
-    """Random anchors, then the loop, at budgets around the smallest peak there is."""
+def test_bounds_stay_below_brute_force_and_the_refinement_meets_it(seed: int, order: Order) -> None:
+    """Random anchors, then the refinement, at budgets around the smallest peak there is."""
     rng = random.Random(seed)
     problem = tiny(seed)
     least = smallest_peak_bytes(problem, order=order.value)
@@ -86,43 +88,43 @@ def test_bounds_stay_below_brute_force_and_the_loop_meets_it(seed: int, order: O
     best = best_sequence(problem, budget, order=order.value)
     assert best is not None
     optimum_ns = sum(problem.ops[op].time_ns for op in best)
-    graph = Graph(problem, order)
-    program = Program(Stages(graph, anchors(graph, rng, 4)), budget)
+    graph = OpGraph(problem, order)
+    program = StageProgram(Stages(graph, anchors(graph, rng, 4)), budget)
     answer = solve_mip(program, seconds=10, gap=0)
-    assert answer.ended is Ended.COMPLETE
+    assert answer.ended is SolveEnd.COMPLETE
     coarse_ns = program.bound_ns(answer.bound, margin(program, answer.bound))
     assert coarse_ns <= optimum_ns
 
-    loop = LazyStages(problem, budget, order=order, within_ns=0)
-    bound_ns, step = 0, loop.step(10)
-    while not step.done and loop.refine():
-        step = loop.step(10)
+    refinement = Refinement(problem, budget, order=order, tolerance_ns=0)
+    bound_ns, step = 0, refinement.step(10)
+    while not step.done and refinement.refine():
+        step = refinement.step(10)
         assert bound_ns <= step.bound_ns <= optimum_ns
         assert not step.infeasible
         bound_ns = step.bound_ns
     if step.done:
-        assert loop.known_ns == loop.bound_ns == optimum_ns
-    if loop.known is not None:
-        assert validate(problem, plan_from_sequence(problem, loop.known), budget) == []
+        assert refinement.incumbent_ns == refinement.bound_ns == optimum_ns
+    if refinement.incumbent is not None:
+        assert validate(problem, plan_from_sequence(problem, refinement.incumbent), budget) == []
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_more_anchors_and_smaller_budgets_never_lower_the_bound(seed: int) -> None:
     problem = training_graph(6, seed)
-    graph = Graph(problem, Order.GIVEN)
+    graph = OpGraph(problem, Order.GIVEN)
     rng = random.Random(seed)
     few = anchors(graph, rng, 2)
     more = sorted({*few, *anchors(graph, rng, 3)})
     peak = baseline(problem).peak_bytes
 
     def optimum(at: list[int], budget: float) -> float:
-        return program_optimum(Program(Stages(graph, at), int(budget)))
+        return program_optimum(StageProgram(Stages(graph, at), int(budget)))
 
     assert optimum(few, 0.9 * peak) <= optimum(more, 0.9 * peak) + EXACT
     assert optimum(few, 0.9 * peak) <= optimum(few, 0.8 * peak) + EXACT
 
 
-def program_optimum(program: Program) -> float:
+def program_optimum(program: StageProgram) -> float:
     answer = solve_mip(program, seconds=10, gap=0)
     return program.base_ns + answer.bound * program.time_unit_ns
 
@@ -130,10 +132,10 @@ def program_optimum(program: Program) -> float:
 @pytest.mark.parametrize("seed", range(40))
 def test_intervals_leave_the_optimum_and_raise_the_relaxation(seed: int) -> None:
     problem = training_graph(6, seed)
-    graph = Graph(problem, Order.GIVEN)
+    graph = OpGraph(problem, Order.GIVEN)
     at = anchors(graph, random.Random(seed), 5)
     budget = int(0.85 * baseline(problem).peak_bytes)
-    plain, cut = Program(Stages(graph, at), budget), all_intervals(Program(Stages(graph, at), budget))
+    plain, cut = StageProgram(Stages(graph, at), budget), all_intervals(StageProgram(Stages(graph, at), budget))
     assert program_optimum(plain) == pytest.approx(program_optimum(cut))
     assert solve_lp(plain).bound <= solve_lp(cut).bound + 1e-6
 
@@ -141,12 +143,12 @@ def test_intervals_leave_the_optimum_and_raise_the_relaxation(seed: int) -> None
 def test_intervals_cut_half_recomputes_off() -> None:
     """The study's figures: U-Net at 40 %, 21 slices: 11.0 % plain, 12.6 % with intervals, as linear programs."""
     problem, budget = at_share("unet", 0.4)
-    graph = Graph(problem, Order.GIVEN)
-    profile, _ = bytes_at_first_runs(problem, store_all(problem))
+    graph = OpGraph(problem, Order.GIVEN)
+    profile, _ = bytes_at_first_computations(problem, store_all(problem))
     edges = [len(problem.ops) * k // 20 for k in range(21)]
     at = [max(range(a, b), key=lambda op: profile[op]) for a, b in pairwise(edges)]
-    plain = Program(Stages(graph, at), budget)
-    bounds = [solve_lp(program).bound for program in (plain, all_intervals(Program(Stages(graph, at), budget)))]
+    plain = StageProgram(Stages(graph, at), budget)
+    bounds = [solve_lp(program).bound for program in (plain, all_intervals(StageProgram(Stages(graph, at), budget)))]
     percent = [100 * ((plain.base_ns + b * plain.time_unit_ns) / graph.time_ns.sum() - 1) for b in bounds]
     assert percent[0] == pytest.approx(11.0, abs=0.1)
     assert percent[1] == pytest.approx(12.7, abs=0.1)
@@ -158,11 +160,13 @@ def at_share(name: str, share: float) -> tuple[Problem, int]:
     return problem, floor + int(share * (baseline(problem).peak_bytes - floor))
 
 
-def run_loop(problem: Problem, budget: int, order: Order = Order.GIVEN, within_ns: int | None = None) -> LazyStages:
-    loop = LazyStages(problem, budget, order=order, within_ns=within_ns)
-    while not loop.step(20).done and loop.refine():
+def refine_to_the_end(
+    problem: Problem, budget: int, order: Order = Order.GIVEN, tolerance_ns: int | None = None
+) -> Refinement:
+    refinement = Refinement(problem, budget, order=order, tolerance_ns=tolerance_ns)
+    while not refinement.step(20).done and refinement.refine():
         pass
-    return loop
+    return refinement
 
 
 @pytest.mark.parametrize(
@@ -179,10 +183,10 @@ def run_loop(problem: Problem, budget: int, order: Order = Order.GIVEN, within_n
 def test_the_studys_figures_in_the_given_order(name: str, share: float, low: float, high: float) -> None:
     """Overhead in percent, between what the study proved and what it found."""
     problem, budget = at_share(name, share)
-    loop = run_loop(problem, budget)
-    assert loop.known is not None
-    assert validate(problem, plan_from_sequence(problem, loop.known), budget) == []
-    overhead = [100 * (t / loop.total_ns - 1) for t in (loop.bound_ns, loop.known_ns or 0)]
+    refinement = refine_to_the_end(problem, budget)
+    assert refinement.incumbent is not None
+    assert validate(problem, plan_from_sequence(problem, refinement.incumbent), budget) == []
+    overhead = [100 * (t / refinement.total_ns - 1) for t in (refinement.bound_ns, refinement.incumbent_ns or 0)]
     assert low - 0.05 <= overhead[0] <= overhead[1] <= high + 0.05
     assert overhead[1] - overhead[0] <= 0.05
 
@@ -192,59 +196,59 @@ def test_the_studys_figures_in_the_given_order(name: str, share: float, low: flo
 )
 def test_the_studys_figures_over_all_orders(name: str, share: float, percent: float) -> None:
     problem, budget = at_share(name, share)
-    loop = LazyStages(problem, budget, order=Order.FREE)
-    bound = 100 * (loop.step(20).bound_ns / loop.total_ns - 1)
+    refinement = Refinement(problem, budget, order=Order.FREE)
+    bound = 100 * (refinement.step(20).bound_ns / refinement.total_ns - 1)
     assert percent - 0.06 <= bound <= percent + 0.001
 
 
 def test_a_chain_is_solved_exactly() -> None:
     """31 extra forwards with 20 slots, by the closed form of Griewank and Walther, as the study has it."""
-    loop = run_loop(corpus_problem("chain50"), 20, within_ns=0)
-    assert loop.known_ns == loop.bound_ns == 150 + 31
-    assert loop.known is not None
-    assert len(loop.known) == 100 + 31
+    refinement = refine_to_the_end(corpus_problem("chain50"), 20, tolerance_ns=0)
+    assert refinement.incumbent_ns == refinement.bound_ns == 150 + 31
+    assert refinement.incumbent is not None
+    assert len(refinement.incumbent) == 100 + 31
 
 
 def test_below_the_smallest_peak_there_is_no_point() -> None:
     problem = chain(6)
-    assert LazyStages(problem, 2).step(5).infeasible
-    assert LazyStages(problem, 2, order=Order.FREE).step(5).infeasible
-    assert not LazyStages(problem, 3).step(5).infeasible
+    assert Refinement(problem, 2).step(5).infeasible
+    assert Refinement(problem, 2, order=Order.FREE).step(5).infeasible
+    assert not Refinement(problem, 3).step(5).infeasible
 
 
 def test_a_known_plan_cuts_off_what_is_no_better() -> None:
     problem, budget = at_share("r50", 0.8)
-    known = run_loop(problem, budget).known
-    loop = LazyStages(problem, budget)
+    known = refine_to_the_end(problem, budget).known
+    refinement = Refinement(problem, budget)
     assert known is not None
-    loop.tell(known)
-    step = loop.step(20)
+    refinement.set_incumbent(known)
+    step = refinement.step(20)
     assert step.done
-    assert loop.known == known
-    assert loop.known_ns is not None
-    assert loop.known_ns - loop.within_ns <= step.bound_ns <= loop.known_ns
-    assert LazyStages(problem, budget).step(20, cutoff_ns=loop.total_ns).done
+    assert refinement.incumbent == known
+    assert refinement.incumbent_ns is not None
+    assert refinement.incumbent_ns - refinement.tolerance_ns <= step.bound_ns <= refinement.incumbent_ns
+    assert Refinement(problem, budget).step(20, cutoff_ns=refinement.total_ns).done
 
 
 def test_an_expansion_recomputes_late_and_once_per_stage() -> None:
-    """a -> b -> c, then two readers of c in one stage: b and c run again just before the first of them."""
+    """a -> b -> c, then two readers of c in one stage: b and c are recomputed just before the first of them."""
     values = tuple(Value(name, 1, "activation") for name in "abcdef")
     reads = ((), (0,), (1,), (), (2,), (2, 4))
     ops = tuple(Op(f"op{i}", "forward", some, (i,), 1) for i, some in enumerate(reads))
     problem = Problem("diamond", ops, values, (5,))
-    stages = Stages(Graph(problem, Order.GIVEN), [3])
+    stages = Stages(OpGraph(problem, Order.GIVEN), [3])
     stay = np.zeros((2, 6), dtype=bool)
     stay[0, [0, 3]] = stay[1, 5] = True
     run = np.zeros((2, 6), dtype=bool)
     run[0, :4] = run[1, [1, 2, 4, 5]] = True
-    assert expand(stages, stay, run) == [0, 1, 2, 3, 1, 2, 4, 5]
+    assert decode_point(stages, stay, run) == [0, 1, 2, 3, 1, 2, 4, 5]
 
 
 def test_bytes_at_first_runs_are_those_of_the_replay() -> None:
     for seed in range(30):
         problem = training_graph(5, seed)
         plan = random_plan(problem, seed)
-        first, repeats = bytes_at_first_runs(problem, plan)
+        first, repeats = bytes_at_first_computations(problem, plan)
         peak = simulate(problem, plan).peak_bytes
         last = [i for i, a in enumerate(plan) if isinstance(a, Compute)][-1]
         trailing = simulate(problem, plan).peak_action > last
@@ -255,20 +259,20 @@ def test_bytes_at_first_runs_are_those_of_the_replay() -> None:
 
 def test_anchors_must_be_a_chain() -> None:
     problem = random_layered(12, 1)
-    graph = Graph(problem, Order.FREE)
+    graph = OpGraph(problem, Order.FREE)
     apart = next((a, b) for a, b in combinations(range(12), 2) if not graph.after(a)[b])
     with pytest.raises(InputError, match="one after the other"):
         Stages(graph, apart)
     with pytest.raises(InputError, match="one after the other"):
-        Stages(Graph(problem, Order.GIVEN), [5, 3])
+        Stages(OpGraph(problem, Order.GIVEN), [5, 3])
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_pressure_of_a_plan_without_repeats_is_its_memory(seed: int) -> None:
+def test_the_fractional_memory_of_a_plan_without_recomputations_is_its_memory(seed: int) -> None:
     problem = training_graph(6, seed)
     plan = store_all(problem)
-    stages = Stages(Graph(problem, Order.GIVEN), anchors(Graph(problem, Order.GIVEN), random.Random(seed), 4))
-    program = Program(stages, simulate(problem, plan).peak_bytes)
-    pressed = pressure(program, program.point(*point_of(stages, plan)))
-    first, _ = bytes_at_first_runs(problem, plan)
-    assert pressed.tolist() == first.tolist()
+    stages = Stages(OpGraph(problem, Order.GIVEN), anchors(OpGraph(problem, Order.GIVEN), random.Random(seed), 4))
+    program = StageProgram(stages, simulate(problem, plan).peak_bytes)
+    memory = fractional_memory(program, program.point(*encode_plan(stages, plan)))
+    first, _ = bytes_at_first_computations(problem, plan)
+    assert memory.tolist() == first.tolist()

@@ -1,4 +1,4 @@
-"""The lazy loop in a process of its own."""
+"""The driver of the program in another process: bounds rise to the plan, incumbents count, nothing survives."""
 
 import subprocess
 import sys
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from remat_solvers.generate import chain
-from remat_solvers.optimal.program.refinement import Step
-from remat_solvers.optimal.program.worker import Bounder, Question
+from remat_solvers.optimal.program.driver import ProgramTask
+from remat_solvers.optimal.program.refinement import RefinementStep
+from remat_solvers.optimal.program.worker import ProcessWorker
 from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.schedule import baseline, plan_from_sequence
@@ -21,16 +22,16 @@ from tests.solvers.makers import corpus_problem
 PATIENCE_S = 60.0  # on a busy machine
 
 
-def wait_for(bounder: Bounder, enough: Callable[[Step], bool]) -> list[Step]:
+def wait_for(worker: ProcessWorker, enough: Callable[[RefinementStep], bool]) -> list[RefinementStep]:
     """All steps up to the first that is enough."""
-    steps: list[Step] = []
+    steps: list[RefinementStep] = []
     deadline = time.perf_counter() + PATIENCE_S
     while time.perf_counter() < deadline:
-        for step in bounder.poll():
+        for step in worker.poll():
             steps.append(step)
             if enough(step):
                 return steps
-        assert bounder.busy or steps
+        assert worker.busy or steps
         time.sleep(0.01)
     pytest.fail(f"not in {PATIENCE_S} s; last: {steps[-1:]}")
 
@@ -45,8 +46,8 @@ def gpt_at_80() -> tuple[Problem, int]:
 def test_bounds_rise_to_the_plan(order: Order) -> None:
     """GPT-2 at 80 %: 1.538 % overhead, in the study for both orders."""
     problem, budget = gpt_at_80()
-    with Bounder(Question(problem, budget, order)) as bounder:
-        steps = wait_for(bounder, lambda step: step.done)
+    with ProcessWorker(ProgramTask(problem, budget, order)) as worker:
+        steps = wait_for(worker, lambda step: step.done)
     bounds = [step.bound_ns for step in steps]
     assert bounds == sorted(bounds)
     total_ns = sum(op.time_ns for op in problem.ops)
@@ -56,40 +57,40 @@ def test_bounds_rise_to_the_plan(order: Order) -> None:
     timeline = simulate(problem, plan_from_sequence(problem, last.sequence))
     assert (timeline.time_ns, timeline.peak_bytes) == (last.time_ns, last.peak_bytes)
     assert timeline.peak_bytes <= budget
-    assert not bounder.busy
+    assert not worker.busy
 
 
-def test_it_is_told_of_plans() -> None:
-    """Told of a plan as good as any, it only has to prove that."""
+def test_an_incumbent_only_has_to_be_proven() -> None:
+    """With the best plan as incumbent, all that is left is the proof."""
     problem, budget = gpt_at_80()
-    with Bounder(Question(problem, budget)) as bounder:
-        found = wait_for(bounder, lambda step: step.done)[-1]
+    with ProcessWorker(ProgramTask(problem, budget)) as worker:
+        found = wait_for(worker, lambda step: step.done)[-1]
     assert found.sequence is not None
     assert found.time_ns is not None
-    with Bounder(Question(problem, budget)) as bounder:
-        bounder.tell(found.sequence, found.time_ns)
-        last = wait_for(bounder, lambda step: step.done)[-1]
-        assert not bounder.busy
-    within_ns = sum(op.time_ns for op in problem.ops) // 2000
-    assert found.time_ns - within_ns <= last.bound_ns <= found.time_ns
+    with ProcessWorker(ProgramTask(problem, budget)) as worker:
+        worker.set_incumbent(found.sequence, found.time_ns)
+        last = wait_for(worker, lambda step: step.done)[-1]
+        assert not worker.busy
+    tolerance_ns = sum(op.time_ns for op in problem.ops) // 2000
+    assert found.time_ns - tolerance_ns <= last.bound_ns <= found.time_ns
 
 
-def test_no_plan_is_said() -> None:
-    with Bounder(Question(chain(6), 2)) as bounder:
-        assert wait_for(bounder, lambda step: step.done)[-1].infeasible
+def test_infeasibility_is_reported() -> None:
+    with ProcessWorker(ProgramTask(chain(6), 2)) as worker:
+        assert wait_for(worker, lambda step: step.done)[-1].infeasible
 
 
 def test_close_kills_whatever_it_does() -> None:
     problem = corpus_problem("lstm")
-    bounder = Bounder(Question(problem, problem.constant_bytes + 10**8))
-    process = bounder._process
+    worker = ProcessWorker(ProgramTask(problem, problem.constant_bytes + 10**8))
+    process = worker._process
     assert process is not None
     begun = time.perf_counter()
-    bounder.close()
+    worker.close()
     assert process.poll() is not None
     assert time.perf_counter() - begun < 5
-    bounder.close()
-    assert bounder.poll() == []
+    worker.close()
+    assert worker.poll() == []
 
 
 def test_the_child_ends_with_its_parent() -> None:
@@ -97,9 +98,10 @@ def test_the_child_ends_with_its_parent() -> None:
     program = """
 import os, sys
 from remat_solvers.generate import chain
-from remat_solvers.optimal.program.worker import Bounder, Question
-bounder = Bounder(Question(chain(6), 3))
-print(bounder._process.pid, flush=True)
+from remat_solvers.optimal.program.driver import ProgramTask
+from remat_solvers.optimal.program.worker import ProcessWorker
+worker = ProcessWorker(ProgramTask(chain(6), 3))
+print(worker._process.pid, flush=True)
 os._exit(0)
 """
     done = subprocess.run(
@@ -107,6 +109,6 @@ os._exit(0)
     )
     pid = int(done.stdout)
     deadline = time.perf_counter() + PATIENCE_S
-    while Path(f"/proc/{pid}").exists() and b"bounding" in Path(f"/proc/{pid}/cmdline").read_bytes():
+    while Path(f"/proc/{pid}").exists() and b"run_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
         assert time.perf_counter() < deadline
         time.sleep(0.05)
