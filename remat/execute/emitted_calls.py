@@ -1,4 +1,4 @@
-"""The few functions that emitted graphs call beside the model's own ops."""
+"""The functions that emitted graphs call beside the ops of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
     "coerce",
     "drawing",
     "hold",
-    "remembering",
+    "recording",
     "replaying",
     "restore_rng",
     "save_rng",
@@ -24,11 +24,11 @@ __all__ = [
 
 
 def hold(*values: Any) -> None:
-    """Does nothing: the values passed live at least until here."""
+    """Do nothing: the arguments stay resident until this call."""
 
 
 def save_rng(device: torch.device) -> Any:
-    """State of the device's default generator, kept outside the device allocator."""
+    """The state of the device's default generator, in memory outside the device allocator."""
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device).numpy()
     return torch.get_rng_state().numpy().copy()
@@ -44,12 +44,12 @@ def restore_rng(device: torch.device, state: Any) -> None:
 
 
 RNG_LOCK = threading.RLock()
-"""Held while a planned step draws or replays: two threads share one generator, and a replay must see its own draw."""
+"""Held while a planned step draws or replays: threads share the generator, and a replay needs it undisturbed."""
 
 
 @cache
 def drawing(target: Callable[..., Any]) -> Callable[..., Any]:
-    """The random op `target`, drawing where the generator is."""
+    """The random op `target`, drawing from the current state of the generator."""
 
     def draw(*args: Any, **kwargs: Any) -> Any:
         with RNG_LOCK:
@@ -59,20 +59,20 @@ def drawing(target: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def remembering(target: Callable[..., Any]) -> Callable[..., Any]:
-    """The random op `target`, to be replayed later: gives (its result, the state it drew from)."""
+def recording(target: Callable[..., Any]) -> Callable[..., Any]:
+    """The random op `target`, returning its result and the generator state that it drew from, to be replayed."""
 
-    def draw_and_remember(device: torch.device, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def draw_and_record(device: torch.device, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         with RNG_LOCK:
             state = save_rng(device)
             return target(*args, **kwargs), state
 
-    return draw_and_remember
+    return draw_and_record
 
 
 @cache
 def replaying(target: Callable[..., Any]) -> Callable[..., Any]:
-    """The random op `target`, drawing what it drew from `state`; the generator goes on where it was."""
+    """The random op `target`, drawing from a recorded state; the generator is left as it was."""
 
     def replay(device: torch.device, state: Any, /, *args: Any, **kwargs: Any) -> Any:
         with RNG_LOCK:
@@ -87,7 +87,7 @@ def replaying(target: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def coerce(tangent: Tensor, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """`tangent` in the layout the graph was captured for; a copy only where it has another."""
+    """`tangent` in the layout that the graph was captured for; copied only where its own is another."""
     if tangent.stride() == stride or tangent.numel() <= 1:
         return tangent
     return torch.empty_strided(size, stride, dtype=tangent.dtype, device=tangent.device).copy_(tangent)

@@ -1,8 +1,8 @@
-"""The drop-in module: the user's model with planned training steps.
+"""The module that replaces the user's model in training: it runs planned training steps.
 
-It shares the model's own parameters, buffers and submodules, so names, state_dict, optimizers, hooks on parameters
-and wrappers such as DDP see what they saw before. A training call runs the plan; evaluation and calls under
-no_grad run the original; a call that differs from what was planned is decided by `on_change`.
+It shares the parameters, buffers and submodules of the model, so nothing changes for names, state_dict, optimizers,
+hooks on parameters and wrappers such as DDP. A training call runs the plan; evaluation and calls under no_grad run the
+original; `on_change` decides about a training call that differs from what was planned.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ __all__ = ["SHARED", "OnChange", "RematModule"]
 
 OnChange: TypeAlias = Literal["error", "replan", "original"]
 
-
-SHARED = (
+SHARED = (  # the registries of a module that are those of its original
     "_parameters",
     "_buffers",
     "_modules",
@@ -42,7 +41,7 @@ SHARED = (
 
 
 class RematModule(nn.Module):
-    """A model whose training step follows a plan. Made by `remat.solve` and `remat.apply`."""
+    """A model whose training step follows a plan. `remat.solve` and `remat.apply` return one."""
 
     original: nn.Module  # the user's model; held outside the registry of submodules
     _planned: tuple[Planned, ...]
@@ -56,7 +55,7 @@ class RematModule(nn.Module):
         self._restore({"original": model, "_planned": (planned,), "_on_change": on_change, "_planner": planner})
 
     def _restore(self, own: Mapping[str, Any]) -> None:
-        """Take attributes of its own; the registries are the original's: registered on one, registered on both."""
+        """Set the attributes `own`, and share the registries of the original: an entry of one is an entry of both."""
         self.__dict__.update(own)
         for registry in SHARED:
             self.__dict__[registry] = self.original.__dict__[registry]
@@ -67,9 +66,9 @@ class RematModule(nn.Module):
     # --- running
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the original; in training with gradients enabled, by the plan."""
+        """Run the plan in training with gradients enabled, and the original otherwise."""
         model = self.original
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # also while it is part of a captured model
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # as part of a model that is captured, say
             return model(*args, **kwargs)
         state = read_model(model)
         call = read_call(model, state, args, kwargs)
@@ -78,20 +77,20 @@ class RematModule(nn.Module):
                 return self._run(self._ready(planned, args, kwargs), state, call)
         if not self.training:
             return model(*args, **kwargs)
-        return self._changed(state, call, args, kwargs)
+        return self._run_changed(state, call, args, kwargs)
 
     def _run(self, program: Program, state: ModelState, call: Call) -> Any:
         return program(list(state.parameters.values()), list(state.buffers.values()), unique_tensors(call.leaves))
 
     def _ready(self, planned: Planned, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         if planned.program is None:
-            ready = planned.recaptured(self.original, args, kwargs)
-            self.__dict__["_planned"] = tuple(ready if p is planned else p for p in self._planned)
-            planned = ready
+            recaptured = planned.recaptured(self.original, args, kwargs)
+            self.__dict__["_planned"] = tuple(recaptured if p is planned else p for p in self._planned)
+            planned = recaptured
         assert planned.program is not None
         return planned.program
 
-    def _changed(self, state: ModelState, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_changed(self, state: ModelState, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._on_change == "original":
             return self.original(*args, **kwargs)
         if self._on_change == "replan":
@@ -101,13 +100,13 @@ class RematModule(nn.Module):
             assert planned.program is not None
             return self._run(planned.program, state, call)
         model = self.original
-        compared = (
+        differences = (
             signature_differences(p.signature, call.signature, model) + p.settings.differences(model)
             for p in self._planned
         )
-        found = min(compared, key=len, default=[])
+        fewest = min(differences, key=len, default=[])
         raise ChangedError(
-            f"this call is not the one that was planned: {'; '.join(found)}. Solve for this call too, or pass "
+            f"this call is not the one that was planned: {'; '.join(fewest)}. Solve for this call too, or pass "
             "on_change='replan' (plans each new kind of call once) or on_change='original' (runs it unplanned)."
         )
 
@@ -129,10 +128,10 @@ class RematModule(nn.Module):
         return self._planned[0].plan
 
     def report(self) -> str:
-        """What was planned, in a few lines for people."""
+        """Describe the planned calls in a few lines for people: budget, peak, time, offloaded bytes, proven gap."""
         return report_text(self._planned)
 
-    # --- being the original to everyone else
+    # --- standing in for the original
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -203,13 +202,13 @@ class RematModule(nn.Module):
     # --- copies
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RematModule:
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        nn.Module.__init__(made)
-        planning = {name: self.__dict__[name] for name in ("_planned", "_on_change", "_planner")}  # without state
-        rest = {name: value for name, value in self._own().items() if name not in planning}
-        made._restore(copy.deepcopy(rest, memo) | planning)
-        return made
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        nn.Module.__init__(copied)
+        stateless = {name: self.__dict__[name] for name in ("_planned", "_on_change", "_planner")}  # shared
+        others = {name: value for name, value in self._own().items() if name not in stateless}
+        copied._restore(copy.deepcopy(others, memo) | stateless)
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         return self._own() | {"_planned": tuple(replace(planned, program=None) for planned in self._planned)}

@@ -1,4 +1,4 @@
-"""Bytes that an optimizer keeps resident, by asking it: one step on tensors without contents."""
+"""Counts the bytes that an optimizer keeps resident, by running one step of it on tensors without contents."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ __all__ = ["reserve_of"]
 
 
 def reserve_of(model: nn.Module, optimizer: Any, *, accumulate: bool) -> int:
-    """Bytes of optimizer state, plus those of gradients that stay resident where `accumulate`.
+    """Bytes of optimizer state, and with `accumulate` those of gradients, which then stay resident.
 
-    `optimizer` is None, a torch.optim class (its defaults, with lr=1e-3), or an instance: its state where it has
-    stepped already, else what one step would make.
+    `optimizer` is None, a torch.optim class (with its defaults and lr=1e-3), or an instance. An instance that has
+    stepped has its state; for others it is the state that one step would create. Raises InputError where that cannot
+    be found out.
     """
-    trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained) if accumulate else 0
+    trainable: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() * p.element_size() for p in trainable) if accumulate else 0
     if optimizer is None:
         return gradients
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-        make: Any = optimizer
+        optimizer_class: Any = optimizer
         with mode:
-            optimizer = make([_stand_in(p) for p in trained], lr=1e-3)
+            optimizer = optimizer_class([_stand_in(p) for p in trainable], lr=1e-3)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(f"optimizer must be a torch.optim.Optimizer or a class of it, not {optimizer!r}")
     return gradients + (_state_bytes(optimizer) or _after_a_step(optimizer, mode))
 
 
 def _after_a_step(optimizer: torch.optim.Optimizer, mode: FakeTensorMode) -> int:
-    """Bytes of state that a first step of `optimizer`, which is left alone, would make."""
+    """Bytes of state that a first step of `optimizer` would create. The optimizer itself does not step."""
     twin = object.__new__(type(optimizer))
     twin.__dict__.update(optimizer.__dict__)
     twin.__dict__.update(state=defaultdict(dict), _optimizer_step_pre_hooks={}, _optimizer_step_post_hooks={})
-    with mode, _AnyValue(), torch.enable_grad():  # type: ignore[no-untyped-call]
+    with mode, _ValuesAreOne(), torch.enable_grad():  # type: ignore[no-untyped-call]
         twin.param_groups = [
             {**group, "params": [_stand_in(p) for p in group["params"]]} for group in optimizer.param_groups
         ]
@@ -49,20 +50,20 @@ def _after_a_step(optimizer: torch.optim.Optimizer, mode: FakeTensorMode) -> int
         except Exception as error:
             name = type(optimizer).__name__
             raise InputError(
-                f"what {name} keeps cannot be found out ({error}): pass its bytes as reserve_bytes"
+                f"the state of {name} cannot be found out ({error}): pass its bytes as reserve_bytes"
             ) from error
         return _state_bytes(twin)
 
 
 def _stand_in(parameter: Tensor) -> Tensor:
-    made = torch.empty_like(parameter, requires_grad=parameter.requires_grad)
+    fake = torch.empty_like(parameter, requires_grad=parameter.requires_grad)
     if parameter.requires_grad:
-        made.grad = torch.empty_like(made)
-    return made
+        fake.grad = torch.empty_like(fake)
+    return fake
 
 
-class _AnyValue(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """An optimizer that asks for the value of a tensor, a norm say, is told 1; what it keeps does not depend on it."""
+class _ValuesAreOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Gives 1 to an optimizer that reads the value of a tensor, such as a norm; the size of its state is the same."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""One planned training step, ready to run: the two graphs inside one autograd function."""
+"""Runs one planned training step: the two emitted graphs inside one autograd function."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["Program"]
 
 log = logging.getLogger("remat")
 
-_Given: TypeAlias = tuple[list[tuple[torch.device, Any]], Sequence[Tensor], list[int]]
-"""What a step started from: generator states, inputs, and the inputs' version counters."""
+_Start: TypeAlias = tuple[list[tuple[torch.device, Any]], Sequence[Tensor], list[int]]
+"""The start of a step: generator states, inputs, and the version counters of the inputs."""
 
 
 class Program:
-    """What a plan of an export runs. Holds no parameter: every call is given the live ones."""
+    """Executes a plan of an exported step. It holds no parameters: every call is given the current ones."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Program:
         self._joint: JointGraph = joint
         self._emitted: Emitted = emit(joint, exported.lowered, plan, updates=updates)
         self._sources = tuple(source for _, source in joint.inputs)
-        self._place = {source: i for i, source in enumerate(self._sources)}
+        self._input_index = {source: i for i, source in enumerate(self._sources)}
         self._computed = [i for i, output in enumerate(joint.outputs) if output.node is not None]
         self._layouts = [
             (tuple(node.meta["val"].shape), tuple(node.meta["val"].stride())) for node, _ in joint.tangents
@@ -54,16 +54,16 @@ class Program:
         self._random_devices = _random_devices(exported)
         sizes = {v: exported.problem.values[v].bytes for v in self._emitted.offloaded}
         self._engine = make_engine(exported.device, tier, sizes) if sizes else None
-        self._late: Program | None = None
+        self._all_outputs: Program | None = None  # the same step, with a gradient through every output
         read = inputs_read(joint)
         self._read = [i for i, (node, _) in enumerate(joint.inputs) if node in read]
 
     def __call__(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], arguments: Sequence[Tensor]) -> Any:
-        """Run the forward; the returned structure is the model's own, its tensors carry the planned backward."""
-        given = {"parameter": parameters, "buffer": buffers, "argument": arguments}
-        inputs = [given[source.kind][source.index] for source in self._sources]
-        made = _Step.apply(self, *inputs)  # type: ignore[no-untyped-call]
-        return self._assemble(dict(zip(self._computed, made, strict=True)), inputs)
+        """Run the forward. The structure returned is that of the model; its tensors carry the planned backward."""
+        tensors = {"parameter": parameters, "buffer": buffers, "argument": arguments}
+        inputs = [tensors[source.kind][source.index] for source in self._sources]
+        outputs = _Step.apply(self, *inputs)  # type: ignore[no-untyped-call]
+        return self._assemble(dict(zip(self._computed, outputs, strict=True)), inputs)
 
     # --- inside the autograd function
 
@@ -77,10 +77,10 @@ class Program:
         ctx.save_for_backward(*saved, *(inputs[i] for i in emitted.backward_inputs))
         ctx.saved = len(saved)
         ctx.objects = objects
-        ctx.late = (states, inputs, [t._version for t in inputs])
-        fixed = [t for t, i in zip(outputs, self._computed, strict=True) if not self._joint.outputs[i].requires_grad]
-        ctx.mark_non_differentiable(*fixed)
-        return tuple(_whole(t) for t in outputs)
+        ctx.start = (states, inputs, [t._version for t in inputs])
+        constant = [t for t, i in zip(outputs, self._computed, strict=True) if not self._joint.outputs[i].requires_grad]
+        ctx.mark_non_differentiable(*constant)
+        return tuple(_without_base(t) for t in outputs)
 
     def run_backward(self, ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
@@ -91,29 +91,30 @@ class Program:
         feed += ctx.objects
         feed += constants
         del constants
-        late = ctx.late
-        if late is None:
+        start = ctx.start
+        if start is None:
             raise RuntimeError(
                 "Trying to backward through the graph a second time: pass retain_graph=True to the first"
             )
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.maybe_clear_saved_tensors()
             ctx.objects = ()
-            ctx.late = None
+            ctx.start = None
         if {i for i, grad in enumerate(grads) if grad is not None} - self._planned:
             feed.clear()
-            return self._run_late(late, grads)
-        del late
+            return self._run_unplanned(start, grads)
+        del start
         emitted = self._emitted
         feed += self._tangents(grads, emitted.tangents)
         grads.clear()
         with torch._C._DisableAutocast():
-            found = emitted.backward(feed)
-        return self._gradients(found)
+            gradients = emitted.backward(feed)
+        return self._input_gradients(gradients)
 
-    def _tangents(self, grads: list[Tensor | None], wanted: Sequence[int]) -> list[Tensor]:
+    def _tangents(self, grads: list[Tensor | None], indices: Sequence[int]) -> list[Tensor]:
+        """The tangents that the backward graph takes, in the layout of the capture; zeros where no gradient arrived."""
         tangents: list[Tensor] = []
-        for tangent in wanted:
+        for tangent in indices:
             node, output = self._joint.tangents[tangent]
             grad = grads[self._computed.index(output)]
             size, stride = self._layouts[tangent]
@@ -123,27 +124,28 @@ class Program:
             tangents.append(coerce(grad, size, stride))
         return tangents
 
-    def _gradients(self, found: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        gradients: list[Tensor | None] = [None] * len(self._sources)
-        for (_, source), gradient in zip(self._joint.gradients, found, strict=True):
-            gradients[self._place[source]] = gradient
-        return (None, *gradients)
+    def _input_gradients(self, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """The gradients that the graph computed, each at its place among the arguments of `_Step.apply`."""
+        by_input: list[Tensor | None] = [None] * len(self._sources)
+        for (_, source), gradient in zip(self._joint.gradients, gradients, strict=True):
+            by_input[self._input_index[source]] = gradient
+        return (None, *by_input)
 
-    def _run_late(self, given: _Given, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-        """A gradient arrived through an output that was planned without one: run the whole step again, exactly."""
-        late = self._late = self._late or self._make_late()
-        states, inputs, versions = given
-        if any(inputs[i]._version != versions[i] for i in late._read):
+    def _run_unplanned(self, start: _Start, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Run the whole step again, exactly: a gradient arrived through an output that was planned without one."""
+        program = self._all_outputs = self._all_outputs or self._for_all_outputs()
+        states, inputs, versions = start
+        if any(inputs[i]._version != versions[i] for i in program._read):
             raise ApplyError("a parameter or input was changed in place between the forward and the backward")
         with RNG_LOCK:
-            found = late._run_from(states, inputs, grads)
-        return late._gradients(found)
+            gradients = program._run_from(states, inputs, grads)
+        return program._input_gradients(gradients)
 
     def _run_from(
         self, states: list[tuple[torch.device, Any]], inputs: Sequence[Tensor], grads: list[Tensor | None]
     ) -> Sequence[Tensor]:
-        """Forward and backward with the generators at `states`; afterwards they are where they were."""
-        now = [(device, save_rng(device)) for device, _ in states]
+        """Forward and backward from the generator states `states`; the generators are left as they were."""
+        current = [(device, save_rng(device)) for device, _ in states]
         for device, state in states:
             restore_rng(device, state)
         emitted = self._emitted
@@ -156,16 +158,16 @@ class Program:
                 grads.clear()
                 return emitted.backward(feed)  # type: ignore[no-any-return]
         finally:
-            for device, state in now:
+            for device, state in current:
                 restore_rng(device, state)
 
-    def _make_late(self) -> Program:
-        late = Program(*self.exported.recapture_for_all_outputs(), updates=False)
+    def _for_all_outputs(self) -> Program:
+        program = Program(*self.exported.recapture_for_all_outputs(), updates=False)
         log.warning(
             "a gradient arrived through an output planned without one (the plan was made for the loss alone); "
             "the step was run again, outside the budget. Pass differentiate='all' to plan for every output."
         )
-        return late
+        return program
 
     # --- around the autograd function
 
@@ -178,7 +180,7 @@ class Program:
     def _output(self, index: int, output: ReturnedTensor, computed: dict[int, Tensor], inputs: list[Tensor]) -> Tensor:
         if output.node is not None:
             return computed[index]
-        base = computed[output.base] if output.source is None else inputs[self._place[output.source]]
+        base = computed[output.base] if output.source is None else inputs[self._input_index[output.source]]
         if output.replay is None:
             return base
         assert output.like is not None
@@ -204,13 +206,13 @@ class _Step(torch.autograd.Function):
         return step.run_backward(ctx, grads)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """`tensor`, or where it is a view an equal tensor that is none to autograd; both share the version counter."""
+def _without_base(tensor: Tensor) -> Tensor:
+    """`tensor`; if it is a view, a tensor of the same storage and version counter that is no view for autograd."""
     return tensor.detach() if tensor._is_view() else tensor
 
 
 def _random_devices(exported: Exported) -> tuple[torch.device, ...]:
-    """Devices whose generator is rewound to run the step again; none where every output was planned for."""
+    """Devices whose generator states are needed to run the step again; none where every output has a planned gradient."""
     joint = exported.joint
     planned = {output for _, output in joint.tangents}
     unplanned = [i for i, o in enumerate(joint.outputs) if o.node is not None and o.requires_grad and i not in planned]

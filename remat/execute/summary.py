@@ -1,4 +1,4 @@
-"""What a planned module says about itself."""
+"""Describes planned calls for people."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ __all__ = ["report_text"]
 
 
 def report_text(planned: Sequence[Planned]) -> str:
-    """A few lines per planned call."""
+    """A few lines for each planned call."""
     return "\n\n".join(_describe(p) for p in planned)
 
 
 def _describe(planned: Planned) -> str:
     problem, plan, result = planned.problem, planned.plan, planned.result
     timeline, unmodified = simulate(problem, plan), baseline(problem)
-    computed = plan.sequence
-    lines = [
-        f"{problem.name}: {len(problem.ops)} ops, {len(computed) - len(set(computed))} recomputations",
-        f"  peak  {format_bytes(timeline.peak_bytes)}, store-all {format_bytes(unmodified.peak_bytes)}",
-        f"  time  {format_ns(timeline.time_ns)}, store-all {format_ns(unmodified.time_ns)}",
+    recomputations = len(plan.sequence) - len(set(plan.sequence))
+    lines = [f"{problem.name}: {len(problem.ops)} ops, {recomputations} recomputations"]
+    if result is not None:
+        lines.append(f"budget   {format_bytes(result.budget_bytes)}, {result.solver}: {result.status.sentence}")
+    lines += [
+        f"peak     {format_bytes(timeline.peak_bytes)}, store-all {format_bytes(unmodified.peak_bytes)}",
+        f"time     {format_ns(timeline.time_ns)}, store-all {format_ns(unmodified.time_ns)}",
     ]
     if timeline.host_bytes:
-        times = sum(isinstance(action, Offload) for action in plan)
+        copies = sum(isinstance(action, Offload) for action in plan)
         waits = f"{format_ns(timeline.wait_ns)} of waits"
-        lines.append(f"  away  {format_bytes(timeline.host_bytes)} in {times} copies, {waits}")
-    if result is not None:
-        lines.insert(1, f"  budget {format_bytes(result.budget_bytes)}, {result.solver}: {result.status.sentence}")
-        if result.gap is not None:
-            lines.append(f"  proven: no plan is more than {100 * result.gap:.2f} % of a store-all step faster")
+        lines.append(f"offload  {format_bytes(timeline.host_bytes)} in {copies} copies, {waits}")
+    if result is not None and result.gap is not None:
+        lines.append(f"proven   no plan is faster by more than {100 * result.gap:.2f} % of a store-all step")
     if problem.costs is not None:
         costs = problem.costs
-        lines.append(f"  costs  {costs.source} on {costs.device}, torch {costs.torch}")
+        lines.append(f"costs    {costs.source} on {costs.device}, torch {costs.torch}")
         if not costs.workspace:
-            lines.append("  the workspace of kernels is not known to an estimate: a real peak may be higher")
-    return "\n".join(lines)
+            lines.append("         an estimate knows no workspace of kernels: the real peak may be higher")
+    return "\n  ".join(lines)
