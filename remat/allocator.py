@@ -1,8 +1,8 @@
-"""What torch's allocator really holds, to the byte: how workspaces and peaks are measured.
+"""Measures the bytes that torch's allocator holds, exactly: for workspaces and peaks.
 
-On CPU the profiler reports every allocation and release of torch's allocator, kernel scratch included; not what
-oneDNN or MKL allocate by themselves, nor the release of what was allocated before the recording. On CUDA the
-caching allocator counts requested bytes; its peak is read.
+On a CPU the profiler reports every allocation and release of torch's allocator, the scratch memory of kernels included.
+It does not report memory that oneDNN or MKL allocate by themselves, nor the release of memory that was allocated before
+the recording. On CUDA the caching allocator counts requested bytes, and their peak is read.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["Recording", "peak_of", "peak_while", "recording", "warmed"]
+__all__ = ["Recording", "peak_of", "peak_while", "recording", "warm_heap"]
 
-BLOCK_BYTES = 2**16  # below what glibc maps apart from its heap
-HEADER_BYTES = 32  # at most, between two of its blocks
-MOST_HOLES = 1000  # of an allocator that puts no block next to another, no more is asked for
+BLOCK_BYTES = 2**16  # less than the size from which glibc maps a block outside its heap
+MAX_HEADER_BYTES = 32  # between two neighbouring blocks of the heap
+MAX_FRAGMENTS = 1000  # with an allocator that never puts one block next to another, `warm_heap` gives up here
 
 
 class Recording:
-    """Changes of held bytes on the CPU, in time order; filled when the `recording` ends."""
+    """Changes of the bytes held on the CPU, in time order; filled when the `recording` ends."""
 
     def __init__(self) -> None:
         self.changes: list[int] = []
@@ -45,12 +45,12 @@ def recording() -> Iterator[Recording]:
 
 
 def peak_of(changes: Sequence[int]) -> int:
-    """The most bytes held at any moment, above what was held at the start."""
+    """The most bytes held at any moment, beyond those held at the start."""
     return max(accumulate(changes, initial=0))
 
 
 def peak_while(run: Callable[[], object], device: torch.device) -> int:
-    """Peak bytes above the start while `run` runs on `device`."""
+    """The peak, in bytes beyond those held at the start, while `run` runs on `device`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
@@ -64,23 +64,24 @@ def peak_while(run: Callable[[], object], device: torch.device) -> int:
 
 
 @contextmanager
-def warmed(size_bytes: int) -> Iterator[None]:
-    """Meanwhile the heap of the C library has a free piece of `size_bytes` that the system has given already.
+def warm_heap(size_bytes: int) -> Iterator[None]:
+    """Keep a free piece of `size_bytes`, which the system has provided already, in the heap of the C library.
 
-    Large blocks are mapped afresh and given back when they are freed, and so is the top of the heap. What was given
-    just now is slow to fill: the system finds and clears it page by page, which may take longer than the op that fills
-    it. A step in a training loop finds the memory that the step before has left; an op run on its own does not. Here
-    small blocks, which always come from the heap, are touched, one above the other, and all but the highest are freed:
-    they become one piece, and the highest keeps it from going back. Other C libraries than glibc take no harm.
+    Large blocks are mapped anew and returned to the system when they are freed, and so is the top of the heap. Memory
+    that the system has just provided is slow to fill: the system finds and clears it page by page, which may take
+    longer than the op that fills it. A step in a training loop finds the memory that the previous step has freed; an op
+    that runs alone does not. Here small blocks, which always come from the heap, are written one above the other, and
+    all but the highest are freed: they merge into one piece, and the highest block keeps it from being returned. With
+    other C libraries than glibc this has no effect.
     """
     blocks: list[bytearray] = []
-    begin = end = holes = 0
-    while end - begin < size_bytes and holes < MOST_HOLES:
+    begin = end = fragments = 0
+    while end - begin < size_bytes and fragments < MAX_FRAGMENTS:
         block = bytearray(BLOCK_BYTES)
         address = ctypes.addressof(ctypes.c_char.from_buffer(block))
-        if not 0 <= address - end <= HEADER_BYTES:  # the hole that the last ones filled is full
+        if not 0 <= address - end <= MAX_HEADER_BYTES:  # the free piece that the previous blocks filled is full
             begin = address
-            holes += 1
+            fragments += 1
         end = address + BLOCK_BYTES
         blocks.append(block)
     del blocks[:-1]

@@ -212,7 +212,7 @@ def _without_base(tensor: Tensor) -> Tensor:
 
 
 def _random_devices(exported: Exported) -> tuple[torch.device, ...]:
-    """Devices whose generator states are needed to run the step again; none where every output has a planned gradient."""
+    """Devices whose generator states a second run of the step needs; none if every output has a planned gradient."""
     joint = exported.joint
     planned = {output for _, output in joint.tangents}
     unplanned = [i for i, o in enumerate(joint.outputs) if o.node is not None and o.requires_grad and i not in planned]

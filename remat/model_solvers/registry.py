@@ -1,4 +1,4 @@
-"""The methods that need a model's graph, which a problem file does not hold: they answer for a MODEL only."""
+"""Lists the solvers that need the graph of a model, which a problem file does not hold: they take a MODEL only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TORCH_BUDGET = Entry(
     name="torch-budget",
     path="remat.model_solvers.torch_budget:TorchBudget",
     family="recompute",
-    summary="What torch.compile's partitioner chooses at its activation_memory_budgets; for a MODEL only.",
+    summary="The choices of torch.compile's partitioner at its activation_memory_budgets; for a MODEL only.",
     needs_backward=True,
     slow=True,
 )
@@ -24,7 +24,7 @@ MODEL_ENTRIES = (TORCH_BUDGET,)
 
 
 def check_name(name: str, *, has_model: bool) -> None:
-    """Raise InputError where there is no method of that name, or none without a model."""
+    """Raise InputError where no solver has that name, or where it needs a model and there is none."""
     if name not in (e.name for e in MODEL_ENTRIES):
         entry(name)
     elif not has_model:
@@ -35,7 +35,7 @@ def check_name(name: str, *, has_model: bool) -> None:
 
 
 def bind(name: str, exported: Exported) -> str | Solver:
-    """The method of that name on `exported` where it needs the model's graph; else `name`, which any problem has."""
+    """The solver of that name, bound to `exported` where it needs the model's graph; else the name itself."""
     if name == TORCH_BUDGET.name:
         from remat.model_solvers.torch_budget import TorchBudget
 

@@ -1,12 +1,13 @@
-"""`torch-budget`: what torch's own partitioner chooses at an `activation_memory_budget`, as a plan.
+"""`torch-budget` turns the choices of torch's own partitioner at an `activation_memory_budget` into a plan.
 
 torch.compile's partitioner (torch._functorch.partitioners, min_cut_rematerialization_partition) saves some values of
-the forward and recomputes the rest in the backward, once each, just before the first reader. Its knob, from 0 to 1,
-caps the bytes saved, not the peak; so a grid of settings is replayed here, and the fastest whose peak fits the budget
-is taken. Only the choice of what to save and when to recompute is torch's: kernels are not fused, and random
-ops are replayed exactly, which torch's own runtime does not do below a budget of 1 (pytorch#190758).
+the forward and recomputes the others in the backward, once each, just before the first reader. Its setting, from 0 to
+1, limits the bytes saved, not the peak. So a grid of settings is replayed here, and the fastest plan whose peak fits
+the budget is taken. Only the choice of which values to save and when to recompute the others is torch's: kernels are
+not fused, and random ops are replayed exactly, which torch's own runtime does not do below a budget of 1
+(pytorch#190758).
 
-It needs the model's graph and so answers for a MODEL only.
+The solver needs the graph of the model, so it takes a MODEL only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ STEPS = 10  # the grid: 0, 1/10, ... 1
 
 
 class TorchBudget:
-    """The partitioner's plans for one export. A solver like those of the registry, but bound to its model."""
+    """Solves with the plans of torch's partitioner. A solver like those of the registry, but bound to one export."""
 
     name: ClassVar[str] = "torch-budget"
     version: ClassVar[str] = str(torch.__version__)
@@ -46,10 +47,10 @@ class TorchBudget:
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """The fastest of the settings whose peak is within the budget.
+        """The fastest plan of all settings whose peak is within the budget.
 
-        The limit interrupts the partitioner, but not the trace before it, which takes as long as it took to export: it
-        runs through autograd's engine, where an interrupt is reported as an error of the model.
+        The time limit interrupts the partitioner, but not the trace before it, which takes as long as the export did:
+        the trace runs through autograd's engine, where an interrupt is reported as an error of the model.
         """
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
@@ -69,31 +70,31 @@ class TorchBudget:
                 return
 
     def sequences(self, captured: Capture) -> Iterator[tuple[float, list[int]]]:
-        """The knob's settings, the extremes first, and the ops that each runs.
+        """The settings with the sequence of ops of each, the extremes first.
 
-        Between two settings with the same ops, those are the ops of all: such settings are left out.
+        If two settings have the same sequence, so have all settings between them; those are left out.
         """
-        made: dict[int, list[int]] = {}
+        sequences: dict[int, list[int]] = {}
         for step in (STEPS, 0):
-            made[step] = self._sequence(captured, step / STEPS)
-            yield step / STEPS, made[step]
+            sequences[step] = self._sequence(captured, step / STEPS)
+            yield step / STEPS, sequences[step]
         ranges = deque([(0, STEPS)])
         while ranges:
             low, high = ranges.popleft()
-            if high - low > 1 and made[low] != made[high]:
+            if high - low > 1 and sequences[low] != sequences[high]:
                 middle = (low + high) // 2
-                made[middle] = self._sequence(captured, middle / STEPS)
-                yield middle / STEPS, made[middle]
+                sequences[middle] = self._sequence(captured, middle / STEPS)
+                yield middle / STEPS, sequences[middle]
                 ranges += [(low, middle), (middle, high)]
 
     def _sequence(self, captured: Capture, setting: float) -> list[int]:
-        """Forward ops in order, then what the partitioner's backward runs, in its order."""
+        """The forward ops in order, then the ops of the partitioner's backward, in its order."""
         problem = self.exported.problem
         op_of = {node.name: i for i, node in enumerate(self.exported.lowered.op_nodes) if node is not None}
         _, backward = _partition(captured, setting)
-        ran = [op_of[node.name] for node in backward.graph.nodes if node.name in op_of]
-        again = [op for op in ran if problem.ops[op].phase == "backward" or problem.ops[op].recomputable]
-        return _complete(problem, again)
+        ops = [op_of[node.name] for node in backward.graph.nodes if node.name in op_of]
+        allowed = [op for op in ops if problem.ops[op].phase == "backward" or problem.ops[op].recomputable]
+        return _complete(problem, allowed)
 
 
 def _partition(captured: Capture, setting: float) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -109,13 +110,13 @@ def _partition(captured: Capture, setting: float) -> tuple[fx.GraphModule, fx.Gr
         return min_cut_rematerialization_partition(module, None, num_fwd_outputs=outputs)
 
 
-def _complete(problem: Problem, ran: list[int]) -> list[int]:
-    """The sequence with every op the partitioner does not know (updates, clones, the tangents) at its place."""
-    known = set(ran)
+def _complete(problem: Problem, partitioned: list[int]) -> list[int]:
+    """The sequence with the ops that the partitioner does not know (updates, clones, tangents) at their place."""
+    known = set(partitioned)
     backward = list(problem.backward_ops)
     sequence = list(problem.forward_ops)
     missing = [op for op in backward if op not in known]
-    for op in ran:
+    for op in partitioned:
         while missing and missing[0] < op and problem.ops[op].phase == "backward":
             sequence.append(missing.pop(0))
         sequence.append(op)

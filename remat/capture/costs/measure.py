@@ -1,7 +1,7 @@
 """Measured costs: each distinct op signature is run alone, on synthetic tensors, on the real device.
 
 The time of an op is the minimum of several runs in warm memory: the memory that the op allocates is already mapped, as
-in a training loop, where a step reuses the memory that the step before has freed (`allocator.warmed` provides it; the
+in a training loop, where a step reuses the memory that the step before has freed (`warm_heap` provides it; the
 caching allocator of CUDA does so by itself). Memory that the system has to map first is slower, by more than the time
 of a cheap op, and how much of it a step needs depends on the C library and not on the op. The workspace of an op is the
 peak of allocated bytes during one run, minus its outputs. The tensors of only one op exist at a time.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from remat.allocator import recording, warmed
+from remat.allocator import recording, warm_heap
 from remat.capture.costs.cache import Row, device_name, read_rows, write_rows
 from remat.capture.costs.synthetic import READS_WHOLE_STORAGE, synthetic_call
 from remat.capture.joint import device_of, storage_of, target_name, tensors_of
@@ -112,7 +112,7 @@ def _timed(node: fx.Node, warm_bytes: int) -> tuple[int, int]:
     runs: list[int] = []
     call()
     while len(runs) < _MIN_RUNS or (len(runs) < _MAX_RUNS and sum(runs) < _ENOUGH_NS):
-        with warmed(warm_bytes):
+        with warm_heap(warm_bytes):
             runs.append(clock(call))
     return min(runs), int(statistics.median(runs)) - min(runs)
 

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from remat.allocator import warmed
+from remat.allocator import warm_heap
 from remat.capture.costs.cache import device_name, read_rows, write_rows
 from remat.execute.offload.engines import make_engine
 from remat.execute.offload.tiers import DiskTier, Tier
@@ -30,7 +30,7 @@ def measure_link(device: torch.device, tier: Tier) -> Link:
     key = _key(device, tier)
     known = read_rows([key]).get(key)
     if known is None:
-        with warmed(2 * LARGE_BYTES if device.type == "cpu" else 0):
+        with warm_heap(2 * LARGE_BYTES if device.type == "cpu" else 0):
             small, large = _times(device, tier, SMALL_BYTES), _times(device, tier, LARGE_BYTES)
         to_host, to_device = _rate(small[0], large[0]), _rate(small[1], large[1])
         latency_ns = max(0, small[0] - _copy_ns(to_host), small[1] - _copy_ns(to_device))
