@@ -1,4 +1,4 @@
-"""Rockmate's plans on captured models: alike layers are solved once, and what it plans is what the machine does."""
+"""Rockmate's plans on captured models: identical layers are solved once, and the machine does as planned."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_as_predicted_and_bit_equal(name: str) -> None:
     assert abs(measured - result.peak_bytes) <= max(TOLERANCE_BYTES, TOLERANCE * result.peak_bytes)
 
 
-def test_layers_of_a_captured_transformer_are_alike() -> None:
+def test_layers_of_a_captured_transformer_are_identical() -> None:
     """Two more layers are two more of the same blocks."""
 
     def blocks(layers: int) -> tuple[int, set[Block]]:
@@ -48,6 +48,6 @@ def test_layers_of_a_captured_transformer_are_alike() -> None:
         view = chain_view(problem)
         return len(view.stages), {block_of(view, k) for k in range(len(view.stages))}
 
-    (few, alike), (many, same) = blocks(4), blocks(6)
-    assert many > few
-    assert same == alike
+    (four, blocks_of_four), (six, blocks_of_six) = blocks(4), blocks(6)
+    assert six > four
+    assert blocks_of_six == blocks_of_four

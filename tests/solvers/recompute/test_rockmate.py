@@ -42,7 +42,7 @@ from tests.solvers.makers import corpus_problem
 
 FINE = {"cuts": "renewed", "granularities": 1}
 
-# Overhead in per cent below which no plan in the given order is, by another study's bounds.
+# Lower bounds on the overhead of every plan in the given order, in per cent, from another study.
 PROVEN = {
     "gpt": {0.9: 0.76, 0.8: 1.53, 0.6: 7.23, 0.4: 15.67},
     "r50": {0.9: 1.14, 0.8: 2.17, 0.6: 5.77, 0.4: 12.99},
@@ -77,7 +77,7 @@ def layers(count: int) -> Problem:
 
 
 def random_options(view: Chain, seed: int) -> SaveOptions:
-    """Beside the plain option, some that keep part of what the backward reads and run the rest just in time."""
+    """Beside the plain option, some that keep part of the values that backward reads and recompute the others."""
     rng = random.Random(seed)
     options = []
     for stage, plain in zip(view.stages, keep_everything(view), strict=True):
@@ -88,7 +88,7 @@ def random_options(view: Chain, seed: int) -> SaveOptions:
             for op in stage.backward:
                 backward += [*needed_ops(view, stage.ops, view.problem.ops[op].inputs, kept), op]
             again = [op for op in stage.ops if view.problem.ops[op].recomputable and rng.random() < 0.1]
-            again = [op for op in again if op != view.problem.forward_ops[-1]]  # it would run behind the tangents
+            again = [op for op in again if op != view.problem.forward_ops[-1]]  # it would come after the tangents
             mine.append(save_option(view, sorted([*stage.ops, *again]), backward))
         options.append(mine)
     return options
@@ -96,18 +96,18 @@ def random_options(view: Chain, seed: int) -> SaveOptions:
 
 @given(n=st.integers(1, 10), seed=st.integers(0, 10**6), slots=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_arrays_and_the_plain_recurrence_agree_on_ways(n: int, seed: int, slots: int) -> None:
+def test_arrays_and_the_plain_recurrence_agree_on_options(n: int, seed: int, slots: int) -> None:
     view = chain_view(training_graph(n, seed))
     sizes = discretised(chain_costs(view, random_options(view, seed)), 400, slots)
     assert np.array_equal(cost_table(sizes), reference_cost_table(sizes))
 
 
-@given(n=st.integers(1, 12), seed=st.integers(0, 10**6), most=st.integers(1, 8))
+@given(n=st.integers(1, 12), seed=st.integers(0, 10**6), max_stages=st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
-def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, seed: int, most: int) -> None:
+def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, seed: int, max_stages: int) -> None:
     """At full resolution, where a slot is a byte."""
     problem = training_graph(n, seed)
-    view = chain_view(problem, max_stages=most)
+    view = chain_view(problem, max_stages=max_stages)
     options = random_options(view, seed)
     memory_bytes = 1200
     sizes = discretised(chain_costs(view, options), memory_bytes, memory_bytes, disjoint_states(view, options))
@@ -125,7 +125,7 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
 @given(n=st.integers(1, 7), seed=st.integers(0, 10**6), share=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_the_saved_budget_against_every_set_that_could_be_kept(n: int, seed: int, share: float) -> None:
-    """With memory enough, nothing runs more than once in the backward: the cost of a kept set is what it leaves out."""
+    """With enough memory, backward computes nothing twice: a kept set costs the time of the ops that it leaves out."""
     problem = training_graph(n, seed)
     view = chain_view(problem, max_stages=1)
     block = block_of(view, 0)
@@ -149,7 +149,7 @@ def _kept(problem: Problem, kept: tuple[int, ...]) -> list[bool]:
 
 
 def one_run(problem: Problem) -> Problem:
-    """No backward op runs twice."""
+    """The problem, with every backward op computed once."""
     ops = [op if op.phase == "forward" else replace(op, recomputable=False) for op in problem.ops]
     return replace(problem, ops=tuple(ops))
 
@@ -180,7 +180,7 @@ def test_never_better_than_exhaustive_search(n: int, seed: int, share: float) ->
 
 @pytest.mark.parametrize("budget_bytes", [4, 6, 9, 14, 20])
 def test_on_unit_chains_it_is_rotor(budget_bytes: int) -> None:
-    """A block of one op has nothing to choose from."""
+    """A block of one op has a single option."""
     problem = chain(24)
     times = [solve(problem, budget_bytes, solver=s).time_ns for s in (Rotor(), Rockmate(granularities=1))]
     assert times[0] == times[1]
@@ -189,7 +189,7 @@ def test_on_unit_chains_it_is_rotor(budget_bytes: int) -> None:
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6), share=st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
-def test_one_way_is_rotor(n: int, seed: int, share: float) -> None:
+def test_one_option_is_rotor(n: int, seed: int, share: float) -> None:
     view = chain_view(training_graph(n, seed))
     plain = discretised(chain_costs(view), 400, 60)
     given_options = discretised(chain_costs(view, keep_everything(view)), 400, 60)
@@ -197,7 +197,7 @@ def test_one_way_is_rotor(n: int, seed: int, share: float) -> None:
 
 
 def solved_blocks(problem: Problem, **options: object) -> Blocks:
-    """The blocks of the finest chain, solved with all that storing everything needs."""
+    """The blocks of the finest chain, solved within the peak of store-all."""
     budget_bytes = baseline(problem).peak_bytes
     method = Rockmate(**options)  # type: ignore[arg-type]
     blocks = Blocks(method, Trials(problem, budget_bytes, Limits(None), None))
@@ -207,11 +207,11 @@ def solved_blocks(problem: Problem, **options: object) -> Blocks:
     return blocks
 
 
-def test_blocks_that_are_alike_are_solved_once() -> None:
-    few, many = solved_blocks(layers(6)), solved_blocks(layers(12))
-    assert many.stages - few.stages == 6 * (many.stages // 12)
-    assert set(many.searches) == set(few.searches)
-    counts = [sum(found.programs for found in blocks.searches.values()) for blocks in (few, many)]
+def test_identical_blocks_are_solved_once() -> None:
+    six, twelve = solved_blocks(layers(6)), solved_blocks(layers(12))
+    assert twelve.stages - six.stages == 6 * (twelve.stages // 12)
+    assert set(twelve.searches) == set(six.searches)
+    counts = [sum(found.programs for found in blocks.searches.values()) for blocks in (six, twelve)]
     assert counts[0] == counts[1] > 0
 
 
@@ -232,17 +232,17 @@ def test_a_block_in_another_time_is_another_block() -> None:
 
 @pytest.mark.parametrize("name", ["gpt", "unet"])
 def test_on_the_corpus(name: str) -> None:
-    """Between what is proven and rotor, whose options it has among others."""
+    """Between the proven overhead and rotor, whose options are among its own."""
     problem = corpus_problem(name)
     unmodified = baseline(problem)
     faster = 0
-    for share, least in PROVEN[name].items():
+    for share, bound in PROVEN[name].items():
         budget_bytes = int(share * unmodified.peak_bytes)
         result = solve(problem, budget_bytes, solver=Rockmate(**FINE))  # type: ignore[arg-type]
         plain = solve(problem, budget_bytes, solver=Rotor(cuts="renewed"))
         assert result.time_ns is not None
         assert plain.time_ns is not None
-        assert least <= 100 * (result.time_ns / unmodified.time_ns - 1)
+        assert bound <= 100 * (result.time_ns / unmodified.time_ns - 1)
         assert result.time_ns <= plain.time_ns
         faster += result.time_ns < plain.time_ns
         assert "integer programs" in result.reason
@@ -257,7 +257,7 @@ def test_the_plan_is_the_same_again() -> None:
     assert plans[0] is not None
 
 
-def test_large_blocks_are_contracted_and_that_is_said() -> None:
+def test_large_blocks_are_contracted_and_the_reason_says_so() -> None:
     problem = layers(12)
     budget_bytes = baseline(problem).peak_bytes * 6 // 10
     result = solve(problem, budget_bytes, solver=Rockmate(stages=4, granularities=1, exact_ops=9))

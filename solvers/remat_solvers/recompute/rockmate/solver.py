@@ -3,10 +3,10 @@
 Zhao, Le Hellard, Eyraud-Dubois, Gusak, Beaumont: Rockmate: an efficient, fast, automatic and generic tool for
 re-materialization in PyTorch. ICML 2023, PMLR 202.
 
-1. The step is cut into a sequence of blocks, where little passes from one to the next: here the stages of `chain`.
-2. rk-Checkmate: each block is solved as an integer program for several pairs of budgets, its peak and what its forward
-   leaves to its backward. A solution is an option: what is kept, and a backward that runs the rest again. Blocks that
-   are alike are solved once. rockmate_blocks.py says how.
+1. The step is cut into a sequence of blocks, where little passes from one to the next: here the stages of a chain.
+2. rk-Checkmate: each block is solved as an integer program for several pairs of budgets, its peak and the bytes that
+   its forward leaves to its backward. A solution is an option: the values to keep, and a backward that recomputes the
+   others. Identical blocks are solved once. `blocks.py` describes this part.
 3. rk-Rotor: the recurrence of rotor with a choice of option wherever a stage is saved. With f, b, x̄ and leaf_i of
    option o, in the words of `toolkit/chains/persistent.py`:
 
@@ -21,18 +21,18 @@ What is open in the paper, and what is done here:
   beats in time, saved bytes and both peaks are left out.
 - Plans are judged by their replay, as rotor's are; rotor's own plan, with one option per block, is tried first.
 - The blocks: larger ones leave more to the exact solver and less to the chain. So chains of at most `stages` blocks,
-  of a fourth and of an eighth as many (`granularities`) are tried in turn, for both forms of cuts, the latter ones
-  where all blocks can be solved exactly. Blocks that are alike across chains are solved once as well.
-- Time: every chain has an equal share of what is left, every block an equal share of that, less what the search over
-  the chain shall take, and every program at most `program_seconds`. One that is stopped gives the best point it has;
-  what comes out depends on the machine only then, and the reason says so.
+  of a fourth and of an eighth as many (`granularities`) are tried in turn, for both forms of cuts; a coarser chain only
+  where all of its blocks can be solved exactly. Blocks that are identical across chains are solved once as well.
+- Time: every chain has an equal share of the time left, and every block an equal share of that, less the part for the
+  search over the chain. Every program has at most `program_seconds`. A program that reaches its limit gives its best
+  solution; only then does the result depend on the machine, and the reason says so.
 - The method is optimal for its blocks and its chain, not for all plans, so it reports no bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import ClassVar, Literal, TypeAlias
 
@@ -56,25 +56,25 @@ __all__ = ["Rockmate"]
 BlockCuts: TypeAlias = Literal["renewed", "minima"]
 
 CUTS: tuple[BlockCuts, ...] = ("renewed", "minima")
-COARSER = (1, 4, 8)  # parts of `stages`
+DIVISORS = (1, 4, 8)  # of `stages`, per granularity
 BLOCK_SHARE = 0.8  # of a chain's time; the rest is for the search over the chain
-MOST_BUDGETS = 100  # of either kind, per block
-LEAST_PROGRAM_S = 0.001  # for an integer program
+MAX_BUDGETS = 100  # of either kind, per block
+MIN_PROGRAM_S = 0.001
 
 
 @dataclass(frozen=True)
 class Rockmate:
-    """The best memory-persistent schedule of a chain of blocks, each run back with one of several exact options."""
+    """The best memory-persistent schedule of a chain of blocks, each with a choice of exact options."""
 
     slots: int = 500  # parts into which memory is divided
     stages: int = 100  # most blocks
     cuts: BlockCuts | None = None  # where the step is cut, see `cuts`; None: both kinds
-    granularities: int = 3  # chains of `stages` blocks at most, of a fourth, of an eighth as many: the first so many
+    granularities: int = 3  # the number of chains: of `stages` blocks at most, of a fourth, of an eighth as many
     peaks: int = 3  # peak budgets per block
     saves: int = 10  # saved budgets for each of them
     exact_ops: int = 64  # larger blocks are contracted to as many ops
     program_seconds: float = 5.0  # for one integer program
-    backend: Backend = "highs"  # who solves the programs
+    backend: Backend = "highs"  # which solves the programs
 
     name: ClassVar[str] = "rockmate"
     version: ClassVar[str] = "1"
@@ -84,10 +84,10 @@ class Rockmate:
             self,
             slots=(1, MAX_SLOTS),
             stages=(1, MAX_STAGES),
-            granularities=(1, len(COARSER)),
-            peaks=(1, MOST_BUDGETS),
-            saves=(1, MOST_BUDGETS),
-            program_seconds=(LEAST_PROGRAM_S, inf),
+            granularities=(1, len(DIVISORS)),
+            peaks=(1, MAX_BUDGETS),
+            saves=(1, MAX_BUDGETS),
+            program_seconds=(MIN_PROGRAM_S, inf),
         )
 
     def solve(
@@ -101,7 +101,7 @@ class Rockmate:
             return missing
         trials = Trials(problem, budget_bytes, limits, on_progress)
         blocks = Blocks(self, trials)
-        told = ""
+        fallback = ""  # the reason where nothing is kept
         with trials:
             chains = self._chains(problem)
             for chain in chains:
@@ -112,24 +112,24 @@ class Rockmate:
                     blocks.solve(chain, left)
                     known = trials.best
                     try_persistent_schedules(chain, self.slots, trials, blocks.save_options(chain))
-                    told = told if trials.best is known else ""
-                    told = try_keeping_nothing(chain, trials, blocks.frugal_options(chain)) or told
-        return replace(trials.outcome(), reason=", ".join([blocks.account(), *([told] if told else [])]))
+                    fallback = fallback if trials.best is known else ""
+                    fallback = try_keeping_nothing(chain, trials, blocks.smallest_peak_options(chain)) or fallback
+        return trials.outcome(", ".join([blocks.summary(), *([fallback] if fallback else [])]))
 
     def _chains(self, problem: Problem) -> list[Chain]:
-        """Different chains, those of small blocks first."""
+        """The distinct chains, those of small blocks first."""
         chains: list[Chain] = []
-        for parts in COARSER[: self.granularities]:
+        for divisor in DIVISORS[: self.granularities]:
             for cuts in (self.cuts,) if self.cuts else CUTS:
-                chain = chain_view(problem, cuts=cuts, max_stages=max(1, self.stages // parts))
+                chain = chain_view(problem, cuts=cuts, max_stages=max(1, self.stages // divisor))
                 largest = max(len(stage.ops) + len(stage.backward) for stage in chain.stages)
-                if chain not in chains and (parts == 1 or largest <= self.exact_ops):
+                if chain not in chains and (divisor == 1 or largest <= self.exact_ops):
                     chains.append(chain)
         return chains
 
 
 class Blocks:
-    """The blocks that were solved, for all chains of one problem."""
+    """The blocks of all chains of one problem, with their schedules."""
 
     def __init__(self, method: Rockmate, trials: Trials) -> None:
         self.method = method
@@ -141,14 +141,13 @@ class Blocks:
         self.cut_short = 0  # blocks for which their chain's share of the time limit did not last
 
     def solve(self, chain: Chain, chains_left: int) -> None:
-        """Find the schedules of those blocks of `chain` that are new."""
+        """Find the schedules of the blocks of `chain` that no earlier chain has."""
         watch = self.trials.watch
         end = None if watch.remaining is None else watch.seconds + BLOCK_SHARE * watch.remaining / chains_left
-        held = chain.problem.static_bytes
-        rooms: dict[Block, int] = {}
+        room_bytes = self.trials.budget_bytes - chain.problem.static_bytes
+        rooms: dict[Block, int] = {}  # per block, the most bytes that one of its stages has
         for block, stage in zip(self._of(chain), chain.stages, strict=True):
-            room = self.trials.budget_bytes - held - chain.bytes(stage.state)
-            rooms[block] = max(rooms.get(block, 0), room)
+            rooms[block] = max(rooms.get(block, 0), room_bytes - chain.bytes(stage.state))
         unsolved = [block for block in rooms if block not in self.searches]
         for left, block in zip(range(len(unsolved), 0, -1), unsolved, strict=True):
             self.searches[block] = BlockSearch(block, self.method.backend, self.method.exact_ops)
@@ -156,7 +155,7 @@ class Blocks:
             self._solve(self.searches[block], rooms[block], until)
 
     def save_options(self, chain: Chain) -> Sequence[Sequence[SaveOption]]:
-        """Per stage its options, keeping everything first."""
+        """Per stage its options, of which the first keeps everything."""
         options = [
             [*plain, *(option_of(chain, k, block, schedule) for schedule in self.searches[block].schedules[1:])]
             for k, (block, plain) in enumerate(zip(self._of(chain), keep_everything(chain), strict=True))
@@ -167,8 +166,8 @@ class Blocks:
         self.options += sum(map(len, options))
         return options
 
-    def frugal_options(self, chain: Chain) -> Sequence[Sequence[SaveOption]]:
-        """Per stage the one of the smallest peak."""
+    def smallest_peak_options(self, chain: Chain) -> Sequence[Sequence[SaveOption]]:
+        """Per stage the one option of the smallest peak."""
         return [
             [option_of(chain, k, block, min(self.searches[block].schedules, key=lambda s: (s.peak_bytes, s.time_ns)))]
             for k, block in enumerate(self._of(chain))
@@ -177,8 +176,8 @@ class Blocks:
     def _of(self, chain: Chain) -> list[Block]:
         return [block_of(chain, k) for k in range(len(chain.stages))]
 
-    def account(self) -> str:
-        """For people: what was solved."""
+    def summary(self) -> str:
+        """The numbers of chains, blocks, options and programs, for people."""
         searches = self.searches.values()
         parts = [
             f"{self.chains} chains",
@@ -187,16 +186,16 @@ class Blocks:
             f"{self.options} options",
             f"{sum(found.programs for found in searches)} integer programs",
         ]
-        stopped = sum(found.unproven for found in searches)
+        unproven = sum(found.unproven for found in searches)
         contracted = sum(found.contracted for found in searches)
-        parts += [f"{stopped} of them stopped by a limit of their own"] if stopped else []
+        parts += [f"{unproven} of them stopped by a limit of their own"] if unproven else []
         parts += [f"{self.cut_short} blocks cut short by a share of the time limit"] if self.cut_short else []
         parts += [f"{contracted} blocks contracted, so not solved exactly"] if contracted else []
         return ", ".join(parts)
 
     def _solve(self, block: BlockSearch, room_bytes: int, until: float | None) -> None:
         for peak, saved in block.pairs(room_bytes, self.method.peaks, self.method.saves):
-            left = float("inf") if until is None else until - self.trials.watch.seconds
+            left = inf if until is None else until - self.trials.watch.seconds
             if left <= 0:
                 self.cut_short += 1
                 break
@@ -206,7 +205,7 @@ class Blocks:
 
 
 def undominated(chain: Chain, options: Sequence[Sequence[SaveOption]]) -> list[list[SaveOption]]:
-    """The first option of each stage, and those others that no option equals or beats in every cost."""
+    """The first option of each stage, and the others that no option equals or beats in every cost."""
     costs = chain_costs(chain, options)
     table = np.stack(
         [
@@ -221,11 +220,11 @@ def undominated(chain: Chain, options: Sequence[Sequence[SaveOption]]) -> list[l
             costs.back_peak,
         ]
     )
-    return [[options[k][w] for w in _minimal(table[:, : len(options[k]), k])] for k in range(len(options))]
+    return [[options[k][w] for w in _minimal_columns(table[:, : len(options[k]), k])] for k in range(len(options))]
 
 
-def _minimal(costs: Ints) -> list[int]:
-    """Columns that no other one is below or, if it comes earlier, equal to; the first in any case."""
+def _minimal_columns(costs: Ints) -> list[int]:
+    """The first column, and those that no other column is below and no earlier one is equal to."""
     kept = [0]
     for column in range(1, costs.shape[1]):
         no_more = np.all(costs <= costs[:, [column]], axis=0)

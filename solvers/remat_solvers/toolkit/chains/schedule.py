@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from remat_solvers.problem import Problem
 from remat_solvers.toolkit.chains.chain import Chain
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "keep_everything",
     "keep_nothing_steps",
     "needed_ops",
+    "read_before_computed",
     "save_option",
     "sequence_of",
 ]
@@ -81,12 +83,18 @@ SaveOptions: TypeAlias = Sequence[Sequence[SaveOption]]  # per stage
 
 def save_option(chain: Chain, forward: Sequence[int], backward: Sequence[int]) -> SaveOption:
     """The option with these sequences of ops."""
-    computed: set[int] = set()
-    saved: set[int] = set()
-    for op in backward:
-        saved.update(v for v in chain.problem.ops[op].inputs if chain.droppable[v] and v not in computed)
-        computed.update(chain.problem.ops[op].outputs)
+    saved = (v for v in read_before_computed(chain.problem, backward) if chain.droppable[v])
     return SaveOption(tuple(forward), tuple(sorted(saved)), tuple(backward))
+
+
+def read_before_computed(problem: Problem, sequence: Sequence[int]) -> set[int]:
+    """The values that `sequence` reads before it computes them."""
+    computed: set[int] = set()
+    read: set[int] = set()
+    for op in sequence:
+        read.update(v for v in problem.ops[op].inputs if v not in computed)
+        computed.update(problem.ops[op].outputs)
+    return read
 
 
 def keep_everything(chain: Chain) -> SaveOptions:
