@@ -35,7 +35,7 @@ from remat_solvers.registry import ENTRIES, Solver, create
 from remat_solvers.result import Limits, Outcome
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import simulate
-from remat_solvers.toolkit.programs.pulp_backend import run
+from remat_solvers.toolkit.programs.pulp_backend import minimise
 from remat_solvers.validate import validate
 from tests.solvers.makers import budget_above_floor
 
@@ -71,7 +71,7 @@ def relaxation(problem: Problem, budget_bytes: int) -> float:
     model = Model(problem, budget_bytes, moments=False)
     for stage in range(model.stages):
         model.add_inside(stage)
-    bound_ns = model.bound_ns(run(model.program, "highs", seconds=None, relaxed=True))
+    bound_ns = model.bound_ns(minimise(model.program, "highs", seconds=None, relaxed=True))
     return inf if bound_ns is None else bound_ns
 
 

@@ -20,7 +20,7 @@ from remat_solvers.schedule import baseline, plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.graphs.contraction import contract
-from remat_solvers.toolkit.programs.pulp_backend import Ended, run
+from remat_solvers.toolkit.programs.pulp_backend import Ended, minimise
 from remat_solvers.toolkit.sequences.pruning import drop_useless, keep_where_it_fits
 from remat_solvers.validate import validate
 from tests.solvers.makers import constrained_steps, corpus_problem, unit_chain
@@ -39,14 +39,14 @@ def test_known_optima_of_unit_chains(options: dict[str, object], layers: int, bu
 @pytest.mark.parametrize(("layers", "budget"), [(3, 3), (4, 3)])
 def test_unit_chains_below_four_slots_have_no_schedule(backend: str, layers: int, budget: int) -> None:
     model = program(unit_chain(layers), budget)
-    assert run(model.program, backend, seconds=None).ended is Ended.INFEASIBLE  # type: ignore[arg-type]
+    assert minimise(model.program, backend, seconds=None).ended is Ended.INFEASIBLE  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("budget", "relaxation"), [(4, 14), (5, 13), (6, 12), (7, 12)])
 def test_known_relaxations_of_six_layers(budget: int, relaxation: int) -> None:
     """To the whole unit below, as they were noted."""
     model = program(unit_chain(6), budget)
-    answer = run(model.program, "highs", seconds=None, relaxed=True)
+    answer = minimise(model.program, "highs", seconds=None, relaxed=True)
     assert answer.bound is not None
     assert int(12 + answer.bound + 1e-6) == relaxation
 
@@ -92,7 +92,7 @@ def test_the_variables_themselves_are_a_schedule_within_the_budget(layers: int, 
     """And from its S alone, algorithm 2 finds R again: it is the cheapest for that S."""
     problem = unit_chain(layers)
     model = program(problem, budget)
-    assert run(model.program, "highs", seconds=None).ended is Ended.OPTIMAL
+    assert minimise(model.program, "highs", seconds=None).ended is Ended.OPTIMAL
     runs, kept = model.amounts()
     time_ns, peak_bytes = executed(problem, runs, kept, model.stages)
     assert time_ns == optimum
@@ -142,7 +142,7 @@ def test_the_relaxation_is_below_the_program_and_rounding_above_it() -> None:
     rounded_plans = 0
     for problem, budget_bytes, _ in solved_exhaustively():
         model = program(problem, budget_bytes)
-        relaxed = run(model.program, "highs", seconds=None, relaxed=True)
+        relaxed = minimise(model.program, "highs", seconds=None, relaxed=True)
         exact = solve(problem, budget_bytes, solver=Checkmate())
         rounded = solve(problem, budget_bytes, solver=Checkmate(rounding=True))
         if exact.time_ns is None:

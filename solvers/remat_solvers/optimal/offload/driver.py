@@ -27,8 +27,8 @@ from remat_solvers.processes.interrupt import run_interruptibly
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
-from remat_solvers.toolkit.programs.highs import LEAST_GAP, new_highs
-from remat_solvers.toolkit.programs.highs_process import Apart, Solving, run
+from remat_solvers.toolkit.programs.highs import MIN_GAP, new_highs
+from remat_solvers.toolkit.programs.highs_process import MipProcess, MipReport, run_highs
 
 __all__ = ["first_moments", "solve_moving"]
 
@@ -136,7 +136,7 @@ class _Work:
         self.at: list[int] = []
         self.cutoff_ns: int | None = None
         self.program: MovingProgram | None = None
-        self.solving: Solving | _Here | None = None
+        self.solving: MipProcess | _Here | None = None
         self.cost = FOREVER  # of the last point of the program
 
     @property
@@ -270,18 +270,18 @@ class _Work:
         self.cost = FOREVER
         highs = new_highs()
         highs.passModel(self.program.model(self.cutoff_ns))
-        gap = max(LEAST_GAP, self.within_ns / 2 / self.program.ns)
+        gap = max(MIN_GAP, self.within_ns / 2 / self.program.ns)
         small = highs.getNumCol() <= HERE_COLUMNS
-        self.solving = (_Here if small else Solving)(highs, self._seconds(FOREVER), gap)
+        self.solving = (_Here if small else MipProcess)(highs, self._seconds(FOREVER), gap)
 
 
 class _Here:
-    """A small program, solved at once, with the ways of `Solving`: most take less time than to start a process."""
+    """A small program, solved at once, with the ways of `MipProcess`: most take less time than to start a process."""
 
     def __init__(self, model: Any, seconds: float, gap: float) -> None:
         model.setOptionValue("time_limit", min(seconds, HERE_S))
         model.HandleUserInterrupt = True
-        self._known, interrupted = run_interruptibly(lambda: run(model, gap), model.cancelSolve)
+        self._known, interrupted = run_interruptibly(lambda: run_highs(model, gap), model.cancelSolve)
         if interrupted:
             raise KeyboardInterrupt
 
@@ -289,7 +289,7 @@ class _Here:
         """It has come to its end."""
         return True
 
-    def read(self) -> Apart:
+    def read(self) -> MipReport:
         """What it found."""
         return self._known
 

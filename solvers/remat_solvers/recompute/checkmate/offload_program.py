@@ -41,7 +41,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.recompute.checkmate.solver import SwapTime
 from remat_solvers.schedule import tangents_first
 from remat_solvers.simulate import copy_ns
-from remat_solvers.toolkit.programs.pulp_backend import Backend, Ended, run
+from remat_solvers.toolkit.programs.pulp_backend import Backend, Ended, minimise
 from remat_solvers.toolkit.sequences.pruning import drop_useless
 from remat_solvers.toolkit.transfers.intervals import Absence, Clock, absences
 
@@ -100,7 +100,7 @@ def choose(
     `room_bytes` is what activations and gradients may have; `at` are the moments' ops.
     """
     program = _Program(problem, room_bytes, at, swap_time)
-    answer = run(program.program, backend, seconds=seconds, within=WITHIN * LARGEST)
+    answer = minimise(program.program, backend, seconds=seconds, gap=WITHIN * LARGEST)
     if answer.ended in (Ended.INFEASIBLE, Ended.UNKNOWN):
         if answer.interrupted:
             raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from remat_solvers.recompute.checkmate.program import Amounts, Model, Retained, 
 from remat_solvers.result import Limits
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
-from remat_solvers.toolkit.programs.pulp_backend import Answer, Backend, Ended, run
+from remat_solvers.toolkit.programs.pulp_backend import Answer, Backend, Ended, minimise
 from remat_solvers.toolkit.sequences.pruning import drop_useless
 
 __all__ = ["Solved", "repair", "solve_exactly", "solve_rounded"]
@@ -46,7 +46,7 @@ def solve_exactly(
             model.add_inside(stage)
     bound_ns: int | None = None
     while True:
-        answer = run(model.program, backend, seconds=watch.remaining)
+        answer = minimise(model.program, backend, seconds=watch.remaining)
         proven = model.bound_ns(answer)
         if lazy and not model.inside:
             bound_ns = proven
@@ -72,7 +72,7 @@ def _certificate(
 ) -> int | None:
     """The bound for all plans in the given order: the optimum of the program with nothing but moments."""
     model = Model(problem, budget_bytes, moments=True, retained=retained)
-    return model.bound_ns(run(model.program, backend, seconds=watch.remaining))
+    return model.bound_ns(minimise(model.program, backend, seconds=watch.remaining))
 
 
 def crowded_stages(problem: Problem, sequence: list[int], budget_bytes: int) -> set[int]:
@@ -102,7 +102,7 @@ def solve_rounded(
     if not lazy:
         for stage in range(model.stages):
             model.add_inside(stage)
-    answer: Answer = run(model.program, backend, seconds=seconds, relaxed=True)
+    answer: Answer = minimise(model.program, backend, seconds=seconds, relaxed=True)
     if answer.ended is not Ended.OPTIMAL:
         return Solved(answer.ended, (), None, answer.interrupted)
     _, kept = model.amounts()

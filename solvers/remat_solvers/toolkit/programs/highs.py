@@ -1,9 +1,9 @@
-"""Programs handed to HiGHS as arrays, and what of its answers can be trusted.
+"""Solves programs given as arrays with HiGHS, and says how far its bounds can be wrong.
 
 Tolerances. HiGHS accepts a reduced cost that is wrong by its dual feasibility tolerance, 1e-7. All our columns lie in
 [0, 1], so by weak duality an LP's objective is wrong by at most that per column; the tree takes the least of such
-bounds, and rows with whole coefficients are exact. DOUBT_PER_COLUMN is ten times that, and is taken off every bound;
-RELATIVE_DOUBT covers sums in doubles.
+bounds, and rows with integer coefficients are exact. DOUBT_PER_COLUMN is ten times that, and is taken off every bound;
+RELATIVE_DOUBT covers the rounding of sums.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DOUBT_PER_COLUMN = 1e-6
 RELATIVE_DOUBT = 1e-9
 INFINITY = float("inf")
 HALF = 0.5
-LEAST_GAP = 1e-6  # mip_abs_gap as it comes
+MIN_GAP = 1e-6  # the default of mip_abs_gap
 
 
 class SolveEnd(Enum):
-    """How a solve came to its end."""
+    """Says why a solve ended."""
 
     COMPLETE = "solved to the gap asked for"
     EMPTY = "no point below the cutoff"
@@ -39,22 +39,22 @@ class SolveEnd(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HighsAnswer:
-    """What is known of a program; bounds and costs in its units, without what surely runs."""
+    """The result of a solve. Bounds and costs are in units of the program."""
 
     ended: SolveEnd
-    bound: float  # no point costs less; -inf: not known
+    bound: float  # no point costs less; -inf: none is known
     point: Floats | None  # per column
     cost: float  # of the point
     nodes: int = 0
 
 
 def margin(program: Program, bound: float) -> float:
-    """How far a bound may be wrong, in units."""
+    """By how much a bound may be wrong, in units of the program."""
     return DOUBT_PER_COLUMN * (program.columns + 1) + RELATIVE_DOUBT * abs(bound)
 
 
 def new_highs(**options: Any) -> Any:
-    """A silent, single-threaded HiGHS."""
+    """Return a silent, single-threaded `highspy.Highs`."""
     import highspy
 
     with silence_stdout():
@@ -76,12 +76,12 @@ class Program(Protocol):
 
 
 def solve_lp(program: Program) -> HighsAnswer:
-    """The linear relaxation."""
+    """Solve the linear relaxation."""
     return Relaxation(program).solve(INFINITY)
 
 
 class Relaxation:
-    """The linear relaxation of a program that grows; solved again, it starts from where it ended."""
+    """The linear relaxation of a program that grows; each solve starts from the basis of the one before."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -91,7 +91,7 @@ class Relaxation:
         self.duals = np.empty(0)  # of the rows, after a solve
 
     def solve(self, seconds: float) -> HighsAnswer:
-        """The optimum, if it is found in time."""
+        """Return the optimum, or LIMIT where it is not found in time."""
         import highspy
 
         program, highs = self.program, self._highs
@@ -114,12 +114,12 @@ class Relaxation:
         return HighsAnswer(SolveEnd.COMPLETE, cost, np.array(solution.col_value), cost)
 
     def _append(self, mark: Mark) -> None:
-        """The columns and rows that came since the last solve; columns first, they have no coefficients in old rows."""
+        """Pass on the columns and rows added since the last solve; columns first, old rows have no entries in them."""
         program, highs = self.program, self._highs
-        many = program.columns - self._columns
-        none, nowhere = np.empty(0), np.empty(0, dtype=np.int32)
+        count = program.columns - self._columns
         costs = program.costs()[self._columns :]
-        highs.addCols(many, costs, np.zeros(many), np.ones(many), 0, np.zeros(many, dtype=np.int32), nowhere, none)
+        zeros, ones, no_index = np.zeros(count), np.ones(count), np.empty(0, dtype=np.int32)
+        highs.addCols(count, costs, zeros, ones, 0, np.zeros(count, dtype=np.int32), no_index, np.empty(0))
         starts, columns, coefficients, low, high = program.rows.matrix(mark)
         index = columns.astype(np.int32)
         highs.addRows(len(low), low, high, len(index), starts[:-1].astype(np.int32), index, coefficients)
@@ -137,10 +137,10 @@ def solve_mip(
     on_bound: Callable[[float], bool] | None = None,
     **options: Any,
 ) -> HighsAnswer:
-    """The best point that costs less than `cutoff` units, to an absolute gap of `gap` units.
+    """Find the best point that costs less than `cutoff` units, to an absolute gap of `gap` units.
 
-    `start` is a point to begin with; `on_point` hears of each better point and its cost; `on_bound` is often told the
-    bound, and says whether to stop.
+    `start` is a point to begin with; `on_point` is called with each better point and its cost; `on_bound` is often
+    called with the bound, and returns whether to stop.
     """
     import highspy
 
@@ -149,7 +149,7 @@ def solve_mip(
     highs = new_highs(
         time_limit=max(0.0, seconds),
         mip_rel_gap=0.0,
-        mip_abs_gap=max(gap, LEAST_GAP),
+        mip_abs_gap=max(gap, MIN_GAP),
         objective_bound=cutoff,
         **options,
     )
@@ -162,20 +162,18 @@ def solve_mip(
         solution.col_value = start
         highs.setSolution(solution)
     if on_point is not None:
-        heard = on_point
-
-        def found(event: Any) -> None:
-            heard(np.array(event.data_out.mip_solution), event.data_out.objective_function_value)
-
-        highs.cbMipImprovingSolution.subscribe(found)
+        report_point = on_point
+        highs.cbMipImprovingSolution.subscribe(
+            lambda event: report_point(np.array(event.data_out.mip_solution), event.data_out.objective_function_value)
+        )
     if on_bound is not None:
-        told = on_bound
+        report_bound = on_bound
 
-        def rising(event: Any) -> None:
-            if told(min(event.data_out.mip_dual_bound, cutoff)):
+        def interrupt_if_requested(event: Any) -> None:
+            if report_bound(min(event.data_out.mip_dual_bound, cutoff)):
                 event.interrupt()
 
-        highs.cbMipInterrupt.subscribe(rising)
+        highs.cbMipInterrupt.subscribe(interrupt_if_requested)
     highs.run()
     return _read_mip(highspy, highs, cutoff)
 
@@ -194,6 +192,7 @@ def _read_mip(highspy: Any, highs: Any, cutoff: float) -> HighsAnswer:
 
 
 def _without_columns(program: Program) -> HighsAnswer:
+    """The answer where every variable is fixed."""
     _, _, _, low, high = program.rows.matrix()
     if (low > 0).any() or (high < 0).any():
         return HighsAnswer(SolveEnd.EMPTY, INFINITY, None, INFINITY)

@@ -25,7 +25,7 @@ from remat_solvers.recompute.brute_force.solver import best_moving_plan
 from remat_solvers.result import Limits, Order
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
-from remat_solvers.toolkit.programs.highs import LEAST_GAP, new_highs
+from remat_solvers.toolkit.programs.highs import MIN_GAP, new_highs
 from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem, linked_step, small_linked_steps
 
@@ -64,7 +64,7 @@ def solved(
 
 def optimum_ns(program: MovingProgram) -> int | None:
     """The program's bound; None: it has no point."""
-    highs = new_highs(mip_rel_gap=0.0, mip_abs_gap=LEAST_GAP)
+    highs = new_highs(mip_rel_gap=0.0, mip_abs_gap=MIN_GAP)
     highs.passModel(program.model())
     highs.run()
     if highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
