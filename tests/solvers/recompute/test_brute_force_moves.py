@@ -96,8 +96,8 @@ def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_resu
 
 
 def test_by_hand() -> None:
-    """Three layers. Within 4 values f2 is away from the loss to b2, which hides its two copies of 3 ns. Within 3, the
-    device is full while b2 to b0 run: f1 and f0 arrive after the op before has freed something, 3 ns each."""
+    """Three layers. Within 4 values f2 is off the device from the loss to b2, which hides its two copies of 3 ns.
+    Within 3, the device is full during b2 to b0: f1 and f0 arrive after the op before has freed memory, 3 ns each."""
     problem = poet_chain(3)
     assert time_of(problem, 12, Link(10**9, 10**9)) == 70
     assert time_of(problem, 9, Link(10**9, 10**9)) == 76

@@ -40,8 +40,8 @@ def test_a_unit_chain_of_k_squared_layers_peaks_at_2k_with_one_extra_forward(k: 
     """The paper counts k kept values and k of the open segment, 2 sqrt(n), and one forward pass more.
 
     Our replay counts the same 2k: when the first segment is opened, k kept ones, k - 1 recomputed ones (the k-th
-    is kept) and the gradient being made. The paper's algorithm 1 runs all n layers again, the last of each segment
-    only to end up with a value that is kept anyway; here those k are not run, so n - k more and n with them.
+    is kept) and the gradient being computed. The paper's algorithm 1 recomputes all n layers, the last of each segment
+    only to end up with a value that is kept anyway; here those k are not recomputed, so n - k more and n with them.
     """
     n = k * k
     problem = chain(n)
@@ -64,9 +64,9 @@ def test_k_segments_of_a_unit_chain_hold_n_over_k_plus_k(segments: int) -> None:
 
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8])
 def test_the_recursion_on_two_to_the_p_layers(p: int) -> None:
-    """k = 1: every level runs half of its segment again. R(2) = 1, R(m) = m/2 + 2 R(m/2), so R(m) = m/2 log2 m;
+    """k = 1: every level recomputes half of its segment. R(2) = 1, R(m) = m/2 + 2 R(m/2), so R(m) = m/2 log2 m;
     the first forward keeps the middle of the whole, which leaves 2 R(n/2) = n/2 (p - 1) extra forwards. On the way
-    to the last layer one value per level is kept, beside the first, and the gradient is made: p + 2."""
+    to the last layer one value per level is kept, beside the first, and the gradient is computed: p + 2."""
     n = 2**p
     problem = chain(n)
     method = Chen(strategy="recursive", candidates="linearised", k=1, keep_last=False, on_demand=False)
@@ -154,34 +154,34 @@ def test_an_articulation_point_is_an_op_without_which_its_neighbours_part(n: int
 
 
 def held_by_algorithm_1(problem: Problem, kept: set[int]) -> tuple[int, int]:
-    """Peak, and forward ops run again, of segments of a chain whose outputs `kept` are kept, by hand.
+    """Peak, and number of recomputed forward ops, of segments of a chain whose outputs `kept` are kept, by hand.
 
-    Forward: all kept ones so far, the value being read, the one being made. Backward, from the last segment on: what is
-    kept below, the segment up to the value that is read first, and the gradient; what is read is done with.
+    Forward: all kept ones so far, the value being read, the one being computed. Backward, from the last segment on:
+    the values kept below, the segment up to the value that is read first, and the gradient; then the read one goes.
     """
     n = len(problem.forward_ops)
     size = [v.bytes for v in problem.values]
     peak = again = 0
     for i in range(n):
         peak = max(peak, sum(size[j] for j in {*(k for k in kept if k < i), *range(max(0, i - 1), i)}) + size[i])
-    there = set(kept)
+    resident = set(kept)
     for layer in range(n, 0, -1):  # its backward reads value layer - 2, and the last one's value layer - 1
         gradient = [2 * n - layer - 1] if layer < n else []
-        missing = {layer - 2, layer - 1 if layer == n else layer - 2} - there - {-1}
+        missing = {layer - 2, layer - 1 if layer == n else layer - 2} - resident - {-1}
         if missing:
             end = max(missing)
             for i in range(max((k for k in kept if k < end), default=-1) + 1, end + 1):
-                there.add(i)
+                resident.add(i)
                 again += 1
-                peak = max(peak, sum(size[v] for v in (*there, *gradient)))
-        peak = max(peak, sum(size[v] for v in (*there, *gradient, 2 * n - layer)))
-        there -= {layer - 1, layer - 2}
+                peak = max(peak, sum(size[v] for v in (*resident, *gradient)))
+        peak = max(peak, sum(size[v] for v in (*resident, *gradient, 2 * n - layer)))
+        resident -= {layer - 1, layer - 2}
     return peak, again
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_segmentation_of_a_chain_holds_what_algorithm_1_holds(seed: int) -> None:
-    """All 128 sets of cuts of 7 layers of unequal sizes, counted by hand: peak and forward ops run again."""
+    """All 128 sets of cuts of 7 layers of unequal sizes, counted by hand: peak and recomputations."""
     rng = random.Random(seed)
     plain = chain(7)
     problem = replace(plain, values=tuple(replace(v, bytes=rng.randint(1, 9)) for v in plain.values))
@@ -223,7 +223,7 @@ def test_the_search_of_memonger_by_hand() -> None:
     assert search_thresholds(problem, everywhere) == (0, 282, 273, 147, 194, 241, 288, 335, 382)
 
 
-def test_a_cut_keeps_what_crosses_it_when_asked_to() -> None:
+def test_a_cut_keeps_what_crosses_it_with_candidates_crossing() -> None:
     problem = residual(2)
     names = [problem.ops[op].name for op in problem.forward_ops]
     assert names == ["stem", "conv", "relu", "conv", "add", "conv", "relu", "conv", "add"]

@@ -147,7 +147,7 @@ def evictions(heuristic: str, problem: Problem, budget_bytes: int) -> list[int]:
 
 
 # Four values read at the end in turn, before which a large one needs room. Costs 8, 2, 12, 1; bytes 4, 1, 3, 1.
-# When t4 is made (5 bytes, 12 allowed) 2 bytes are too many; ages are 15, 13, 1, 1 (at least) ns.
+# When t4 is computed (5 bytes, 12 allowed) 2 bytes are too many; ages are 15, 13, 1, 1 (at least) ns.
 TRACE = forward((), (), (), (), (), (0, 1, 2, 3, 4), times=(8, 2, 12, 1, 1, 1), sizes=(4, 1, 3, 1, 5, 1))
 
 
@@ -192,8 +192,8 @@ class Watched:
 
     def choose(self, candidates: np.ndarray) -> int:  # type: ignore[type-arg]
         value = self.inner.choose(candidates)
-        least = min(map(self.score, candidates.tolist()))
-        self.chosen.append(self.score(value) <= least * (1 + 1e-9))
+        smallest = min(map(self.score, candidates.tolist()))
+        self.chosen.append(self.score(value) <= smallest * (1 + 1e-9))
         return value
 
     def evicted(self, value: int) -> None:
@@ -244,8 +244,8 @@ def test_a_chain_takes_order_n_ops_in_order_sqrt_n_bytes(heuristic: str, n: int)
 
 
 def test_belady_by_hand() -> None:
-    """A chain of 4 in 4 bytes: while F4 runs, v1 and v2 and v3 are there beside v4; B4 reads v4 and v3, B3 v2, B2 v1.
-    v1 is needed last, so it goes, and F1 runs again: one forward step, which is the optimum."""
+    """A chain of 4 in 4 bytes: while F4 runs, v1, v2 and v3 are resident beside v4; B4 reads v4 and v3, B3 v2, B2 v1.
+    v1 is needed last, so it is evicted, and F1 is recomputed: one forward step, which is the optimum."""
     problem = chain(4)
     result = solve(problem, 4, solver=Belady("none"))
     assert result.plan is not None
@@ -271,7 +271,7 @@ def test_every_replay_is_a_valid_plan(n: int, seed: int, share: float, eager: bo
 
 
 def test_what_nothing_can_make_again_takes_its_readers_along() -> None:
-    """Op 2 runs once. When what it made goes, ops 3 and 5 behind it cannot run again: the output of 5 has to stay."""
+    """Op 2 is computed once. When its output goes, ops 3 and 5 after it cannot be recomputed: the output of 5 stays."""
     wiring: list[tuple[Phase, tuple[int, ...], tuple[int, ...]]] = [
         *(("forward", (), (0,)), ("forward", (0,), (1,)), ("forward", (1, 0), (2,)), ("forward", (1, 2), (3, 4))),
         *(("backward", (3,), (5,)), ("backward", (4, 0), (6,)), ("backward", (5,), (7, 8, 9))),

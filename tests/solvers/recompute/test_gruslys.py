@@ -80,7 +80,7 @@ Machine = tuple[frozenset[tuple[str, int]], int | None, int]  # stored states, t
 
 
 def least_steps(length: int, slots: int, strategy: Strategy, internal_size: int, *, persistent: bool) -> int:
-    """The least number of forward steps, by a shortest path over all states of a machine with `slots` of memory.
+    """The smallest number of forward steps, by a shortest path over all states of a machine with `slots` of memory.
 
     It holds stored states, ("hidden", i) before step i or ("internal", i) of step i with the hidden one after it, and
     perhaps a running state, in a slot of its own. A step that is run for its backward has its internal state in the
@@ -136,7 +136,7 @@ def test_no_schedule_of_the_machine_takes_fewer_steps(strategy: Strategy, size: 
 
 
 def test_where_internal_states_are_large_dropping_a_hidden_one_early_saves_a_step() -> None:
-    """Then the recurrence is the least of schedules that keep what they store only. 7 steps, 4 slots, 3 per internal
+    """Then the recurrence is the minimum over persistent schedules only. 7 steps, 4 slots, 3 per internal
     state: h2, h4 and h5 are stored on the way, which reverses the last three in 7 + 1 + 1 steps. Then h2 gives its slot
     to the internal state of the third step, which the fourth starts from: 1 + 1, and 2 for the first two. 13 in all.
     """

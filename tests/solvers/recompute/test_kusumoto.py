@@ -70,7 +70,7 @@ def test_the_diamond_by_hand() -> None:
     assert sets is not None
     fronts = {limit: reference_front(graph, sets, limit) for limit in range(20, 31)}
     assert fronts[21] == {}
-    assert fronts[22] == {20: 6}  # abc, V: a and d run again; 22 in the first segment
+    assert fronts[22] == {20: 6}  # abc, V: a and d are recomputed; 22 in the first segment
     assert fronts[23] == {20: 6, 10: 7}  # a, abc, V: only d does; 7 + 16
     assert fronts[25] == {20: 6, 10: 7, 11: 5}  # a, ac, V: b and d; 5 + 2 (2 + 8)
     assert fronts[27] == {20: 6, 10: 7, 11: 3}  # a, ab, V: c and d; 3 + 2 (4 + 8)
@@ -82,18 +82,18 @@ def test_the_diamond_by_hand() -> None:
 @given(n=st.integers(1, 9), seed=st.integers(0, 10**6), share=st.floats(0, 1.2), keep_last=st.booleans())
 @settings(max_examples=120, deadline=None)
 def test_the_program_finds_what_plain_enumeration_finds(n: int, seed: int, share: float, keep_last: bool) -> None:
-    """Exactly, where a bin is a nanosecond. Feasibility is monotone in B, and bisection finds its least."""
+    """Exactly, where a bin is a nanosecond. Feasibility is monotone in B, and bisection finds the smallest."""
     graph = forward_graph(training_graph(n, seed))
     sets = all_lower_sets(graph, 300)
     for family in [ancestor_sets(graph)] + ([sets] if sets else []):
         program = LowerSetProgram(graph, family, bins=10**4, keep_last=keep_last)
-        least = program.smallest_limit()
-        limit = int(least * (1 + share))
+        smallest = program.smallest_limit()
+        limit = int(smallest * (1 + share))
         front = reference_front(graph, family, limit, keep_last=keep_last)
         row = program.table(limit)[-1]
         assert {t: row[t] for t in np.flatnonzero(np.isfinite(row))} == front
         assert program.smallest_kept_bytes(limit) == min(front.values())
-        assert not graph.ops or not reference_front(graph, family, least - 1, keep_last=keep_last)
+        assert not graph.ops or not reference_front(graph, family, smallest - 1, keep_last=keep_last)
         for strategy, overhead in zip(STRATEGIES, (min(front), max(front)), strict=True):
             chosen = program.sequence(program.table(limit), limit, strategy)
             assert chosen is not None
@@ -154,8 +154,10 @@ def by_definition(problem: Problem, chosen: Sets) -> tuple[int, int]:
 @given(n=st.integers(1, 5), seed=st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_no_sequence_of_lower_sets_does_better(n: int, seed: int) -> None:
-    """At every B: the least overhead, the largest, and the least B, over all lower sets and over the ancestors' only.
-    With more B the least does not grow and the largest does not fall."""
+    """At every B: the smallest overhead, the largest, and the smallest B, over all lower sets and the ancestors'.
+
+    With more B the smallest does not grow and the largest does not fall.
+    """
     problem = mirrored(n, seed)
     graph = forward_graph(problem)
     reads = [set(problem.ops[i].inputs) for i in range(n)]
@@ -247,14 +249,14 @@ def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
 
 @pytest.mark.parametrize("name", ["chain50", "gpt", "r50", "unet"])
 def test_laws_on_the_corpus(name: str) -> None:
-    """Nothing below the least B; with more B the least overhead does not grow, down to none."""
+    """Nothing below the smallest B; with more B the smallest overhead does not grow, down to none."""
     problem = corpus_problem(name)
     graph = forward_graph(problem)
     program = LowerSetProgram(graph, ancestor_sets(graph), keep_last=True)
-    least = program.smallest_limit()
-    assert program.sequence(program.table(least - 1), least - 1, "time-centric") is None
+    smallest = program.smallest_limit()
+    assert program.sequence(program.table(smallest - 1), smallest - 1, "time-centric") is None
     fastest = None
-    for limit in (least, int(1.3 * least), 2 * least, program.largest_limit()):
+    for limit in (smallest, int(1.3 * smallest), 2 * smallest, program.largest_limit()):
         row = np.flatnonzero(np.isfinite(program.table(limit)[-1]))
         assert fastest is None or row[0] <= fastest
         fastest = row[0]
@@ -299,7 +301,7 @@ def test_a_tight_budget_is_met_by_dropping_more() -> None:
     assert results[1].time_ns == results[2].time_ns
 
 
-def test_more_lower_sets_than_allowed_is_not_applicable_when_all_are_asked_for() -> None:
+def test_more_lower_sets_than_allowed_is_not_applicable_with_exact_true() -> None:
     problem = corpus_problem("r50")
     result = solve(problem, int(0.7 * 2_763_978_752), solver=Kusumoto(exact=True, most_sets=200))
     assert result.status is Status.NOT_APPLICABLE

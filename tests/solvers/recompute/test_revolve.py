@@ -44,12 +44,12 @@ def test_the_recursion_of_checkpoint_schedules(forward: int, backward: int) -> N
 
 
 def test_every_schedule_takes_the_least_steps_and_repeats_none_too_often() -> None:
-    least = steps_table(60, 10, "hidden")
+    minimum = steps_table(60, 10, "hidden")
     for steps in range(1, 61):
         for snapshots in range(1, 11):
-            made = binomial_schedule(steps, snapshots)
-            assert forward_steps_of(made) == forward_steps(steps, snapshots) == least[steps, snapshots]
-            advanced = [k for s in made if isinstance(s, Advance) for k in range(s.first, s.end)]
+            schedule = binomial_schedule(steps, snapshots)
+            assert forward_steps_of(schedule) == forward_steps(steps, snapshots) == minimum[steps, snapshots]
+            advanced = [k for s in schedule if isinstance(s, Advance) for k in range(s.first, s.end)]
             assert max(map(advanced.count, range(steps))) <= repetitions(steps, snapshots)
 
 

@@ -245,9 +245,9 @@ def test_on_uneven_chains_a_plan_is_found_where_equal_steps_give_one_or_nothing_
         for budget_bytes in {bound, bound + (most - bound) // 8, bound + (most - bound) // 3}:
             view = chain_view(problem)
             steps = sequence_of(view, keep_nothing_steps(0, len(view.stages)))
-            least = simulate(problem, plan_from_sequence(problem, steps))
+            frugal = simulate(problem, plan_from_sequence(problem, steps))
             others = [solve(problem, budget_bytes, solver=name).time_ns for name in ("gruslys", "revolve")]
-            limits = [least.time_ns] if least.peak_bytes <= budget_bytes else []
+            limits = [frugal.time_ns] if frugal.peak_bytes <= budget_bytes else []
             best = solve(problem, budget_bytes, solver="rotor")
             if limits or any(others):
                 found += 1
@@ -256,16 +256,16 @@ def test_on_uneven_chains_a_plan_is_found_where_equal_steps_give_one_or_nothing_
     assert found > 60
 
 
-def test_the_answer_that_keeps_nothing_is_told() -> None:
+def test_the_reason_says_where_nothing_is_kept() -> None:
     """The budget is the peak of that plan, to the byte."""
     problem = training_graph(6, 236)
     view = chain_view(problem, cuts="every")
     steps = keep_nothing_steps(0, len(view.stages))
-    least = simulate(problem, plan_from_sequence(problem, sequence_of(view, steps)))
-    result = solve(problem, least.peak_bytes, solver="rotor")
-    assert (result.time_ns, result.peak_bytes) == (least.time_ns, least.peak_bytes)
+    frugal = simulate(problem, plan_from_sequence(problem, sequence_of(view, steps)))
+    result = solve(problem, frugal.peak_bytes, solver="rotor")
+    assert (result.time_ns, result.peak_bytes) == (frugal.time_ns, frugal.peak_bytes)
     assert "nothing is kept" in result.reason
-    assert "nothing is kept" not in solve(problem, 2 * least.peak_bytes, solver="rotor").reason
+    assert "nothing is kept" not in solve(problem, 2 * frugal.peak_bytes, solver="rotor").reason
 
 
 @pytest.mark.parametrize("options", [{"slots": 0}, {"stages": True}, {"cuts": "all"}])

@@ -1,7 +1,7 @@
 """The exact optimum of tiny problems, by exhaustive search: the oracle that other methods are tested against.
 
-Plans without offload are searched op by op (brute_force_search.py). Where there is a link, every plan is searched, with
-the clock of the replay in the states (brute_force_moves.py); that is for even smaller problems, of `max_moving_ops`.
+Plans without offload are searched op by op (`states.py`). Where there is a link, all plans are searched, with the clock
+of the replay in the states (`states_with_copies.py`); that is for even smaller problems, of `max_moving_ops`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BruteForce:
         watch = Stopwatch(limits)
         moving = problem.link is not None and len(problem.ops) <= self.max_moving_ops
         try:
-            # What proves something may run ops before the tangents; no executor does, so the plan may need more.
+            # A proof includes plans that recompute before the tangents. No executor does, so the plan may need more.
             best = self._fastest(problem, budget_bytes, moving, watch, tangents_first=False)
             fits = best is not None and simulate(problem, best).peak_bytes <= budget_bytes
             plan = best if fits or best is None else self._fastest(problem, budget_bytes, moving, watch)
@@ -58,7 +58,7 @@ class BruteForce:
             return Outcome(status=Status.NOT_FOUND, reason="there are too many states", stopped=stopped)
         except KeyboardInterrupt:
             return Outcome(status=Status.NOT_FOUND, stopped=Stopped.INTERRUPT)
-        if problem.link is not None and not moving:  # an offload may be faster than anything that was searched
+        if problem.link is not None and not moving:  # a plan with offload, which was not searched, may be faster
             return Outcome(status=Status.FEASIBLE, plan=plan)
         assert best is not None
         bound_ns = simulate(problem, best).time_ns
@@ -81,13 +81,13 @@ class BruteForce:
     def _without_plan(
         self, problem: Problem, budget_bytes: int, watch: Stopwatch, *, moving: bool, proven: bool
     ) -> Outcome:
-        every = problem.link is None or moving
-        if proven and every and self.order == "free":
+        exhaustive = problem.link is None or moving
+        if proven and exhaustive and self.order == "free":
             reason = "every plan was tried"
             return Outcome(status=Status.INFEASIBLE, reason=reason, peak_bound_bytes=budget_bytes + 1)
         kinds = ["with first computations in the problem's order"] if self.order == "given" else []
-        kinds += [] if every else ["without offload"]
-        kinds += [] if proven else ["in which nothing runs between the forward and the tangents"]
+        kinds += [] if exhaustive else ["without offload"]
+        kinds += [] if proven else ["in which nothing is computed between the forward and the tangents"]
         reason = f"every plan {' and '.join(kinds)} was tried"
         if moving:
             return Outcome(Status.NOT_FOUND, reason=reason)
@@ -105,7 +105,7 @@ class BruteForce:
 def best_sequence(
     problem: Problem, budget_bytes: int, *, order: OrderOption = "given", watch: Stopwatch | None = None
 ) -> list[int] | None:
-    """The ops of a fastest plan without offload, in execution order; None: none fits. May raise OutOfReachError."""
+    """The ops of a fastest plan without offload, in order; None where none fits. May raise OutOfReachError."""
     return Search(problem, budget_bytes, order, watch).shortest(cheapest=True)
 
 

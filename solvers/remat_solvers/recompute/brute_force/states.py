@@ -1,27 +1,27 @@
-"""Shortest paths over the states of a training step: what brute_force.py searches.
+"""Shortest paths over the states of a training step: exhaustive search for plans without offload.
 
-A shortest path over states (which ops have been computed, which values are on the device). From a state, any op may
-run whose inputs are there and that may run now:
+A state says which ops have been computed and which values are on the device. From a state, any op may be computed whose
+inputs are resident and whose turn it may be:
 
 - for the first time: the next op of the problem (`order="given"`), or any op, where no op with an effect overtakes
   another and no backward op overtakes a forward one (`order="free"`);
 - again: any recomputable op that was computed before.
 
-Running op o costs its time; first runs are the same in every plan, so only repeated ones are counted. Before it,
-values may be freed; while it runs, what is still there, all of its outputs and its workspace count, as in the replay:
+Op o costs its time; first computations are the same in every plan, so only recomputations are counted. Before o is
+computed, values may be freed; meanwhile the values that are left, all of its outputs and its workspace count, as in the
+replay:
 
     base + bytes(R) + bytes(outputs(o)) + workspace(o) <= budget,   inputs(o) <= R <= S \\ outputs(o)
 
-where S is what was there and R what is retained; afterwards R + outputs(o) are there. Since a value may be freed at
-any later moment at no cost, only the largest R under inclusion need be tried, and values that no op can read any more
-are dropped from the state. From the last first computation of a forward op on, the forward's results are in every R;
-the tangents, which are handed to backward, come right after it, as in every plan built from a sequence, unless
-`tangents_first` is False.
+where S are the values that were resident and R those that are retained; afterwards R + outputs(o) are resident. Since a
+value may be freed at any later moment at no cost, only the largest R under inclusion need be tried, and values that no
+op can read any more are dropped from the state. From the last first computation of a forward op on, the forward's
+results are in every R. The tangents, which are handed to backward, come right after it, as in every plan built from a
+sequence, unless `tangents_first` is False.
 
-Everything that a plan without offload can do is such a path, so the shortest one is the optimum (for the order asked
-for) and no path means that there is no plan. With the tangents first, recomputing between the forward and the tangents
-is left out: what proves something must do without. The number of states is exponential: `max_ops` and MOST_STATES end
-it.
+Every plan without offload is such a path. So the shortest one is the optimum (for the chosen order), and without a path
+there is no plan. With the tangents first, recomputing between the forward and the tangents is left out: a proof must do
+without. The number of states is exponential; `max_ops` and MAX_STATES bound it.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ __all__ = ["OrderOption", "OutOfReachError", "Search"]
 OrderOption: TypeAlias = Literal["given", "free"]
 State: TypeAlias = tuple[int, int]  # bit sets: ops computed, values on the device
 
-MOST_STATES = 1_000_000
+MAX_STATES = 1_000_000
 CHECK_EVERY = 256  # states between two looks at the clock
 
 
 class OutOfReachError(Exception):
-    """The search ended, by its limits, before it knew the answer."""
+    """The search reached one of its limits before it found the answer."""
 
 
 @dataclass(eq=False)
 class Search:
     """One problem under one budget, as bit sets."""
 
-    most_states: ClassVar[int] = MOST_STATES
+    max_states: ClassVar[int] = MAX_STATES
     problem: Problem
     budget_bytes: int
     order: OrderOption
@@ -66,7 +66,7 @@ class Search:
         ops, values = problem.ops, problem.values
         constant = set_of(v for v, value in enumerate(values) if value.kind == "constant")
         self.size = [v.bytes for v in values]
-        self.room = self.budget_bytes - problem.constant_bytes - problem.reserve_bytes
+        self.room = self.budget_bytes - problem.static_bytes
         self.inputs = [set_of(op.inputs) & ~constant for op in ops]
         self.outputs = [set_of(op.outputs) for op in ops]
         self.fresh = [sum(self.size[v] for v in op.outputs) + op.workspace_bytes for op in ops]
@@ -74,15 +74,14 @@ class Search:
         self.forward = set_of(problem.forward_ops)
         self.all_ops = (1 << len(ops)) - 1
         self.results = set_of(problem.results) & ~constant
-        forward_made = set_of(v for op in problem.forward_ops for v in ops[op].outputs)
-        self.forward_results = self.results & forward_made
+        self.forward_results = set_of(problem.forward_results)
         self.recomputable = set_of(i for i, op in enumerate(ops) if op.recomputable)
         self.effects = set_of(i for i, op in enumerate(ops) if op.effects)
         self.tangents = tangents_op(problem) if self.tangents_first else None
         self.alive = lru_cache(maxsize=None)(self._alive)
 
     def shortest(self, *, cheapest: bool) -> list[int] | None:
-        """Dijkstra on the time of what runs again; or, where any path will do, states with most ops computed first."""
+        """Dijkstra on the time of recomputations, or, for any path, with the most ops computed first; None: no path."""
         if self.room < 0:
             return None
         start: State = (0, 0)
@@ -116,8 +115,8 @@ class Search:
         return sequence[::-1]
 
     def check_limits(self, done: int, known: int) -> None:
-        """Raise OutOfReachError at the end of the time or of the states that may be known."""
-        if known > self.most_states or (done % CHECK_EVERY == 0 and self.watch is not None and self.watch.expired):
+        """Raise OutOfReachError where the time is up or too many states are known."""
+        if known > self.max_states or (done % CHECK_EVERY == 0 and self.watch is not None and self.watch.expired):
             raise OutOfReachError
 
     def _moves(self, computed: int, present: int) -> Iterator[tuple[int, State]]:
@@ -125,7 +124,7 @@ class Search:
             yield from self._run(op, then, present, pinned)
 
     def may_run(self, computed: int, present: int) -> Iterator[tuple[int, int, int]]:
-        """Ops that may run now: the op, what has been computed then, and what has to be there beside it."""
+        """The ops that may be computed now: each op, the ops computed then, and the values to retain beside it."""
         after_forward = not self.forward & ~computed
         pinned = self.forward_results if after_forward else 0
         if after_forward and self.tangents is not None and not computed >> self.tangents & 1:
@@ -150,11 +149,11 @@ class Search:
         return waiting & ~(effects & ~(effects & -effects))
 
     def _run(self, op: int, computed: int, present: int, pinned: int) -> Iterator[tuple[int, State]]:
-        """Run `op` with every largest choice of what is retained of `present`."""
+        """Compute `op` with every largest set of values retained of `present`."""
         must = self.inputs[op] | (pinned & ~self.outputs[op])
         if must & ~present:
             return
-        must |= pinned & present  # a pinned output of op is there beside its fresh copy
+        must |= pinned & present  # a pinned output of op is resident beside its fresh copy
         room = self.room - self.fresh[op] - sum(self.size[v] for v in indices_of(must))
         if room < 0:
             return
@@ -169,7 +168,7 @@ class Search:
         total = sum(size[v] for v in optional)
 
         def choose(index: int, retained: int, used: int, left: int, smallest_out: int | None) -> Iterator[int]:
-            # From the largest value down; smallest_out: the smallest of those left out must not fit at the end.
+            # From the largest value down; smallest_out, the smallest value left out, must not fit at the end.
             if used + left <= room:
                 if smallest_out is None or used + left + smallest_out > room:
                     yield retained | set_of(optional[: index + 1])
@@ -185,7 +184,7 @@ class Search:
         yield from choose(len(optional) - 1, 0, 0, total, None)
 
     def _alive(self, computed: int) -> int:
-        """Values that some op may still read once `computed` are computed, and results."""
+        """The results, and the values that some op may still read once `computed` are computed."""
         after_forward = not self.forward & ~computed
         alive = self.results
         again = computed & self.recomputable

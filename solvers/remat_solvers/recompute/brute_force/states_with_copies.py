@@ -1,21 +1,22 @@
-"""Exhaustive search where values may also move to the host: the oracle for methods that swap. Tiny problems only.
+"""Exhaustive search where values may also be copied to the host: the oracle for methods that swap.
 
-The search of brute_force.py with the clock of the replay in its states: which ops have been computed, which values are
-on the device, which have a copy on the host (complete or under way), and how long each copy under way still takes. The
-queues need no place of their own, since each ends with its last copy. What a path costs is what the replay adds to the
-time of the first runs: repeated runs and waits. Its moves, each with the Frees that it needs:
+For tiny problems only. The search of `states.py` has the clock of the replay in its states here: which ops have been
+computed, which values are on the device, which have a copy on the host (complete or under way), and how long each copy
+under way still takes. The queues need no place of their own, since each ends with its last copy. The cost of a path is
+what the replay adds to the time of the first computations: recomputations and waits. Its moves, each with the Frees
+that it needs, are:
 
-- Offload a value, once: a second copy would say the same. It comes right after the computation that makes the value,
-  or right after another Offload: as long as the order of the copies is the same, each is better off earlier, and
-  before Frees and Fetches rather than after them.
+- Offload a value, once: a second copy would say the same. It comes right after the computation of the value, or right
+  after another Offload: as long as the order of the copies is the same, each is better off earlier, and before Frees
+  and Fetches rather than after them.
 - Fetch a value, once it fits.
-- Compute an op, once it fits. Which ops may run is settled as in brute_force.py.
+- Compute an op, once it fits. Which ops may be computed is settled as in `states.py`.
 
-A copy to the host that no Fetch has used when its value is read no more was of no use; such paths are left. Frees can
-wait until there is something to make room for, and then no set of Frees need be tried of which a part makes
-enough room: what is freed later waits no longer for its copies. A value that nothing can read any more goes at once,
-unless a copy of it is under way. And of two states that differ in clocks only, the later one is left where no copy of
-the earlier one ends after its own. So a cheapest path is a fastest plan of all, those that move included.
+A copy to the host that no Fetch has used when its value is read no more was of no use; such paths are pruned. Frees can
+wait until there is something to make room for, and then no set of Frees need be tried of which a part makes enough
+room: a value that is freed later waits no longer for its copies. A value that nothing can read any more goes at once,
+unless a copy of it is under way. And of two states that differ in clocks only, the later one is pruned where no copy of
+the earlier one ends after its own. A cheapest path is therefore an optimal plan, offloading included.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
 
 __all__ = ["best_moving_plan"]
 
-MOST_STATES = 200_000  # some seconds
+MAX_STATES = 200_000  # some seconds
 COMPARED = 32  # states that differ in clocks only with which a new one is compared
 
 Copies: TypeAlias = tuple[tuple[int, int], ...]  # per value under way: what its copy still takes, in ns
 
 
 class State(NamedTuple):
-    """Where a plan stands."""
+    """The state of a plan between two actions; sets of ops and values are ints with a bit for each."""
 
     computed: int
     present: int
     host: int
-    unused: int  # of these, what was never fetched
+    unused: int  # of these, the values that were never fetched
     late: int  # values whose Offload would have been better earlier
     out: Copies
     back: Copies
@@ -65,16 +66,16 @@ def best_moving_plan(
     tangents_first: bool = True,
     below_ns: int | None = None,
 ) -> Plan | None:
-    """A fastest plan of all; None: none fits. The problem needs a link. May raise OutOfReachError.
+    """A fastest plan of all; None where none fits. The problem needs a link. May raise OutOfReachError.
 
-    below_ns: only plans that are faster are looked for, which leaves most states out where a good plan is known.
+    below_ns: only faster plans are searched, which prunes most states where a good plan is known.
     """
     moving = _Moving(problem, budget_bytes, order, watch, tangents_first=tangents_first)
     return moving.fastest(inf if below_ns is None else below_ns - sum(moving.time))  # copies may take 2**63 ns and more
 
 
 class _Moving(Search):
-    most_states: ClassVar[int] = MOST_STATES
+    max_states: ClassVar[int] = MAX_STATES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +87,7 @@ class _Moving(Search):
         self.movable = set_of(v for v, size in enumerate(self.size) if size and self.problem.producer[v] >= 0)
 
     def fastest(self, below_ns: float) -> Plan | None:
-        """Dijkstra on waits and repeated runs, of less than `below_ns` together."""
+        """Dijkstra on waits and recomputations, of less than `below_ns` together."""
         if self.room < 0:
             return None
         start = State(0, 0, 0, 0, 0, (), (), False)
@@ -99,10 +100,10 @@ class _Moving(Search):
             cost, _, state, ended = heapq.heappop(heap)
             if ended:
                 return _plan(came, state)
-            alike = settled.setdefault((state.computed, state.present, state.host, state.gap), [])
-            if any(_no_worse(before, state, cost - earlier) for earlier, before in alike[-COMPARED:]):
+            comparable = settled.setdefault((state.computed, state.present, state.host, state.gap), [])
+            if any(_no_worse(before, state, cost - earlier) for earlier, before in comparable[-COMPARED:]):
                 continue
-            alike.append((cost, state))
+            comparable.append((cost, state))
             done += 1
             self.check_limits(done, len(costs))
             missing = -state.computed.bit_count()
@@ -169,7 +170,7 @@ class _Moving(Search):
             yield after, waited + arrival + (0 if first else self.time[op]), (*frees, Compute(op), *gone)
 
     def _retained(self, present: int, must: int, need_bytes: int) -> Iterator[int]:
-        """The largest parts of what is there beside which `need_bytes` fit."""
+        """The largest subsets of `present`, with `must`, beside which `need_bytes` fit."""
         room = self.room - need_bytes - sum(self.size[v] for v in indices_of(must))
         if room >= 0:
             optional = sorted(indices_of(present & ~must), key=self.size.__getitem__)
@@ -177,7 +178,7 @@ class _Moving(Search):
                 yield must | retained
 
     def _freed(self, state: State, retained: int) -> tuple[State, int, tuple[Action, ...]]:
-        """Free all but `retained`: the state then, the wait for copies, and the actions."""
+        """Free all values but `retained`: the state after that, the wait for copies, and the actions."""
         gone = state.present & ~retained
         waited = max((left for v, left in (*state.out, *state.back) if gone >> v & 1), default=0)
         out, back = (_later(copies, waited) for copies in (state.out, state.back))
@@ -185,7 +186,7 @@ class _Moving(Search):
 
 
 def _no_worse(one: State, other: State, later_ns: int) -> bool:
-    """Whether whatever follows `other` could also follow `one`, which is alike and was reached `later_ns` before."""
+    """Whether all that can follow `other` can follow `one`, which differs in clocks only, `later_ns` earlier."""
     if one.unused & ~other.unused or one.late & ~other.late:
         return False
     for copies, others in ((one.out, dict(other.out)), (one.back, dict(other.back))):

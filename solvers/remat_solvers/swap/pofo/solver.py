@@ -38,7 +38,7 @@ from remat_solvers.problem import Problem
 from remat_solvers.registry import create
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.swap.pofo.program import Choice, Program, solve_chain
-from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, chain_view
+from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, distinct_chains
 from remat_solvers.toolkit.chains.cuts import Cuts
 from remat_solvers.toolkit.chains.persistent import persistent_schedule
 from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, keep_nothing_steps, sequence_of
@@ -80,11 +80,9 @@ class POFO:
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
             self._without_moves(trials)
-            chains: list[Chain] = []
-            for cuts in (self.cuts,) if self.cuts else CUTS:
-                chain = chain_view(problem, cuts=cuts, max_stages=self.stages)
-                if chain not in chains and not trials.expired:
-                    chains.append(chain)
+            forms = (self.cuts,) if self.cuts else CUTS
+            for chain in distinct_chains(problem, [(cuts, self.stages) for cuts in forms]):
+                if not trials.expired:
                     self._try(chain, trials)
         return trials.outcome()
 
