@@ -2,14 +2,15 @@
 
     scripts/bench bptt                         an exported LSTM of 1,000 steps (capture takes minutes)
     scripts/bench bptt --cell GRUCell --steps 200
-    scripts/bench bptt --save problem.json     keep the exported problem; --load takes it in place of an export
+    scripts/bench bptt --save problem.json     save the exported problem; --load reads it instead of an export
 
-A network over characters: an embedding, one cell, the loss from the last hidden state; costs of the roofline.
+The network reads characters: an embedding, one cell, and the loss from the last hidden state. Costs are estimated by
+roofline.
 
-Memory counts as the paper does: what the network's activations take, parameters and their gradients aside. Forward
-work is the plan's, in units of the unmodified step's; beside it what the paper's dynamic program needs with as many
-internal states as that share of the steps (1,000 steps, 50 slots: 1.95). The paper's third is .95 where backward takes
-twice the forward's time; the first line says what it takes here.
+Memory is counted as in the paper: the activations of the network, without parameters and their gradients. The forward
+work of the plan is in units of that of the store-all step. Beside it is the forward work of the paper's dynamic program
+with as many internal states as that share of the steps (1,000 steps, 50 slots: 1.95). The paper's third holds where the
+backward takes twice the time of the forward (.95 / 3); the first line states the ratio here.
 """
 
 from __future__ import annotations
@@ -59,40 +60,40 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, action="append", help="default: gruslys")
     parser.add_argument("--save", help="write the exported problem to this file")
     parser.add_argument(
-        "--load", help="take the problem of this file; --steps and --cell must be those it was made with"
+        "--load", help="read the problem from this file; --steps and --cell must be those it was exported with"
     )
-    asked = parser.parse_args()
-    if asked.load:
-        problem = load_problem(asked.load)
+    options = parser.parse_args()
+    if options.load:
+        problem = load_problem(options.load)
     else:
         begin = time.perf_counter()
-        text = torch.zeros(BATCH, asked.steps, dtype=torch.int64)
-        problem = remat.export(LastState(asked.cell), (text,), costs="roofline:cpu").problem
+        text = torch.zeros(BATCH, options.steps, dtype=torch.int64)
+        problem = remat.export(LastState(options.cell), (text,), costs="roofline:cpu").problem
         print(f"exported in {time.perf_counter() - begin:.0f} s")
-    if asked.save:
-        save_problem(asked.save, problem)
-    print(f"{asked.cell}, {asked.steps} steps, {len(problem.ops)} ops")
-    claim(problem, asked.steps, asked.method or ["gruslys"])
+    if options.save:
+        save_problem(options.save, problem)
+    print(f"{options.cell}, {options.steps} steps, {len(problem.ops)} ops")
+    claim(problem, options.steps, options.method or ["gruslys"])
 
 
 def claim(problem: Problem, steps: int, methods: list[str]) -> None:
     forward_ns = sum(problem.ops[op].time_ns for op in problem.forward_ops)
     backward_ns = sum(problem.ops[op].time_ns for op in problem.backward_ops)
     print(f"backward takes {backward_ns / forward_ns:.2f} times the forward")
-    unmodified = baseline(problem)
+    store_all_line = baseline(problem)
     floor = problem.constant_bytes + sum(problem.values[v].bytes for v in problem.results)
     for saved in SAVED:
-        budget_bytes = floor + int((1 - saved) * (unmodified.peak_bytes - floor))
+        budget_bytes = floor + int((1 - saved) * (store_all_line.peak_bytes - floor))
         slots = max(1, round((1 - saved) * steps))
         paper = forward_steps(steps, slots, "internal") / steps
         for method in methods:
             result = solve(problem, budget_bytes, solver=method)
-            told = "no plan"
+            summary = "no plan"
             if result.time_ns is not None:
-                extra_ns = result.time_ns - unmodified.time_ns
-                told = f"{extra_ns / unmodified.time_ns:+.1%} time, forward work {1 + extra_ns / forward_ns:.3f}"
+                extra_ns = result.time_ns - store_all_line.time_ns
+                summary = f"{extra_ns / store_all_line.time_ns:+.1%} time, forward work {1 + extra_ns / forward_ns:.3f}"
             print(
-                f"{saved:.0%} saved: {method:9} {told} (the paper's program: {paper:.3f}), {result.seconds:.1f} s",
+                f"{saved:.0%} saved: {method:9} {summary} (the paper's program: {paper:.3f}), {result.seconds:.1f} s",
                 flush=True,
             )
 

@@ -1,8 +1,8 @@
-"""Every model of the table: is the predicted peak the measured one, are plans bit-equal, what does our module cost.
+"""Predicted and measured peaks, bits and times on every model of the table.
 
-For each model: ops, export seconds (costs measured before), the store-all plan's time over eager's (median of
-alternating runs in one process), its peak over eager's, then for three Chen plans the peak as a share of
-store-all's, the error of the prediction, and whether the step was bit-equal to store-all's.
+For each model: the number of ops, the export seconds (with costs in the cache), the time of the store-all plan over
+that of eager (median of alternating runs in one process), its peak over that of eager. Then for three plans of Chen:
+the peak as a share of the store-all peak, the error of the prediction, and whether the step is bit-equal to store-all.
 
     scripts/bench foundation [NAME ...]
     scripts/bench foundation --large     the same on models whose ops are long enough to compare times
@@ -50,10 +50,10 @@ WARM_UPS = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="models; all where none is named")
+    parser.add_argument("names", nargs="*", help="models; default: all")
     parser.add_argument("--large", action="store_true", help="models whose median op takes over 100 us")
-    asked = parser.parse_args()
-    names, cases = asked.names, LARGE if asked.large else CASES
+    options = parser.parse_args()
+    names, cases = options.names, LARGE if options.large else CASES
     torch.set_num_threads(1)
     columns = ("model", "ops", "median op", "export", "time", "peak", "= eager", "plans: peak, error, bits")
     table = Table(*columns, title=f"torch {torch.__version__}, 1 thread", box=None)
@@ -65,11 +65,11 @@ def main() -> None:
             table.add_row(*row)
             print(*row, sep="  ", file=sys.stderr, flush=True)
     Console(width=160).print(table)
-    print(f"{missed} models miss the peak or the bits")
+    print(f"{missed} models differ from the predicted peak or the bits")
 
 
 def measure(case: Case) -> tuple[list[str], bool]:
-    """A row of the table, and whether peaks and bits are as promised."""
+    """A row of the table, and whether peaks and bits are as predicted."""
     model, args, kwargs = case.make()
     model.train()
     with case.precision():

@@ -1,4 +1,4 @@
-"""GPTs that the large problems are exported from: one class, attention fused or materialised."""
+"""GPT models, from which the large problems are exported, with fused or materialised attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HARDWARE = Hardware("100 TFLOP/s, 1.5 TB/s", 1.5e12, 100e12)
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual."""
+    """A pre-norm block: attention and an MLP, each after a norm and with a residual connection."""
 
     def __init__(self, width: int, heads: int, fused: bool) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class Block(nn.Module):
         if self.fused:
             attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
-            ahead = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+            future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
             scores = (query @ key.transpose(-2, -1)) * (width // self.heads) ** -0.5
-            attended = scores.masked_fill(ahead, float("-inf")).softmax(-1) @ value
+            attended = scores.masked_fill(future, float("-inf")).softmax(-1) @ value
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(functional.gelu(self.up(self.norm2(x))))
 
 
 class GPT(nn.Module):
-    """Token ids and targets to the loss."""
+    """A language model that returns the loss of token ids and targets."""
 
     def __init__(self, layers: int, width: int, heads: int, fused: bool) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class GPT(nn.Module):
 
 
 def step(layers: int, width: int, heads: int, batch: int, *, fused: bool) -> Problem:
-    """One training step in bf16; the parameters, gigabytes of them, are never written to."""
+    """The problem of one training step in bf16. The parameters, gigabytes of them, are never written to."""
     with torch.device("meta"):
         model = GPT(layers, width, heads, fused).to(torch.bfloat16)
     ids = torch.zeros(batch, 1024, dtype=torch.long)

@@ -1,18 +1,18 @@
-"""A real GPT-2 trains from host memory or from disk within a third of its memory: bits, peak, time, overlap.
+"""A GPT-2 trains within a third of its memory by offloading to host memory or disk: bits, peak, time, overlap.
 
-    scripts/bench offload                  both tiers, 5 alternating steps each after two to warm up
+    scripts/bench offload                  both tiers, 5 alternating steps each after two warm-up steps
     scripts/bench offload --share 0.25     another budget, as a share of the store-all peak
     scripts/bench offload --solver NAME    another method than swap-only
     scripts/bench offload --tier disk      one of them
 
-Costs and links are measured afresh. Overlap is the part of the copies' time that compute does not wait for. Planned:
-1 - waits / copies in the replay. Measured: 1 - time the computing thread waited for copies / time the worker threads
-spent copying. Torch runs on one thread, so that the copies have a core.
+Costs and links are measured again at each run. Overlap is the share of copy time for which compute does not wait.
+Planned: 1 - waits / copies in the replay. Measured: 1 - (time that the computing thread waits for copies) / (time that
+the worker threads copy). Torch runs on one thread, so that the copies have a core.
 
-Costs are those of warm memory, and so the C library is told to keep what it was given (docs/execution.md); otherwise
-every step, the store-all step above all, spends as much time on page faults again. How much slower the planned step is
-than the store-all step, both in the same loop, is compared with the same ratio of their replays. Where bits differ, the
-peak is above the budget, or the ratio is off by more than 15 %, the exit status is 1.
+Costs are those of warm memory, and so the C library is told to keep freed memory (docs/execution.md); otherwise every
+step, above all the store-all step, spends about as much time again on page faults. The ratio of the planned step's time
+to the store-all step's, both in the same loop, is compared with the ratio of their replays. Where bits differ, the peak
+is above the budget, or the ratio is off by more than 15 %, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from remat_solvers.schedule import baseline, store_all
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 
-KEEP_TOP, MAP_NOTHING = (-1, -1), (-4, 0)  # options of mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX
+NEVER_TRIM, NEVER_MAP = (-1, -1), (-4, 0)  # options of mallopt: M_TRIM_THRESHOLD, M_MMAP_MAX
 WARM_UP = 2  # steps
-MOST_OFF = 0.15
+MAX_ERROR = 0.15
 LAYERS, WIDTH, HEADS, BATCH, LENGTH, VOCABULARY = 6, 256, 4, 32, 256, 1000
 
 
 @dataclass
 class TimedTier(Tier):
-    """A tier that knows how long its copies took."""
+    """A tier that records how long its copies take."""
 
     tier: Tier
     seconds: list[float] = field(default_factory=list)
@@ -91,16 +91,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--tier", choices=["host", "disk"], action="append")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="remat-bench-") as folder:
         os.environ["REMAT_CACHE_DIR"] = folder
-        sys.exit(not compare_tiers(asked))
+        sys.exit(not compare_tiers(options))
 
 
-def compare_tiers(asked: argparse.Namespace) -> bool:
-    """Whether everything is as planned."""
+def compare_tiers(options: argparse.Namespace) -> bool:
+    """Print the table, and return whether everything is as planned."""
     libc = ctypes.CDLL(None)
-    for option, value in (KEEP_TOP, MAP_NOTHING):
+    for option, value in (NEVER_TRIM, NEVER_MAP):
         libc.mallopt(option, value)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -126,10 +126,10 @@ def compare_tiers(asked: argparse.Namespace) -> bool:
         "planned",
     )
     table = Table(*columns, box=None)
-    tiers = [tier for tier in (HostTier(), DiskTier(asked.scratch)) if tier.name in (asked.tier or [tier.name])]
-    rows = [row(exported, model, batch, tier, asked) for tier in tiers]
-    for cells, _ in rows:
-        table.add_row(*cells)
+    tiers = [tier for tier in (HostTier(), DiskTier(options.scratch)) if tier.name in (options.tier or [tier.name])]
+    rows = [row(exported, model, batch, tier, options) for tier in tiers]
+    for row_cells, _ in rows:
+        table.add_row(*row_cells)
     Console(width=160).print(table)
     return all(as_planned for _, as_planned in rows)
 
@@ -150,14 +150,14 @@ def gpt2() -> tuple[Any, dict[str, torch.Tensor]]:
     return GPT2LMHeadModel(config).train(), {"input_ids": tokens, "labels": tokens}
 
 
-def row(exported: Any, model: Any, batch: Any, tier: Tier, asked: argparse.Namespace) -> tuple[list[str], bool]:
+def row(exported: Any, model: Any, batch: Any, tier: Tier, options: argparse.Namespace) -> tuple[list[str], bool]:
     """The cells of the table, and whether all is as planned."""
     link = measure_link(torch.device("cpu"), tier)
     problem = replace(exported.problem, link=link)
     exported = replace(exported, problem=problem)
     unmodified = baseline(problem)
-    budget_bytes = int(asked.share * unmodified.peak_bytes)
-    result = solve(problem, budget_bytes, solver=asked.solver, limits=Limits(60))
+    budget_bytes = int(options.share * unmodified.peak_bytes)
+    result = solve(problem, budget_bytes, solver=options.solver, limits=Limits(60))
     if result.plan is None:
         return [tier.name, f"{result.status}: {result.reason}"], False
     line = simulate(problem, result.plan)
@@ -169,7 +169,7 @@ def row(exported: Any, model: Any, batch: Any, tier: Tier, asked: argparse.Names
     times: dict[Any, list[float]] = {kept: [], planned: []}
     overlaps = []
     with waits() as waited:
-        for _ in range(WARM_UP + asked.steps):
+        for _ in range(WARM_UP + options.steps):
             for net, seconds in times.items():
                 timed.seconds.clear()
                 waited.clear()
@@ -179,14 +179,15 @@ def row(exported: Any, model: Any, batch: Any, tier: Tier, asked: argparse.Names
                 model.zero_grad()
             overlaps.append(1 - sum(waited) / sum(timed.seconds))
     base_s, plan_s = (statistics.median(seconds[WARM_UP:]) for seconds in times.values())
-    told = [f"{peak / 2**20:.1f}", f"{budget_bytes / 2**20:.1f} MiB", f"{line.host_bytes / 2**20:.0f} MiB"]
+    cells = [f"{peak / 2**20:.1f}", f"{budget_bytes / 2**20:.1f} MiB", f"{line.host_bytes / 2**20:.0f} MiB"]
     ratio, planned_ratio = plan_s / base_s, line.time_ns / unmodified.time_ns
-    off = ratio / planned_ratio - 1
-    told += [f"{base_s:.2f} s", f"{plan_s:.2f} s", f"{line.time_ns / 1e9:.2f} s"]
-    told += [f"{ratio:.2f}", f"{planned_ratio:.2f}", f"{off:+.1%}"]
+    error = ratio / planned_ratio - 1
+    cells += [f"{base_s:.2f} s", f"{plan_s:.2f} s", f"{line.time_ns / 1e9:.2f} s"]
+    cells += [f"{ratio:.2f}", f"{planned_ratio:.2f}", f"{error:+.1%}"]
     predicted = 1 - line.wait_ns / copying_ns(problem, result.plan)
-    told += [f"{statistics.median(overlaps[WARM_UP:]):.1%}", f"{predicted:.1%}"]
-    return [tier.name, "equal" if equal else "DIFFER", *told], equal and peak <= budget_bytes and abs(off) <= MOST_OFF
+    cells += [f"{statistics.median(overlaps[WARM_UP:]):.1%}", f"{predicted:.1%}"]
+    as_planned = equal and peak <= budget_bytes and abs(error) <= MAX_ERROR
+    return [tier.name, "equal" if equal else "DIFFER", *cells], as_planned
 
 
 @contextmanager

@@ -1,15 +1,15 @@
-"""`auto` against its targets and against the best that was known: plans, bounds, gaps, seconds.
+"""`auto` compared with its targets and with the best known results: plans, bounds, gaps, seconds.
 
     scripts/bench optimal                               every row; two to three hours at the limits of the table
     scripts/bench optimal --row corpus,tight            some of them
     scripts/bench optimal --row corpus --problem unet   of these some problems
     scripts/bench optimal --seconds 5                   another limit for all
-    scripts/bench optimal --ablation                    each technique switched off: what it costs in gap and in seconds
+    scripts/bench optimal --ablation                    each technique switched off: the cost in gap and seconds
     scripts/bench optimal --dump results.jsonl          adds each answer to a file as it comes
 
-Every question is asked in a process of its own. Budgets are shares of the store-all peak, constants apart; overheads,
-bounds and gaps are per cent of the store-all time. `reached` says when the target's gap was reached. Seconds are by the
-clock and mean little on a machine that is busy otherwise: the load is printed, and processor seconds are beside them.
+Every task runs in its own process. Budgets are shares of the store-all peak without static bytes; overheads, bounds and
+gaps are per cent of the store-all time. `reached` is the time at which the target's gap was reached. Seconds are wall
+clock and mean little on a machine that is busy otherwise: the load is printed, and processor seconds beside them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apart import Answer, Asked, ask
+from isolated import Answer, Task, run_task
 from optimal_targets import CASES, ROWS, Case
 from rich.console import Console
 from rich.table import Table
 
-EXECUTED = "executed"  # the row that runs models, and so needs torch
-ABLATION_CASES = (("unet", 30), ("r50", 30), ("r50", 20), ("gptm96", 30), ("rl250", 80))  # not closed at once
+EXECUTED = "executed"  # the row that executes models, and so needs torch
+ABLATION_CASES = (
+    ("unet", 30),
+    ("r50", 30),
+    ("r50", 20),
+    ("gptm96", 30),
+    ("rl250", 80),
+)  # whose gaps are not closed at once
 ABLATION_S, ABLATION_SEEDS = 10.0, 2
 ABLATIONS: dict[str, dict[str, Any]] = {
     "everything": {},
@@ -44,39 +50,39 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "one core": {"subprocess": False},
     "given order": {"order": "given"},
 }
-CLOSE = 0.1  # per cent: where the ablation calls a gap closed
-EXACT = 1e-6  # of rounding, where two percentages are compared
+CLOSE = 0.1  # per cent: a gap that the ablation counts as closed
+EXACT = 1e-6  # rounding error allowed where two percentages are compared
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", type=_names, help=f"of {', '.join((*ROWS, EXECUTED))}; with commas; default: all")
     parser.add_argument("--problem", type=_names, help="names of problems or models, with commas; default: all")
-    parser.add_argument("--seconds", type=float, help="limit of each question; default: the table's")
+    parser.add_argument("--seconds", type=float, help="limit of each task; default: that of the table")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ablation", action="store_true", help="techniques switched off, in place of the targets")
     parser.add_argument("--dump", type=Path, help="a file of JSON lines to add to")
-    asked = parser.parse_args()
-    unknown = set(asked.row or ()) - {*ROWS, EXECUTED}
+    options = parser.parse_args()
+    unknown = set(options.row or ()) - {*ROWS, EXECUTED}
     if unknown:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join((*ROWS, EXECUTED))}")
     console = Console(width=170)
-    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; seed {asked.seed}")
-    if asked.ablation:
-        console.print(ablation(asked))
+    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; seed {options.seed}")
+    if options.ablation:
+        console.print(ablation(options))
         return
-    cases = [case for case in CASES if _wanted(asked, case.row, case.problem)]
+    cases = [case for case in CASES if _wanted(options, case.row, case.problem)]
     if cases:
-        table, met = targets(asked, cases)
+        table, met = targets(options, cases)
         console.print(table)
         console.print(f"{met} of {len(cases)} met")
-    if asked.row is None or EXECUTED in asked.row:
+    if options.row is None or EXECUTED in options.row:
         import optimal_executed
 
-        console.print(optimal_executed.table(asked.problem, asked.seconds or optimal_executed.SECONDS))
+        console.print(optimal_executed.table(options.problem, options.seconds or optimal_executed.SECONDS))
 
 
-def targets(asked: argparse.Namespace, cases: list[Case]) -> tuple[Table, int]:
+def targets(options: argparse.Namespace, cases: list[Case]) -> tuple[Table, int]:
     """A row per case, and how many meet their targets."""
     table = Table("row", "problem", "budget", box=None)
     for name in ("overhead", "bound", "gap", "known", "seconds", "CPU s", "first", "reached"):
@@ -85,26 +91,26 @@ def targets(asked: argparse.Namespace, cases: list[Case]) -> tuple[Table, int]:
         table.add_column(name)
     met = 0
     for case in cases:
-        question = Asked(
+        task = Task(
             problem=case.problem,
-            seconds=asked.seconds or case.seconds,
+            seconds=options.seconds or case.seconds,
             share=case.share,
             budget_bytes=case.slots,
-            seed=asked.seed,
+            seed=options.seed,
             options=case.options,
             link=case.link,
         )
-        answer = ask(question)
+        answer = run_task(task)
         missed = list(_missed(case, answer))
         met += not missed
         row = (case.row, case.problem, _budget(case), *_figures(case, answer), str(case.target))
         table.add_row(*row, f"no: {', '.join(missed)}" if missed else "yes", case.note)
-        _tell(asked.dump, {"row": case.row, **asdict(question), **asdict(answer), "missed": missed}, *row, *missed)
+        _report(options.dump, {"row": case.row, **asdict(task), **asdict(answer), "missed": missed}, *row, *missed)
     return table, met
 
 
 def _missed(case: Case, answer: Answer) -> Iterator[str]:
-    """What of the target does not hold."""
+    """Yield the parts of the target that are not met."""
     target = case.target
     if answer.error:
         yield answer.error
@@ -121,12 +127,12 @@ def _missed(case: Case, answer: Answer) -> Iterator[str]:
         yield "memory"
 
 
-def _at_most(figure: float | None, most: float) -> bool:
-    return figure is not None and figure <= most + EXACT
+def _at_most(figure: float | None, maximum: float) -> bool:
+    return figure is not None and figure <= maximum + EXACT
 
 
 def _figures(case: Case, answer: Answer) -> Iterator[str]:
-    """Overhead, bound, gap, known, seconds, CPU seconds, first, reached; where least memory is asked for, of peaks."""
+    """Yield the figures of a row; where the task is the smallest peak, the first three are about peaks."""
     if case.target.peak is not None:
         yield from (_per_cent(answer.smallest_peak), _per_cent(answer.peak_bound))
         peaks = answer.smallest_peak, answer.peak_bound
@@ -143,48 +149,50 @@ def _figures(case: Case, answer: Answer) -> Iterator[str]:
     yield _seconds(None if case.target.gap is None else answer.reached_s(case.target.gap + EXACT))
 
 
-def ablation(asked: argparse.Namespace) -> Table:
-    """Mean gap (overhead) of some seeds after a fixed time without each of the techniques; and when all gaps closed."""
-    cases = [(name, share) for name, share in ABLATION_CASES if not asked.problem or name in asked.problem]
-    seconds = asked.seconds or ABLATION_S
+def ablation(options: argparse.Namespace) -> Table:
+    """Mean gap (overhead) of some seeds after a fixed time without each technique, and the time to close all gaps."""
+    cases = [(name, share) for name, share in ABLATION_CASES if not options.problem or name in options.problem]
+    seconds = options.seconds or ABLATION_S
     title = f"gap (overhead; seconds to a gap of {CLOSE} %) after {seconds:g} s, means of {ABLATION_SEEDS} seeds"
     table = Table("without", title=title, box=None)
     for name, share in cases:
         table.add_column(f"{name} @ {share} %", justify="right")
-    for what, options in ABLATIONS.items():
+    for technique, auto_options in ABLATIONS.items():
         cells = []
         for name, share in cases:
             answers = []
-            for seed in range(asked.seed, asked.seed + ABLATION_SEEDS):
-                question = Asked(name, seconds, share=share, seed=seed, options=options)
-                answers.append(ask(question))
-                _tell(asked.dump, {"row": what, **asdict(question), **asdict(answers[-1])}, what, name, str(share))
+            for seed in range(options.seed, options.seed + ABLATION_SEEDS):
+                task = Task(name, seconds, share=share, seed=seed, options=auto_options)
+                answers.append(run_task(task))
+                _report(
+                    options.dump, {"row": technique, **asdict(task), **asdict(answers[-1])}, technique, name, str(share)
+                )
             cells.append(_mean(answers))
-        table.add_row(what, *cells)
+        table.add_row(technique, *cells)
     return table
 
 
 def _mean(answers: list[Answer]) -> str:
-    """Gap, overhead and seconds of several answers; what went wrong with the first where something did."""
+    """Mean gap, overhead and seconds of several answers; the first error where there is one."""
     for answer in answers:
         if answer.error or answer.gap is None:
             return answer.error or answer.status
-    gap, overhead = (statistics.fmean(getattr(a, of) for a in answers) for of in ("gap", "overhead"))
+    gap, overhead = (statistics.fmean(getattr(a, name) for a in answers) for name in ("gap", "overhead"))
     closed = [seconds for a in answers if (seconds := a.reached_s(CLOSE)) is not None]
     when = f"; {statistics.fmean(closed):.1f} s" if len(closed) == len(answers) else ""
     return f"{_per_cent(gap)} ({_per_cent(overhead)}{when})"
 
 
-def _tell(dump: Path | None, record: dict[str, Any], *row: str) -> None:
-    """A line at once on stderr, and all of it in the file."""
+def _report(dump: Path | None, record: dict[str, Any], *row: str) -> None:
+    """Print a line on stderr at once, and append the whole record to the file."""
     print(*row, sep="  ", file=sys.stderr, flush=True)
     if dump is not None:
         with dump.open("a") as file:
             print(json.dumps(record), file=file)
 
 
-def _wanted(asked: argparse.Namespace, row: str, problem: str) -> bool:
-    return (not asked.row or row in asked.row) and (not asked.problem or problem in asked.problem)
+def _wanted(options: argparse.Namespace, row: str, problem: str) -> bool:
+    return (not options.row or row in options.row) and (not options.problem or problem in options.problem)
 
 
 def _budget(case: Case) -> str:

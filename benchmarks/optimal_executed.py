@@ -1,8 +1,8 @@
-"""Plans of `auto`, executed: the measured peak beside the budget, the measured time beside the prediction.
+"""Executed plans of `auto`: the measured peak beside the budget, and the measured time beside the prediction.
 
-Models of the zoo at sizes whose steps take long enough to be compared. Costs are measured on this machine, on one
-thread. Times are a ratio, planned over store-all: the median over steps that alternate, beside the ratio that the plan
-was made for. A machine that is busy with something else while costs are measured plans with wrong ones.
+The models are those of the zoo at sizes whose steps take long enough to be compared. Costs are measured on the present
+machine, on one thread. Times are ratios of the planned step over the store-all step: the median of alternating steps,
+beside the predicted ratio. Where the machine is busy while costs are measured, plans are made with wrong costs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MODELS = (
     Case("unet", partial(unet.unet, size=96, batch=4)),
     Case("gru-cell", partial(recurrent.gru_cell, steps=40, width=256, batch=128, vocabulary=100)),
 )
-WAYS = (0.75, 0.5, 0.25)  # of the way from the proven floor to the store-all peak
+SHARES = (0.75, 0.5, 0.25)  # of the way from the proven floor to the store-all peak
 SECONDS = 10.0
 TOLERANCE = 0.1  # of the predicted ratio of times
 
@@ -64,8 +64,8 @@ def _rows(case: Case, seconds: float) -> list[tuple[str, ...]]:
     whole = baseline(problem).peak_bytes
     rows: list[tuple[str, ...]] = []
     floor = peak_bound_bytes(problem)
-    for way in WAYS:
-        budget = floor + int(way * (whole - floor))
+    for share in SHARES:
+        budget = floor + int(share * (whole - floor))
         head = (case.name, str(len(problem.ops)), f"{format_bytes(budget)}, {budget / whole:.0%}")
         result = solve(problem, budget, limits=Limits(seconds))
         if result.plan is None or result.time_ns is None:

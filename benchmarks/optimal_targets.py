@@ -1,8 +1,8 @@
-"""What `auto` has to reach, and the best that was known before it, from an earlier study on one core.
+"""The targets of `auto`, and the best results known before it, from an earlier study on one core.
 
-Overheads and bounds are in per cent of the store-all time. A budget of 60 % is 60 % of the store-all peak beside
-constants and reserve, with these on top. "Known" is (largest proven bound, smallest overhead of a replayed plan) for
-first computations in the given order, or in any order where the case says so.
+Overheads and bounds are in per cent of the store-all time. A budget of 60 % is the static bytes plus 60 % of the other
+bytes of the store-all peak. "Known" is (largest proven bound, smallest overhead of a replayed plan) for first
+computations in the given order, or in any order where the case says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Known = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Target:
-    """What has to hold; None: nothing is asked of it."""
+    """The figures to reach; None where there is no target."""
 
     overhead: float | None = None  # per cent at most
     gap: float | None = None  # points of the store-all time at most, reached within the limit
@@ -34,22 +34,22 @@ class Target:
             ("peak", self.peak, "%"),
             ("memory", self.memory_gib, " GiB"),
         )
-        return ", ".join(f"{name} <= {most:.4g}{unit}" for name, most, unit in parts if most is not None)
+        return ", ".join(f"{name} <= {maximum:.4g}{unit}" for name, maximum, unit in parts if maximum is not None)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question of the table."""
+    """One row of the table."""
 
     row: str
     problem: str  # of problems.py
-    share: float | None  # budget in per cent; None: as little as possible, or `slots`
+    share: float | None  # budget in per cent; None: `slots`, or the smallest peak
     seconds: float  # limit
     target: Target
     known: Known = (None, None)
     options: Mapping[str, Any] = field(default_factory=dict)  # of auto
     link: str | None = None
-    slots: int | None = None  # budget in values of a chain
+    slots: int | None = None  # budget in values of a uniform chain
     note: str = ""
 
 
@@ -81,7 +81,7 @@ SMALLEST = {
     "unet": (22.3, 28.0, 26.0),
     "lstm": (19.9, 40.0, 35.0),
 }
-"""Per cent of the store-all peak: the structural floor, the smallest peak found, the target."""
+"""In per cent of the store-all peak: the floor, the smallest known peak, the target."""
 
 
 def _cases() -> Iterator[Case]:

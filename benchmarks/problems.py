@@ -1,7 +1,7 @@
-"""The problems that several benchmarks ask about: small ones of the corpus, large ones exported once.
+"""The problems of several benchmarks: small ones of the corpus, and large ones that are exported once.
 
-Exports go into the temporary folder. Their costs are those of a GPU of 100 TFLOP/s and 1.5 TB/s by roofline. What is
-there already is loaded without torch.
+Exports are stored in the temporary folder, and loaded from there without torch. Their costs are estimated by roofline
+for a GPU of 100 TFLOP/s and 1.5 TB/s.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _gpt(layers: int, width: int, heads: int, batch: int, *, fused: bool) -> Pro
     return gpt.step(layers, width, heads, batch, fused=fused)
 
 
-MADE: Mapping[str, Callable[[], Problem]] = {
+GENERATED: Mapping[str, Callable[[], Problem]] = {
     "gpt48": partial(_gpt, 48, 1600, 25, 8, fused=True),  # 1,400 ops
     "gptm": partial(_gpt, 12, 768, 12, 8, fused=False),
     "gptm96": partial(_gpt, 96, 768, 12, 2, fused=False),  # 4,400 ops
@@ -35,15 +35,15 @@ MADE: Mapping[str, Callable[[], Problem]] = {
     **{f"rl{n}": partial(generate.random_layered, n, seed=n) for n in (100, 500, 1000)},
     **{f"chain{n}": partial(generate.chain, n) for n in (100, 250, 500, 1000)},
 }
-NAMES = (*(path.stem for path in sorted(CORPUS.glob("*.json"))), *MADE)
+NAMES = (*(path.stem for path in sorted(CORPUS.glob("*.json"))), *GENERATED)
 
 
 def load(name: str) -> Problem:
-    """A problem of NAMES, without a link."""
-    if name not in MADE:
+    """The problem of that name (of NAMES), without a link."""
+    if name not in GENERATED:
         return formats.load_problem(CORPUS / f"{name}.json")
     cached = Path(tempfile.gettempdir()) / "remat-bench" / f"{name}.json"
     if not cached.exists():
         cached.parent.mkdir(exist_ok=True)
-        formats.save_problem(cached, MADE[name]())
+        formats.save_problem(cached, GENERATED[name]())
     return formats.load_problem(cached)

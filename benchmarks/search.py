@@ -1,8 +1,8 @@
-"""How fast the local search of `auto` moves, and what it reaches alone: `scripts/bench search [PROBLEM...]`.
+"""The speed of `auto`'s local search, and the plans that it finds alone: `scripts/bench search [PROBLEM...]`.
 
-Targets: at least 100,000 moves/s at 400 ops and 10,000 at 4,400, on one core. A budget is the constants and the reserve
-and a share of what store-all needs beside them; for a uniform chain of `chain`N, a number of values. `first` is when
-the first plan within the budget was there. Seconds are of processor time; figures are medians of the seeds.
+Targets: at least 100,000 moves/s at 400 ops and 10,000 at 4,400, on one core. A budget is the static bytes plus a share
+of the other bytes of the store-all peak; for a uniform chain (`chain`N), a number of values. `first` is the time to the
+first plan within the budget. Seconds are processor time; figures are medians over the seeds.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ def problem_of(name: str) -> Problem:
 
 
 def budget_of(problem: Problem, share: float) -> int:
-    """In bytes; a share above 1 is a number of bytes itself."""
+    """The budget in bytes; a share above 1 is a number of bytes."""
     base = problem.static_bytes
     return base + int(share if share > 1 else share * (baseline(problem).peak_bytes - base))
 
 
 def one_run(problem: Problem, budget_bytes: int, free_order: bool, seed: int) -> tuple[float, float, float]:
-    """Moves per second, seconds to the first plan, and the overhead in % at the end; nan without a plan."""
+    """Moves per second, seconds to the first plan, and the overhead in % at the end; NaN without a plan."""
     start = time.process_time()
     search = Search(problem, budget_bytes, free_order=free_order, seed=seed)
     first = float("nan")
     moves = 0
     while (seconds := time.process_time() - start) < SECONDS:
-        made = search.run(moves=SLICE_MOVES)
-        moves += made
+        slice_moves = search.run(moves=SLICE_MOVES)
+        moves += slice_moves
         if first != first and search.best is not None:
             first = time.process_time() - start
-        if made == 0:
+        if slice_moves == 0:
             break
     best = search.best
     overhead = float("nan") if best is None else 100 * (best.time_ns / time_bound_ns(problem) - 1)
@@ -73,10 +73,10 @@ def one_run(problem: Problem, budget_bytes: int, free_order: bool, seed: int) ->
 
 
 def main() -> None:
-    """One line per case."""
-    asked = sys.argv[1:]
+    """Print one line per case."""
+    names = sys.argv[1:]
     for name, share, free_order in CASES:
-        if asked and name not in asked:
+        if names and name not in names:
             continue
         problem = problem_of(name)
         budget_bytes = budget_of(problem, share)

@@ -1,10 +1,10 @@
-"""How long our kernels and exact methods take, beside what is known of their peers.
+"""The time of our kernels and exact methods, beside published or measured times of their peers.
 
     scripts/bench speed                the kernels, each the best of three runs, with its target
     scripts/bench speed --exact 60     and checkmate and moccasin on random layered graphs, each within so many seconds
 
-Peers' figures are their authors', or were measured on a 2-core CPU; on other machines than ours, so they say orders of
-magnitude. The random layered graphs are ours (`generate.random_layered`), in the manner of Moccasin's.
+Figures of peers are those of their authors, or were measured on a 2-core CPU. The machines differ, so they show orders
+of magnitude only. The random layered graphs are ours (`generate.random_layered`), in the manner of Moccasin's.
 """
 
 from __future__ import annotations

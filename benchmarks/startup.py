@@ -1,6 +1,6 @@
-"""How long the command line takes to answer: `scripts/bench startup`. Target: `remat --help` under 0.3 s.
+"""The start-up time of the command line: `scripts/bench startup`. Target: `remat --help` takes less than 0.3 s.
 
-Every run is a new process; the first, which may have to read files from disk, is shown beside the median.
+Every run is a new process. The time of the first, which may have to read files from disk, is shown beside the median.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def seconds(args: list[str]) -> float:
 
 
 def main() -> None:
-    """Print first run and median of each command."""
+    """Print the first and the median time of each command."""
     for args in COMMANDS:
         times = [seconds(args) for _ in range(RUNS)]
         print(f"remat {' '.join(args):16} first {times[0]:.3f} s  median {statistics.median(times):.3f} s")

@@ -1,14 +1,14 @@
-"""Recompute, swap, and both: what each method makes of two GPTs under a budget, event-exact.
+"""Recomputation, offloading, and both: the plans of each method for two GPTs under a budget, by exact replay.
 
     scripts/bench swap                                both models and the extreme links; about an hour
     scripts/bench swap --model gpt48 --share 40 --method checkmate --seconds 60
 
-A GPU of 100 TFLOP/s and 1.5 TB/s by roofline, 25 GB/s to the host and back. `gpt` is the 12-layer GPT of the corpus
-(d=768), `gpt48` one of 48 layers (d=1600, 25 heads), both of batch 8, 1024 tokens, vocabulary 8192, in bf16 with fused
-attention. Budgets are shares of the store-all peak beside parameters.
+Costs are estimated by roofline for a GPU of 100 TFLOP/s and 1.5 TB/s, with 25 GB/s to the host and back. `gpt` is the
+12-layer GPT of the corpus (d=768), `gpt48` has 48 layers (d=1600, 25 heads), both with batch 8, 1024 tokens, vocabulary
+8192, in bf16 with fused attention. Budgets are shares of the store-all peak without static bytes.
 
-Methods that recompute only get no link. `study` are the figures of an earlier study: recompute-only proven optimal,
-what moves in a fluid model, which is optimistic; `goal` is what the joint plan has to reach.
+Methods that only recompute get no link. `study` is an earlier study: recomputation alone was proven optimal, offloading
+was in a model with fractional copies, which is optimistic. `goal` is the target of the joint plan.
 """
 
 from __future__ import annotations
@@ -52,26 +52,27 @@ def main() -> None:
     parser.add_argument("--model", type=_names, default=MODELS, help="gpt, gpt48, with commas; default: both")
     parser.add_argument("--share", type=_names, default=SHARES, help="per cent of the peak, with commas; default: all")
     parser.add_argument("--method", type=_names, help="names of `remat solvers`, with commas; default: all")
-    parser.add_argument("--seconds", type=float, default=60.0, help="limit of each question")
+    parser.add_argument("--seconds", type=float, default=60.0, help="limit of each task")
     parser.add_argument("--no-extremes", action="store_true", help="leave out the links of 1 B/s and 1 EB/s")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     console = Console(width=130)
-    for name in asked.model:
+    for name in options.model:
         problem = problems.load(name)
-        for share in map(int, asked.share):
+        for share in map(int, options.share):
             if share == 20 and name == "gpt":
                 continue  # below its largest working set
-            console.print(table(name, problem, share, asked.method, asked.seconds, not asked.no_extremes))
+            console.print(table(name, problem, share, options.method, options.seconds, not options.no_extremes))
 
 
 def table(name: str, problem: Problem, share: int, methods: list[str] | None, seconds: float, extremes: bool) -> Table:
     """A row per method."""
     unmodified = baseline(problem)
-    beside = problem.static_bytes
-    budget_bytes = beside + (unmodified.peak_bytes - beside) * share // 100
+    static_bytes = problem.static_bytes
+    budget_bytes = static_bytes + (unmodified.peak_bytes - static_bytes) * share // 100
     recompute, swap, joint, goal = STUDY.get((name, share), (None,) * 4)
     made = Table(
-        title=f"{name} at {share} % of {(unmodified.peak_bytes - beside) / GIB:.2f} GiB beside {beside / GIB:.2f} GiB; "
+        title=f"{name} at {share} % of {(unmodified.peak_bytes - static_bytes) / GIB:.2f} GiB without static bytes, "
+        f"which are {static_bytes / GIB:.2f} GiB; "
         f"store-all {unmodified.time_ns / 1e6:.1f} ms, {len(problem.ops)} ops",
         title_justify="left",
         box=None,
@@ -82,11 +83,11 @@ def table(name: str, problem: Problem, share: int, methods: list[str] | None, se
     def row(label: str, solver: Solver, link: Link | None, study: float | None, goal: float | None = None) -> None:
         if methods is not None and solver.name not in methods:
             return
-        asked = replace(problem, link=link)
-        result = remat_solvers.solve(asked, budget_bytes, solver=solver, limits=Limits(seconds))
+        linked = replace(problem, link=link)
+        result = remat_solvers.solve(linked, budget_bytes, solver=solver, limits=Limits(seconds))
         cells = [result.status.value, "", ""]
         if result.plan is not None:
-            line = simulate(asked, result.plan)
+            line = simulate(linked, result.plan)
             extra = (line.time_ns - unmodified.time_ns, line.wait_ns)
             cells = [*(f"{100 * ns / unmodified.time_ns:.2f} %" for ns in extra), f"{line.host_bytes / GIB:.2f}"]
         told = ["" if n is None else f"{n} %" for n in (study, goal)]

@@ -1,11 +1,11 @@
-"""Plan a 12-layer GPT-2 under a memory budget, train it, and print what was promised beside what was measured.
+"""Plan a 12-layer GPT-2 under a memory budget, train it, and print predicted beside measured figures.
 
-The model is the transformers library's own, with random weights; nothing is downloaded. Three ways to run the same
-training step, from the same weights, data and random numbers:
+The model is the transformers library's own, with random weights; nothing is downloaded. The same training
+step runs three times, from the same weights, data and random numbers:
 
-    eager       the model as it is
-    store-all   the captured graph, nothing recomputed
-    planned     what `remat.solve` makes of it within the budget
+    eager       the original model
+    store-all   the captured graph, with nothing recomputed
+    planned     the captured graph, by the plan of `remat.solve` within the budget
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from remat_solvers.schedule import store_all
 from remat_solvers.units import format_bytes, format_ns
 
 SEED = 0
-ROUNDS = 5  # timed steps of each way, in turn, so that a busy moment of the machine hits all of them
+ROUNDS = 5  # timed steps of each net, alternating, so that other load on the machine affects all of them
 Batch = dict[str, Tensor]
 
 
 class Step(NamedTuple):
-    """What one forward and backward left behind."""
+    """The results of one forward and backward."""
 
     loss: Tensor
     gradients: dict[str, Tensor]
@@ -57,24 +57,24 @@ def make_model(layers: int, width: int, length: int) -> nn.Module:
         use_cache=False,
     )
     model = GPT2LMHeadModel(config)
-    model.loss_type = "ForCausalLM"  # the class name does not say so, and transformers would log that it guesses
+    model.loss_type = "ForCausalLM"  # transformers cannot tell from the class name, and would log a warning
     return model
 
 
 def make_batch(size: int, length: int, seed: int) -> Batch:
-    """Random tokens, which are their own labels."""
+    """A batch of random tokens, which are also the labels."""
     tokens = torch.randint(8192, (size, length), generator=torch.Generator().manual_seed(seed))
     return {"input_ids": tokens, "labels": tokens.clone()}
 
 
 def run_step(net: nn.Module, batch: Batch, constant_bytes: int) -> Step:
-    """One measured forward and backward; no gradient is there before, and none is left in the model."""
+    """Run and measure one forward and backward, without gradients in the model before or after."""
     net.zero_grad(set_to_none=True)
     torch.manual_seed(SEED)
     outputs: list[Any] = []
 
     def forward_and_backward() -> None:
-        outputs.append(net(**batch))  # the logits too: as long as the caller has them, they count
+        outputs.append(net(**batch))  # with the logits, which count as long as the caller holds them
         outputs[0].loss.backward()
 
     peak = peak_while(forward_and_backward, torch.device("cpu"))
@@ -124,7 +124,7 @@ def main() -> None:
     """Plan, measure, compare, train."""
     options = read_options()
     console = Console()
-    torch.set_num_threads(1)  # kernels need scratch memory per thread: one makes the figures comparable
+    torch.set_num_threads(1)  # kernels use scratch memory per thread, so one thread makes the figures comparable
     model = make_model(options.layers, options.width, options.length)
     batch = make_batch(options.batch, options.length, SEED)
 
@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def table(result: Any, steps: tuple[Step, Step, Step], seconds: list[float]) -> Table:
-    """Peak and time of the three ways, as predicted and as measured."""
+    """Predicted and measured peak and time of eager, store-all and planned."""
     shown = Table("", "peak predicted", "peak measured", "step predicted", "step measured", box=None)
     predicted = (
         ("", ""),

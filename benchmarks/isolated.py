@@ -1,6 +1,6 @@
-"""A question to `auto` in a process of its own: what it answered, when it knew what, and the memory that took.
+"""Runs `auto` on one task in its own process, and returns its result, its reports over time, and its memory.
 
-Its processes end with it, so that what hangs costs one answer and not the table.
+The process and its children are killed at the end, so that a task that hangs costs one answer and not the table.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "solvers")]
 
-__all__ = ["Answer", "Asked", "ask"]
+__all__ = ["Answer", "Task", "run_task"]
 
-GRACE = 2.0  # times the limit, and
-GRACE_S = 90.0  # loading and starting included: after that it is killed
+GRACE_FACTOR, GRACE_S = 2.0, 90.0  # a task is killed after so many times its limit, and so many seconds for loading
 
 
 @dataclass(frozen=True)
-class Asked:
+class Task:
     """A problem of problems.py, a budget and options of auto."""
 
     problem: str
     seconds: float
-    share: float | None = None  # budget in per cent of the store-all peak, constants apart
-    budget_bytes: int | None = None  # the same in bytes; None, and no share: the smallest peak is looked for
+    share: float | None = None  # budget in per cent of the store-all peak, without static bytes
+    budget_bytes: int | None = None  # the budget in bytes; where both are None, the smallest peak is searched for
     seed: int = 0
     options: Mapping[str, Any] | None = None
     link: str | None = None
@@ -38,46 +37,46 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of it. Overheads, bounds and gaps in per cent of the store-all time, peaks of the store-all peak."""
+    """The result. Overheads, bounds and gaps are in per cent of the store-all time, peaks of the store-all peak."""
 
     overhead: float | None = None
     bound: float | None = None
-    order: str = ""  # the plans that the bound is about
+    order: str = ""  # the order of first computations to which the bound applies
     gap: float | None = None
     status: str = ""
     seconds: float | None = None  # the solver's own
-    cpu_s: float | None = None  # processor time, that of its children included
-    smallest_peak: float | None = None  # known to be reachable, constants apart
-    peak_bound: float | None = None  # proven
+    cpu_s: float | None = None  # processor time, with that of child processes
+    smallest_peak: float | None = None  # of a known plan, without static bytes
+    peak_bound: float | None = None  # proven, without static bytes
     memory_gib: float | None = None
-    history: Sequence[tuple[float, float | None, float | None]] = ()  # seconds, overhead, bound: as reported
+    history: Sequence[tuple[float, float | None, float | None]] = ()  # reports: (seconds, overhead, bound)
     error: str = ""
 
     @property
     def first_s(self) -> float | None:
-        """When the first plan was reported; without reports, when it was answered."""
+        """The seconds until the first plan was reported."""
         return next((seconds for seconds, overhead, _ in self.history if overhead is not None), None)
 
     def reached_s(self, gap: float) -> float | None:
-        """When plan and bound were first within `gap` of each other."""
+        """The seconds until overhead and bound were within `gap` of each other."""
         for seconds, overhead, bound in self.history:
             if overhead is not None and bound is not None and overhead - bound <= gap:
                 return seconds
         return None
 
 
-def ask(asked: Asked) -> Answer:
-    """The answer, or why there is none."""
+def run_task(task: Task) -> Answer:
+    """Run `task` and return its answer, which states the error where the process fails or is killed."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, asked))
+    process = context.Process(target=_send_answer, args=(sender, task))
     process.start()
     sender.close()
-    patience = GRACE * asked.seconds + GRACE_S
+    timeout_s = GRACE_FACTOR * task.seconds + GRACE_S
     try:
-        if receiver.poll(patience):
+        if receiver.poll(timeout_s):
             return Answer(**receiver.recv())
-        return Answer(error=f"killed after {patience:.0f} s")
+        return Answer(error=f"killed after {timeout_s:.0f} s")
     except EOFError:
         process.join()
         return Answer(error=f"ended with code {process.exitcode}")
@@ -89,20 +88,20 @@ def ask(asked: Asked) -> Answer:
 
 def _kill(process: Any) -> None:
     if process.is_alive():
-        os.killpg(process.pid, 9)  # the child leads a group of its own
+        os.killpg(process.pid, 9)  # the child leads its own process group
     process.join()
 
 
-def _answer(sender: Connection, asked: Asked) -> None:
+def _send_answer(sender: Connection, task: Task) -> None:
     os.setpgid(0, 0)
     try:
-        answer = _solve(asked)
+        answer = _solve(task)
     except Exception as error:
         answer = Answer(error=f"{type(error).__name__}: {error}")
     sender.send(asdict(answer))
 
 
-def _solve(asked: Asked) -> Answer:
+def _solve(task: Task) -> Answer:
     import problems
 
     from remat_solvers.optimal.min_peak import minimise_peak
@@ -113,37 +112,37 @@ def _solve(asked: Asked) -> Answer:
     from remat_solvers.solving import solve
     from remat_solvers.units import parse_link
 
-    problem = problems.load(asked.problem)
-    if asked.link is not None:
-        problem = replace(problem, link=parse_link(asked.link))
-    unmodified = baseline(problem)
+    problem = problems.load(task.problem)
+    if task.link is not None:
+        problem = replace(problem, link=parse_link(task.link))
+    store_all = baseline(problem)
     constant = problem.static_bytes
-    moving, step_ns = unmodified.peak_bytes - constant, unmodified.time_ns
+    moving, step_ns = store_all.peak_bytes - constant, store_all.time_ns
     reports: list[Progress] = []
     begin = _cpu_s()
 
     def of_peak(peak_bytes: int) -> float:
         return 100 * (peak_bytes - constant) / max(1, moving)
 
-    if asked.share is None and asked.budget_bytes is None:
+    if task.share is None and task.budget_bytes is None:
         watch = Stopwatch(Limits(None))
-        least = minimise_peak(problem, limits=Limits(asked.seconds), on_progress=reports.append, seed=asked.seed)
+        smallest = minimise_peak(problem, limits=Limits(task.seconds), on_progress=reports.append, seed=task.seed)
         return Answer(
-            overhead=100 * (least.time_ns / step_ns - 1),
+            overhead=100 * (smallest.time_ns / step_ns - 1),
             seconds=watch.seconds,
             cpu_s=_cpu_s() - begin,
-            smallest_peak=of_peak(least.peak_bytes),
-            peak_bound=of_peak(least.peak_bound_bytes),
+            smallest_peak=of_peak(smallest.peak_bytes),
+            peak_bound=of_peak(smallest.peak_bound_bytes),
             memory_gib=_memory_gib(),
         )
-    budget = asked.budget_bytes or constant + int((asked.share or 0) / 100 * moving)
+    budget = task.budget_bytes or constant + int((task.share or 0) / 100 * moving)
     result = solve(
         problem,
         budget,
-        solver=create("auto", **(asked.options or {})),
-        limits=Limits(asked.seconds),
+        solver=create("auto", **(task.options or {})),
+        limits=Limits(task.seconds),
         on_progress=reports.append,
-        seed=asked.seed,
+        seed=task.seed,
     )
 
     def over(time_ns: int | None) -> float | None:
@@ -170,5 +169,5 @@ def _cpu_s() -> float:
 
 
 def _memory_gib() -> float:
-    """The most this process held, and the most that any of its children did."""
+    """The peak memory of this process plus the largest of its children's."""
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
