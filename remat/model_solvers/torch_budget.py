@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, ClassVar
 
 import networkx
@@ -44,6 +45,11 @@ class TorchBudget:
     def __init__(self, exported: Exported) -> None:
         self.exported = exported
 
+    @cached_property
+    def captured(self) -> Capture:
+        """The graph that the partitioner is given copies of: traced once for all budgets."""
+        return self.exported.recapture()
+
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
@@ -54,7 +60,7 @@ class TorchBudget:
         """
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
-            captured = self.exported.recapture()
+            captured = self.captured
             try:
                 with deadline(trials.watch.remaining, (networkx, torch.fx, torch._functorch)):
                     self._try_all(captured, trials)

@@ -16,7 +16,8 @@ from remat_solvers.registry import Entry
 from remat_solvers.result import Result, Status
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
-from tests.remat.models.matrix import METHODS, SHARES, Budget, ask, budgets, exported, position
+from tests.remat.models.exports import exported
+from tests.remat.models.matrix import METHODS, SHARES, Budget, ask, budgets, position
 from tests.remat.models.table import CASES, Case
 
 SECONDS = 0.5

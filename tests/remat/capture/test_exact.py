@@ -21,6 +21,8 @@ from remat_solvers.recompute.chen import STRATEGIES, Chen
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
+from tests.remat.models.exports import exported as exported_case
+from tests.remat.models.exports import measured
 from tests.remat.models.table import CASES, Case
 from tests.remat.modules import CASE as BY_NAME
 
@@ -51,10 +53,8 @@ def check_constants(problem: Problem, leaves: list[object]) -> None:
 
 @CASE
 def test_as_predicted_and_bit_equal(case: Case) -> None:
-    model, args, kwargs = case.make()
-    model.train()
-    with case.precision():
-        exported = remat.export(model, args, kwargs)
+    exported, (_, args, kwargs) = measured(case), case.make()
+    model = exported.model
     check_constants(exported.problem, [*model.parameters(), *model.buffers(), *tree_leaves((args, kwargs))])
     everything = store_all(exported.problem)
     kept = run_step(remat.apply(exported, everything), args, kwargs, exported)
@@ -72,8 +72,7 @@ def test_as_predicted_and_bit_equal(case: Case) -> None:
 @pytest.mark.parametrize("name", ["dropout", "drop-path", "attention-dropout", "noise"])
 def test_random_ops_recomputed_many_times(name: str) -> None:
     """A plan that keeps nothing for the backward: before every backward op, the whole forward is recomputed."""
-    model, args, kwargs = BY_NAME[name].make()
-    exported = remat.export(model.train(), args, kwargs, costs="roofline")
+    exported, (_, args, kwargs) = exported_case(BY_NAME[name]), BY_NAME[name].make()
     problem = exported.problem
     random = [i for i, op in enumerate(problem.ops) if "random" in op.effects]
     assert random

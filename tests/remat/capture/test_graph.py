@@ -5,7 +5,6 @@ Expected values come from running the ops on real tensors, from the model itself
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from torch.nn import functional
 
 import remat
 from remat.allocator import peak_while
-from remat.capture.exported import Exported
 from remat.capture.joint import tensors_of
 from remat.capture.rnn.ops import RNN_BACKWARD, RNN_FORWARD, RUNTIME_CALLS
 from remat.capture.trees import flatten
@@ -28,6 +26,7 @@ from remat_solvers.formats import load_problem
 from remat_solvers.problem import Op, Problem
 from remat_solvers.schedule import baseline, store_all
 from tests.remat.models.building import BATCH, WIDTH, Lambda, mlp, rows
+from tests.remat.models.exports import exported as exported_case
 from tests.remat.models.table import CASES, Case
 from tests.remat.modules import CASE as BY_NAME
 from tests.remat.modules import roofline, storing_all
@@ -51,13 +50,6 @@ VIEW_OPS = (
 )
 
 
-@functools.cache
-def exported_of(case: Case) -> Exported:
-    model, args, kwargs = case.make()
-    with case.precision():
-        return remat.export(model.train(), args, kwargs, costs="roofline")
-
-
 def target(op: Op) -> str:
     return op.target.removeprefix("aten.").partition(".")[0]
 
@@ -68,7 +60,7 @@ def target(op: Op) -> str:
 @CASE
 def test_storages_are_those_of_a_real_run(case: Case) -> None:
     """Every op is run on real tensors: the problem states which storages are new, and how large they are."""
-    exported = exported_of(case)
+    exported = exported_case(case)
     problem, lowered, joint = exported.problem, exported.lowered, exported.joint
     real = {node: real_input(node) for node in joint.graph_module.graph.nodes if node.op in ("placeholder", "get_attr")}
     op_of = {node: op for node, op in zip(lowered.op_nodes, problem.ops, strict=True) if node is not None}
@@ -115,7 +107,7 @@ def storage(tensor: Tensor) -> int:
 
 @CASE
 def test_ops_create_storages_in_two_phases(case: Case) -> None:
-    exported = exported_of(case)
+    exported = exported_case(case)
     problem = exported.problem
     assert not {target(op) for op in problem.ops} & {*VIEW_OPS.split(), "getitem"}  # views are contracted
     for op in problem.ops:
@@ -377,7 +369,7 @@ def test_module_and_line_of_every_op() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet18", "transformer-encoder", "lstm"])
 def test_most_ops_of_a_library_model_have_an_origin(name: str) -> None:
-    problem = exported_of(BY_NAME[name]).problem
+    problem = exported_case(BY_NAME[name]).problem
     model, _, _ = BY_NAME[name].make()
     paths = dict(model.named_modules())
     located = [op for op in problem.ops if op.source]

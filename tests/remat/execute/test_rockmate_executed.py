@@ -6,7 +6,7 @@ import pytest
 
 import remat
 from examples.zoo import encoder
-from remat.verification import TOLERANCE, TOLERANCE_BYTES, compare_steps, run_step
+from remat.verification import compare_steps, run_step
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.recompute.rockmate import Rockmate
 from remat_solvers.recompute.rockmate.blocks import Block, block_of
@@ -14,17 +14,14 @@ from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.toolkit.chains.chain import chain_view
-from tests.remat.models.table import CASES, Case
-
-
-def case_of(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
+from tests.remat.capture.test_exact import check_peak
+from tests.remat.models.exports import measured
+from tests.remat.modules import CASE as BY_NAME
 
 
 @pytest.mark.parametrize("name", ["transformer-encoder", "gpt2", "attention-dropout"])
 def test_as_predicted_and_bit_equal(name: str) -> None:
-    model, args, kwargs = case_of(name).make()
-    exported = remat.export(model.train(), args, kwargs)
+    exported, (_, args, kwargs) = measured(BY_NAME[name]), BY_NAME[name].make()
     problem = exported.problem
     everything = store_all(problem)
     budget_bytes = (simulate(problem, everything).peak_bytes + peak_bound_bytes(problem)) // 2
@@ -34,9 +31,8 @@ def test_as_predicted_and_bit_equal(name: str) -> None:
     kept = run_step(remat.apply(exported, everything), args, kwargs, exported)
     step = run_step(remat.apply(exported, result.plan), args, kwargs, exported)
     assert compare_steps(step, kept).equal
-    measured = step.peak_bytes + problem.constant_bytes
-    assert result.peak_bytes is not None
-    assert abs(measured - result.peak_bytes) <= max(TOLERANCE_BYTES, TOLERANCE * result.peak_bytes)
+    assert result.peak_bytes == simulate(problem, result.plan).peak_bytes
+    check_peak(step, exported, result.plan)
 
 
 def test_layers_of_a_captured_transformer_are_identical() -> None:

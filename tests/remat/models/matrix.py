@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-import remat
 import remat_solvers
-from remat.capture.exported import Exported
 from remat.model_solvers.registry import MODEL_ENTRIES, bind
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.problem import Problem
-from remat_solvers.registry import ENTRIES
+from remat_solvers.registry import ENTRIES, Solver
 from remat_solvers.result import Limits, Result
 from remat_solvers.schedule import baseline
+from tests.remat.models.exports import exported
 from tests.remat.models.table import CASES, Case
 
 METHODS = (*ENTRIES, *MODEL_ENTRIES)
@@ -43,17 +42,15 @@ def budgets(problem: Problem) -> Iterator[Budget]:
 
 
 @lru_cache(maxsize=2)
-def exported(case: Case) -> Exported:
-    """The model's step with roofline costs."""
-    model, args, kwargs = case.make()
-    with case.precision():
-        return remat.export(model.train(), args, kwargs, costs="roofline")
+def solver_of(case: Case, method: str) -> str | Solver:
+    """The method, bound to the model where it needs one; for all budgets, so that what it prepares is prepared once."""
+    return bind(method, exported(case))
 
 
 def ask(case: Case, method: str, budget: Budget, seconds: float) -> Result:
     """What the method answers within the limit."""
     problem = exported(case).problem
-    return remat_solvers.solve(problem, budget.bytes, solver=bind(method, exported(case)), limits=Limits(seconds))
+    return remat_solvers.solve(problem, budget.bytes, solver=solver_of(case, method), limits=Limits(seconds))
 
 
 def position(case: Case) -> int:

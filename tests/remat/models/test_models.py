@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,11 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+import remat
 from examples.zoo import densenet, mobilenet, resnet
+from remat.capture.exported import Exported
+from remat_solvers.problem import Problem
+from tests.remat.models.exports import exported, measured
 from tests.remat.models.table import CASES, ZOO, Case, Made, loss_of, step, tensors
 
 FACTORIES = {case.factory.func.__name__: case.factory.func for case in ZOO if isinstance(case.factory, partial)}
@@ -91,3 +96,19 @@ def test_zoo_defaults_train(factory: Any) -> None:
     torch.manual_seed(1)
     loss_of(model(*args, **kwargs)).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention-dropout"])
+def test_a_shared_export_is_equal_to_a_new_one(name: str) -> None:
+    """But for the line that an op of a torch module is ascribed to: there it is the line that calls `export`."""
+
+    def without_lines(export: Exported) -> Problem:
+        return replace(export.problem, ops=tuple(replace(op, source="") for op in export.problem.ops))
+
+    case = next(case for case in CASES if case.name == name)
+    model, args, kwargs = case.make()
+    for shared, new in (
+        (exported(case), remat.export(model, args, kwargs, costs="roofline")),
+        (measured(case), remat.export(model, args, kwargs)),
+    ):
+        assert without_lines(shared) == without_lines(new)
