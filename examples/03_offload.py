@@ -1,4 +1,4 @@
-"""Train from disk: values leave memory while the step computes, and are back before they are read.
+"""Train from disk: values are offloaded while the step computes, and fetched before they are read.
 
 Run it with `python examples/03_offload.py`. On a CPU the "device" is what torch's allocator holds, and a tier is other
 memory (`remat.HostTier`) or a file (`remat.DiskTier`). On a GPU values go to pinned host memory.

@@ -36,7 +36,7 @@ def main() -> None:
     x, labels = torch.randn(2048, 256), torch.randint(10, (2048,))
     exported = remat.export(Classifier(), (x, labels))
 
-    # From the smallest peak that is found to the unmodified step; a point is the fastest plan known for its budget.
+    # The curve goes from the smallest peak that is found to the unmodified step; each point is the fastest plan known.
     curve = remat_solvers.sweep(exported.problem, points=6, limits=remat.Limits(seconds=5))
     floor = f"{curve.peak_bound_bytes / 2**20:.1f} MiB"
     print(f"store-all needs {curve.store_all_peak_bytes / 2**20:.1f} MiB; proven: no plan is below {floor}")

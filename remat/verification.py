@@ -1,4 +1,4 @@
-"""Run a plan and compare everything it must not change: against the store-all plan and against the original."""
+"""Verifies a plan: runs it, and compares the step with that of the store-all plan and with that of the original."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.units import format_bytes
 
-__all__ = ["Comparison", "Step", "Verification", "compare_steps", "run_step", "verify", "with_leaves"]
+__all__ = ["StepComparison", "StepRecord", "Verification", "compare_steps", "run_step", "verify", "with_leaves"]
 
 TOLERANCE = 0.01  # of the predicted peak
 TOLERANCE_BYTES = 64 * 1024  # or this, where it is more
@@ -32,19 +32,19 @@ _SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Step:
-    """Everything one training step leaves behind."""
+class StepRecord:
+    """Everything that one training step leaves behind."""
 
     outputs: tuple[Tensor, ...]
     gradients: Mapping[str, Tensor | None]  # of parameters, and of inputs that require one
     buffers: Mapping[str, Tensor]
     rng_state: Tensor
-    peak_bytes: int  # above what was held before the step
+    peak_bytes: int  # beyond the bytes held before the step
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What is bit-equal between two steps."""
+class StepComparison:
+    """Which results of two steps are bit-equal."""
 
     outputs_equal: bool
     gradients_equal: bool
@@ -59,9 +59,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """What running a plan showed. `ok`: bit-equal to the store-all plan and the peak as predicted."""
+    """The outcome of `verify`. The fields from `outputs_equal` to `rng_equal` are those of `to_store_all`."""
 
-    ok: bool
+    ok: bool  # bit-equal to the store-all plan, and the peak as predicted
     outputs_equal: bool  # bit-equal to the store-all plan of the same graph
     gradients_equal: bool
     buffers_equal: bool
@@ -70,8 +70,8 @@ class Verification:
     measured_peak_bytes: int
     peak_as_predicted: bool  # within 1 % or 64 KiB
     eager_peak_bytes: int  # of the original model, measured the same way
-    to_store_all: Comparison
-    to_eager: Comparison
+    to_store_all: StepComparison
+    to_eager: StepComparison
 
     def __str__(self) -> str:
         words = {True: "bit-equal", False: "DIFFER"}
@@ -81,13 +81,13 @@ class Verification:
                 f"{'gradients':<10} {words[self.gradients_equal]} to store-all",
                 f"{'buffers':<10} {words[self.buffers_equal]} to store-all",
                 f"{'RNG state':<10} {words[self.rng_equal]} to store-all",
-                f"{'eager':<10} {self._eager_words()}",
+                f"{'eager':<10} {self._eager_text()}",
                 f"{'peak':<10} {format_bytes(self.measured_peak_bytes)} measured, "
                 f"{format_bytes(self.predicted_peak_bytes)} predicted, {format_bytes(self.eager_peak_bytes)} eager",
             )
         )
 
-    def _eager_words(self) -> str:
+    def _eager_text(self) -> str:
         if self.to_eager.equal:
             return "bit-equal to the original model"
         return f"gradients differ from the original model by at most {self.to_eager.largest_difference:.1e} (relative)"
@@ -103,9 +103,15 @@ def verify(
     differentiate: Differentiate = "loss",
     tier: Tier = HostTier(),  # noqa: B008  (frozen)
 ) -> Verification:
-    """Run one training step of `model` by `plan`, by the store-all plan, and as it is, and compare.
+    """Run one training step of `model` by `plan`, one by the store-all plan and one without a plan, and compare them.
 
-    The model is left as it was. Raises what `export` and `apply` raise.
+    Args:
+        model, args, kwargs: the module, and an example of the call. The state of the model is restored afterwards.
+        plan: a plan, a plan file that was loaded, or its path.
+        unroll_rnn, differentiate: as the plan's problem was exported; see `export`.
+        tier: where offloaded values go, `HostTier()` or `DiskTier(folder)`.
+
+    Raises what `export` and `apply` raise.
     """
     kwargs = kwargs or {}
     exported = export(model, args, kwargs, unroll_rnn=unroll_rnn, differentiate=differentiate)
@@ -133,28 +139,28 @@ def verify(
     )
 
 
-def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], exported: Exported) -> Step:
-    """One forward and backward of `module` from a fixed generator state; what it changes in the model is put back.
+def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], exported: Exported) -> StepRecord:
+    """Run one forward and backward of `module` from a fixed generator state, and restore what it changes in the model.
 
-    The gradients of the outputs are made when the backward asks for them, so that nothing but the step holds them.
+    The gradients of the outputs are created when the backward reads them, so that only the step holds them.
     """
     model = module.original if isinstance(module, RematModule) else module
     args, kwargs, leaves = with_leaves(args, kwargs)
-    watched = dict(model.named_parameters()) | {f"input {i}": t for i, t in enumerate(leaves)}
-    watched = {name: t for name, t in watched.items() if t.requires_grad}
+    differentiated = dict(model.named_parameters()) | {f"input {i}": t for i, t in enumerate(leaves)}
+    differentiated = {name: t for name, t in differentiated.items() if t.requires_grad}
     inputs = [t for t in flatten((args, kwargs))[0] if isinstance(t, Tensor)]
     kept: list[Any] = []
 
     def step() -> None:
         kept.append(module(*args, **kwargs))
         tensors = [t for t in flatten(kept[0])[0] if isinstance(t, Tensor)]
-        loss = _Head.apply(*exported.differentiated(tensors))  # type: ignore[no-untyped-call]
+        loss = _RandomLoss.apply(*exported.differentiated(tensors))  # type: ignore[no-untyped-call]
         del tensors
         loss.backward()
 
     device = exported.device
     with (
-        _put_back(model, watched.values(), exported.updated_inputs(inputs)),
+        _restored(model, differentiated.values(), exported.updated_inputs(inputs)),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -163,9 +169,9 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
         torch.manual_seed(_SEED)
         peak = peak_while(step, device)
         state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-        return Step(
+        return StepRecord(
             outputs=tuple(t.detach().clone() for t in flatten(kept.pop())[0] if isinstance(t, Tensor)),
-            gradients={name: t.grad for name, t in watched.items()},
+            gradients={name: t.grad for name, t in differentiated.items()},
             buffers={name: b.detach().clone() for name, b in model.named_buffers()},
             rng_state=state,
             peak_bytes=peak,
@@ -173,12 +179,12 @@ def run_step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
 
 
 @contextmanager
-def _put_back(model: nn.Module, watched: Iterable[Tensor], updated: Sequence[Tensor]) -> Iterator[None]:
-    """Set gradients aside; put them, buffers, `updated` tensors, attributes and generators back."""
+def _restored(model: nn.Module, differentiated: Iterable[Tensor], updated: Sequence[Tensor]) -> Iterator[None]:
+    """Run the block without gradients; afterwards restore them, buffers, `updated` tensors and attributes."""
     owners = [(module, name, b) for module in model.modules() for name, b in module._buffers.items()]
     changed = [*model.buffers(), *updated]
     contents = [t.detach().clone() for t in changed]
-    gradients = [(t, t.grad) for t in watched]
+    gradients = [(t, t.grad) for t in differentiated]
     for tensor, _ in gradients:
         tensor.grad = None
     try:
@@ -194,9 +200,9 @@ def _put_back(model: nn.Module, watched: Iterable[Tensor], updated: Sequence[Ten
             tensor.grad = gradient
 
 
-def compare_steps(step: Step, reference: Step) -> Comparison:
-    """What of `step` is bit-equal to `reference`."""
-    return Comparison(
+def compare_steps(step: StepRecord, reference: StepRecord) -> StepComparison:
+    """Compare `step` with `reference`, bit by bit."""
+    return StepComparison(
         outputs_equal=len(step.outputs) == len(reference.outputs)
         and all(_equal(a, b) for a, b in zip(step.outputs, reference.outputs, strict=True)),
         gradients_equal=all(_equal(g, reference.gradients[name]) for name, g in step.gradients.items()),
@@ -209,14 +215,14 @@ def compare_steps(step: Step, reference: Step) -> Comparison:
 
 
 def with_leaves(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any, list[Tensor]]:
-    """The call with each input that requires a gradient as a leaf of its own, and those leaves."""
+    """The call with a new leaf for each input that requires a gradient, and those leaves."""
     leaves, tree = flatten((tuple(args), dict(kwargs)))
     fresh: dict[int, Tensor] = {}
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.requires_grad:
             fresh.setdefault(id(leaf), leaf.detach().requires_grad_())
-    made = unflatten([fresh.get(id(leaf), leaf) for leaf in leaves], tree)
-    return made[0], made[1], list(fresh.values())
+    call = unflatten([fresh.get(id(leaf), leaf) for leaf in leaves], tree)
+    return call[0], call[1], list(fresh.values())
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -237,8 +243,8 @@ def _difference(a: Tensor | None, b: Tensor | None) -> float:
     return float(((a.double() - b.double()).abs().max() / scale).nan_to_num(0.0))
 
 
-class _Head(torch.autograd.Function):
-    """A loss over outputs whose gradients are the same random numbers at every run."""
+class _RandomLoss(torch.autograd.Function):
+    """A loss whose gradients with respect to the outputs are random numbers, the same in every run."""
 
     @staticmethod
     def forward(ctx: Any, *outputs: Tensor) -> Tensor:
@@ -247,8 +253,8 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        made = []
+        gradients = []
         for index, (shape, dtype, device) in enumerate(ctx.layouts):
             generator = torch.Generator(device).manual_seed(index)
-            made.append(torch.empty(shape, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=generator))
-        return tuple(made)
+            gradients.append(torch.empty(shape, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=generator))
+        return tuple(gradients)

@@ -1,9 +1,9 @@
 """The method matrix: every registered method on every model of the table, each answer a valid plan or an honest status.
 
-A quick method is asked for every budget of `matrix.budgets` on models of at most LARGE_OPS ops. So is any other (what
-the registry calls slow or keeps out of `auto`'s portfolio, and what needs the model's graph) on models of at most
-SMALL_OPS ops; on a larger one it is asked for one share, another from model to model. Every question has a limit of
-SECONDS, so that the answers of slow methods are those of a short search; `scripts/bench methods` gives them time.
+A quick method solves every budget of `matrix.budgets` on models of at most LARGE_OPS ops. Any other method (those that
+the registry calls slow or keeps out of the portfolio of `auto`, and those that need the model's graph) does so on
+models of at most SMALL_OPS ops; on a larger one it solves one share of the peak, a different one from model to model.
+Every run has a limit of SECONDS, so slow methods only search for a short time; `scripts/bench methods` gives more.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SECONDS = 0.5
 SMALL_OPS, LARGE_OPS = 20, 1_000
 
 
-def asked(case: Case, entry: Entry) -> list[Budget]:
-    """The budgets that this method is asked for on this model."""
+def budgets_for(case: Case, entry: Entry) -> list[Budget]:
+    """The budgets that are solved with this method on this model."""
     problem = exported(case).problem
     every = list(budgets(problem))
     if len(problem.ops) <= (SMALL_OPS if entry.slow else LARGE_OPS):
@@ -35,7 +35,7 @@ def asked(case: Case, entry: Entry) -> list[Budget]:
 
 
 def check(problem: Problem, budget: Budget, result: Result) -> None:
-    """A plan holds and costs what is said; without one there is a reason, or the smallest peak that was reached."""
+    """A plan is valid and costs what the result says; a result without a plan has a reason or a smallest peak."""
     if result.plan is None:
         assert result.status in (Status.INFEASIBLE, Status.NOT_FOUND, Status.NOT_APPLICABLE)
         assert result.reason, "neither a reason nor the smallest peak that the method reached"
@@ -55,5 +55,5 @@ def check(problem: Problem, budget: Budget, result: Result) -> None:
     [pytest.param(case, entry, id=f"{case.name}-{entry.name}") for case in CASES for entry in METHODS],
 )
 def test_answers_are_valid_plans_or_honest(case: Case, entry: Entry) -> None:
-    for budget in asked(case, entry):
+    for budget in budgets_for(case, entry):
         check(exported(case).problem, budget, ask(case, entry.name, budget, SECONDS))

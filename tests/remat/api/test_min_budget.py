@@ -1,4 +1,4 @@
-"""What forces the floor of an exported model, in its own words; and the smallest budget through `remat.solve`."""
+"""The floor of an exported model, with the names of the values that cause it; and the budget min in `remat.solve`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ TOKEN_IDS = torch.randint(0, VOCABULARY, (TOKENS,))
 
 def test_the_floor_of_a_language_model_is_its_logits() -> None:
     problem = remat.export(Language(), (TOKEN_IDS, TOKEN_IDS), costs="roofline").problem
-    told = bottleneck(problem)
-    assert told.bytes == peak_bound_bytes(problem)
-    assert told.moment.startswith("during _log_softmax_backward_data (test_min_budget.py:")
-    assert told.moment.endswith("after lm_head)")
-    large = [item for item in told.resident if item.bytes == TOKENS * VOCABULARY * 4]
+    floor = bottleneck(problem)
+    assert floor.bytes == peak_bound_bytes(problem)
+    assert floor.moment.startswith("during _log_softmax_backward_data (test_min_budget.py:")
+    assert floor.moment.endswith("after lm_head)")
+    large = [item for item in floor.resident if item.bytes == TOKENS * VOCABULARY * 4]
     assert len(large) == 3
     assert any(
         item.description.startswith("output of _log_softmax") and "lm_head" in item.description for item in large
     )
-    assert "1000.00 KiB" in str(told)
+    assert "1000.00 KiB" in str(floor)
 
 
 def test_the_smallest_budget_of_a_model() -> None:

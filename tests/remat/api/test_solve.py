@@ -1,4 +1,4 @@
-"""What `remat.solve` is asked and answers: budgets, reserve, files, report, public names."""
+"""`remat.solve` and `remat.apply`: budgets, options, reserve, files, reports."""
 
 from __future__ import annotations
 
@@ -96,18 +96,18 @@ class Lazy:
     version: ClassVar[str] = "1"
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def solve(self, problem: Any, budget_bytes: int, **options: Any) -> Outcome:
-        self.asked.append((budget_bytes, options["limits"].seconds, options["seed"], options["on_progress"]))
+        self.calls.append((budget_bytes, options["limits"].seconds, options["seed"], options["on_progress"]))
         return Outcome(remat.Status.NOT_FOUND, reason="too lazy")
 
 
-def test_a_solver_object_is_asked_with_what_was_given() -> None:
+def test_a_solver_object_gets_the_options_of_solve() -> None:
     lazy = Lazy()
     with pytest.raises(remat.InfeasibleError, match="too lazy"):
         solved(layers(), ARGS, "70%", solver=lazy, limits=remat.Limits(seconds=3), seed=5, on_progress=print)
-    assert lazy.asked == [(store_all_peak() * 7 // 10, 3, 5, print)]
+    assert lazy.calls == [(store_all_peak() * 7 // 10, 3, 5, print)]
 
 
 def test_unknown_names_are_refused() -> None:
@@ -215,7 +215,7 @@ def test_a_scheduled_optimizer_is_not_stepped() -> None:
     assert not getattr(optimizer, "_opt_called", False)
 
 
-def test_accumulation_and_bytes_of_ones_own_add_up() -> None:
+def test_accumulation_optimizer_and_reserve_bytes_add_up() -> None:
     model = layers()
     gradients = parameter_bytes(model)
     adamw = solved(model, ARGS, "100%", optimizer=torch.optim.AdamW).problem.reserve_bytes
@@ -234,7 +234,7 @@ def test_the_reserve_counts_against_the_budget() -> None:
     assert net.result.peak_bytes <= peak
 
 
-def test_what_is_no_optimizer_is_refused() -> None:
+def test_an_object_that_is_no_optimizer_is_refused() -> None:
     with pytest.raises(remat.InputError, match=r"must be a torch.optim.Optimizer or a class of it, not 'adamw'"):
         solved(layers(), ARGS, "100%", optimizer="adamw")
     with pytest.raises(remat.InputError, match=r"LBFGS.*reserve_bytes"):

@@ -33,7 +33,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(ROWS, WIDTH, generator=generator).double(), torch.randn(ROWS, 1, generator=generator).double()
 
 
-def made(*more: nn.Module) -> nn.Module:
+def deep_model(*more: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return Deep(*more).double()
 
@@ -56,7 +56,7 @@ def real_peak(net: nn.Module) -> int:
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.4])
 def test_the_largest_part_that_fits(share: float) -> None:
     """Where every row costs the same and kernels run less full with fewer: the first halving that fits, not another."""
-    model = made()
+    model = deep_model()
     whole = real_peak(remat.solve(model, "100%", batch(), solver="store-all", costs="roofline:a100"))
     net = in_parts(model, int(share * whole))
     assert isinstance(net, remat.SubBatches)
@@ -68,7 +68,7 @@ def test_the_largest_part_that_fits(share: float) -> None:
 
 @pytest.mark.parametrize("solver", ["store-all", "belady"])
 def test_gradients_are_those_of_the_whole_batch(solver: str) -> None:
-    model = made()
+    model = deep_model()
     net = in_parts(model, "45%", solver)
     found = torch.autograd.grad(net(*batch()), list(model.parameters()))
     expected = torch.autograd.grad(model(*batch()), list(model.parameters()))
@@ -76,11 +76,11 @@ def test_gradients_are_those_of_the_whole_batch(solver: str) -> None:
 
 
 def test_what_fits_runs_as_a_whole() -> None:
-    assert isinstance(in_parts(made(), "100%"), RematModule)
+    assert isinstance(in_parts(deep_model(), "100%"), RematModule)
 
 
 def test_a_batch_norm_is_planned_as_a_whole_or_refused() -> None:
-    model = made(nn.BatchNorm1d(WIDTH))
+    model = deep_model(nn.BatchNorm1d(WIDTH))
     assert isinstance(in_parts(model, "80%", "belady"), RematModule)
     with pytest.raises(InputError, match=r"BatchNorm1d 'layers\.8' takes its statistics from the batch"):
         in_parts(model, "50%")
@@ -89,11 +89,11 @@ def test_a_batch_norm_is_planned_as_a_whole_or_refused() -> None:
 
 def test_no_single_row_fits() -> None:
     with pytest.raises(InfeasibleError, match="no plan within"):
-        in_parts(made(), "5%")
+        in_parts(deep_model(), "5%")
 
 
 def test_the_reserve_counts() -> None:
-    model = made()
+    model = deep_model()
     plain = in_parts(model, "60%")
     whole = real_peak(remat.solve(model, "100%", batch(), solver="store-all", costs="roofline:a100"))
     reserved = in_parts(model, int(0.6 * whole), reserve_bytes=int(0.15 * whole))

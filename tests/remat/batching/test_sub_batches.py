@@ -1,4 +1,4 @@
-"""SubBatches: the gradients of a batch in parts are those of the whole, or the call says why they would not be."""
+"""SubBatches: the gradients of a batch in parts are those of the whole, or the call raises an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.remat.models.table import CASES, tensors
 from tests.remat.modules import recomputations
 
 CASE = {case.name: case for case in CASES}
-FREE = (  # without batch norm, and in eval mode without random ops: rows do not meet
+FREE = (  # without batch norm, and in eval mode without random ops: rows do not interact
     "frozen-parameters",
     "gru",
     "in-place",
@@ -55,7 +55,7 @@ class WithLoss(nn.Module):
         return rows.mean() if self.reduction == "mean" else rows.sum()
 
 
-def made(name: str, reduction: str = "mean") -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def with_loss(name: str, reduction: str = "mean") -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """The case at float64, with a loss."""
     model, args, kwargs = CASE[name].make()
     to_double: Callable[[Any], Any] = lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
@@ -80,7 +80,7 @@ def assert_close(found: tuple[Tensor, dict[str, Any]], expected: tuple[Tensor, d
 def test_parts_leave_the_gradients_of_the_whole_batch(name: str, reduction: str) -> None:
     if CASE[name].make()[2].get("labels") is not None or name == "returns-loss":
         reduction = "mean"  # the model's own loss is one
-    model, args, kwargs = made(name, reduction)
+    model, args, kwargs = with_loss(name, reduction)
     model.eval()
     batch = max(len(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.ndim)
     whole = ("extra",) if name == "keyword-inputs" else ()
@@ -139,7 +139,7 @@ class Tokens(nn.Module):
 
 
 def test_a_mean_over_what_is_counted_and_a_loss_among_other_outputs() -> None:
-    """Rows with 4, 1, 0 and 2 targets: weighed by rows the gradients are others."""
+    """Rows with 4, 1, 0 and 2 targets: weighed by rows the gradients would differ."""
     model = Tokens().double()
     tokens = torch.randint(20, (4, 4), generator=torch.Generator().manual_seed(0))
     labels = tokens.clone()
@@ -187,11 +187,11 @@ def test_parts_take_less_memory() -> None:
 
 
 def test_batch_norm_is_refused_while_it_trains() -> None:
-    model, args, _ = made("batch-norm")
+    model, args, _ = with_loss("batch-norm")
     net = remat.SubBatches(model, 3)
     with pytest.raises(InputError, match=r"BatchNorm2d 'model\.1' takes its statistics from the batch.*eval mode"):
         net(*args)
-    mixed, args, _ = made("batch-norm-frozen-statistics")
+    mixed, args, _ = with_loss("batch-norm-frozen-statistics")
     with pytest.raises(InputError, match=r"BatchNorm2d 'model\.4'"):  # the first one is frozen
         remat.SubBatches(mixed, 3)(*args)
     expected = gradients(model.eval(), args)
@@ -215,7 +215,7 @@ def test_the_gradient_of_the_loss_scales_them_and_they_add_up() -> None:
         assert torch.equal(parameter.grad, 2 * once[name])
 
 
-def test_a_second_backward_says_what_is_wrong() -> None:
+def test_a_second_backward_is_refused() -> None:
     model, args = whole_numbers()
     loss = remat.SubBatches(model, 3, reduction="sum")(*args)
     loss.backward(retain_graph=True)
@@ -223,7 +223,7 @@ def test_a_second_backward_says_what_is_wrong() -> None:
         loss.backward()
 
 
-def test_it_is_the_model_to_everyone_else() -> None:
+def test_it_has_the_names_and_state_of_the_model() -> None:
     model, args = whole_numbers()
     net = remat.SubBatches(model, 3, reduction="sum")
     assert list(net.state_dict()) == list(model.state_dict())
@@ -273,6 +273,6 @@ def test_training_in_parts_is_training() -> None:
         (lambda: remat.SubBatches(nn.Linear(3, 3), 2, reduction="sum", count=len), "no weights"),
     ],
 )
-def test_what_cannot_be_split_is_refused(call: Callable[[], object], message: str) -> None:
+def test_calls_that_cannot_be_split_are_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import remat
 from remat.capture.exported import Exported
-from remat.verification import TOLERANCE, TOLERANCE_BYTES, Step, compare_steps, run_step
+from remat.verification import TOLERANCE, TOLERANCE_BYTES, StepRecord, compare_steps, run_step
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.chen import STRATEGIES, Chen
@@ -36,7 +36,7 @@ def chen_plans(exported: Exported) -> Iterator[Plan]:
         yield plan_from_sequence(exported.problem, form.sequence(exported.problem))
 
 
-def check_peak(step: Step, exported: Exported, plan: Plan) -> None:
+def check_peak(step: StepRecord, exported: Exported, plan: Plan) -> None:
     predicted = simulate(exported.problem, plan).peak_bytes
     measured = step.peak_bytes + exported.problem.constant_bytes
     assert abs(measured - predicted) <= max(TOLERANCE_BYTES, TOLERANCE * predicted)

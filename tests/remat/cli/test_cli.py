@@ -50,30 +50,34 @@ def edit(path: Path, **changes: object) -> Path:
 
 
 def test_solve_then_simulate_then_validate(plan: Path) -> None:
-    problem, made = load_problem(CHAIN), load_plan(plan)
-    replayed = simulate(problem, made.plan)
+    problem, plan_file = load_problem(CHAIN), load_plan(plan)
+    replayed = simulate(problem, plan_file.plan)
     unmodified = baseline(problem)
-    assert made.budget_bytes == unmodified.peak_bytes * 60 // 100
-    assert replayed.peak_bytes <= made.budget_bytes
+    assert plan_file.budget_bytes == unmodified.peak_bytes * 60 // 100
+    assert replayed.peak_bytes <= plan_file.budget_bytes
 
-    told = run_json("simulate", CHAIN, plan)
-    assert (told["peak_bytes"], told["time_ns"]) == (replayed.peak_bytes, replayed.time_ns)
-    assert told["memory_bytes"] == replayed.memory_bytes.tolist()
-    assert (told["store_all_peak_bytes"], told["store_all_time_ns"]) == (unmodified.peak_bytes, unmodified.time_ns)
-    assert (told["recorded_peak_bytes"], told["recorded_time_ns"]) == (made.peak_bytes, made.time_ns)
+    answer = run_json("simulate", CHAIN, plan)
+    assert (answer["peak_bytes"], answer["time_ns"]) == (replayed.peak_bytes, replayed.time_ns)
+    assert answer["memory_bytes"] == replayed.memory_bytes.tolist()
+    assert (answer["store_all_peak_bytes"], answer["store_all_time_ns"]) == (unmodified.peak_bytes, unmodified.time_ns)
+    assert (answer["recorded_peak_bytes"], answer["recorded_time_ns"]) == (plan_file.peak_bytes, plan_file.time_ns)
     assert run_json("validate", CHAIN, plan) == {"valid": True, "violations": []}
     assert "of store-all's" in run("simulate", CHAIN, plan).stdout
-    assert run("validate", CHAIN, plan).stdout == f"valid: {len(made.plan)} actions\n"
+    assert run("validate", CHAIN, plan).stdout == f"valid: {len(plan_file.plan)} actions\n"
 
 
-def test_solve_tells_the_whole_result(tmp_path: Path) -> None:
+def test_solve_prints_the_whole_result(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    told = run_json("solve", CHAIN, "--budget", "60%", "--solver", "chen", "-o", path, "--seed", 7)
-    made = load_plan(path)
-    assert told["plan_file"] == str(path)
-    assert len(told["plan"]) == len(made.plan)
-    assert (told["status"], told["solver"], told["seed"]) == (made.status.value, "chen", 7)
-    assert (told["peak_bytes"], told["time_ns"], told["problem"]) == (made.peak_bytes, made.time_ns, made.problem)
+    answer = run_json("solve", CHAIN, "--budget", "60%", "--solver", "chen", "-o", path, "--seed", 7)
+    plan_file = load_plan(path)
+    assert answer["plan_file"] == str(path)
+    assert len(answer["plan"]) == len(plan_file.plan)
+    assert (answer["status"], answer["solver"], answer["seed"]) == (plan_file.status.value, "chen", 7)
+    assert (answer["peak_bytes"], answer["time_ns"], answer["problem"]) == (
+        plan_file.peak_bytes,
+        plan_file.time_ns,
+        plan_file.problem,
+    )
     assert run_json("solve", CHAIN, "--budget", "60%", "--solver", "chen")["plan_file"] is None
     people = run("solve", CHAIN, "--budget", "60%")
     assert "of store-all's" in people.stdout
@@ -87,30 +91,30 @@ def test_the_same_command_writes_the_same_bytes(plan: Path, tmp_path: Path) -> N
 
 
 def test_a_budget_above_store_all_fits_as_it_is(tmp_path: Path) -> None:
-    told = run_json("solve", CHAIN, "--budget", "900%", "-o", tmp_path / "plan.json")
-    assert (told["status"], told["reason"], told["gap"]) == ("optimal", "fits as it is", 0)
+    answer = run_json("solve", CHAIN, "--budget", "900%", "-o", tmp_path / "plan.json")
+    assert (answer["status"], answer["reason"], answer["gap"]) == ("optimal", "fits as it is", 0)
 
 
 def test_the_link_option_reaches_the_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Problem] = []
+    problems: list[Problem] = []
 
     def spy(problem: Problem, *args: Any, **kwargs: Any) -> Any:
-        asked.append(problem)
+        problems.append(problem)
         return solve(problem, *args, **kwargs)
 
     monkeypatch.setattr("remat_solvers.solving.solve", spy)
     run("solve", CHAIN, "--budget", "60%", "--link", "25GB/s")
     run("solve", CHAIN, "--budget", "60%")
-    assert [problem.link for problem in asked] == [Link(25 * 10**9, 25 * 10**9), load_problem(CHAIN).link]
+    assert [problem.link for problem in problems] == [Link(25 * 10**9, 25 * 10**9), load_problem(CHAIN).link]
 
 
 def test_a_plan_over_a_link_is_checked_over_that_link(tmp_path: Path) -> None:
     plan, over = tmp_path / "plan.json", ["--link", "25GB/s"]
     unlinked = tmp_path / "problem.json"
     unlinked.write_text(json.dumps({**json.loads(CHAIN.read_text()), "link": None}))
-    told = run_json("solve", unlinked, "--budget", "60%", "--solver", "swap-only", *over, "-o", plan)
+    answer = run_json("solve", unlinked, "--budget", "60%", "--solver", "swap-only", *over, "-o", plan)
     assert run_json("validate", unlinked, plan, *over)["valid"]
-    assert run_json("simulate", unlinked, plan, *over)["time_ns"] == told["time_ns"]
+    assert run_json("simulate", unlinked, plan, *over)["time_ns"] == answer["time_ns"]
     assert "no link to the host" in run("validate", unlinked, plan, code=FAILED).stdout
     assert "not a rate" in error("validate", unlinked, plan, "--link", "auto")
 
@@ -148,23 +152,23 @@ def test_nothing_heavy_is_imported_for_help(args: list[str]) -> None:
 
 def test_a_budget_below_any_plan_is_infeasible(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    told = run_json("solve", CHAIN, "--budget", "1", "-o", path, code=NO_PLAN)
-    assert (told["status"], told["plan"], told["plan_file"]) == ("infeasible", None, None)
+    answer = run_json("solve", CHAIN, "--budget", "1", "-o", path, code=NO_PLAN)
+    assert (answer["status"], answer["plan"], answer["plan_file"]) == ("infeasible", None, None)
     assert "No plan is below" in error("solve", CHAIN, "--budget", "1", code=NO_PLAN)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_method_that_finds_none(tmp_path: Path) -> None:
-    told = run_json("solve", CHAIN, "--budget", "60%", "--solver", "store-all", code=NO_PLAN)
-    assert told["status"] == "not_found"
+    answer = run_json("solve", CHAIN, "--budget", "60%", "--solver", "store-all", code=NO_PLAN)
+    assert answer["status"] == "not_found"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_before_any_plan(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    asked = ("solve", CORPUS / "r50.json", "--budget", "60%", "--time-limit", "1e-9", "-o", path)
-    told = run_json(*asked, code=LIMIT)
-    assert (told["status"], told["stopped"]) == ("not_found", "time")
+    command = ("solve", CORPUS / "r50.json", "--budget", "60%", "--time-limit", "1e-9", "-o", path)
+    answer = run_json(*command, code=LIMIT)
+    assert (answer["status"], answer["stopped"]) == ("not_found", "time")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,9 +178,9 @@ def test_a_limit_before_any_plan(tmp_path: Path) -> None:
 def test_an_invalid_plan_fails_validation(plan: Path) -> None:
     actions = json.loads(plan.read_text())["actions"]
     edit(plan, actions=[["free", 10**6], *actions[:-1]])
-    told = run_json("validate", CHAIN, plan, code=FAILED)
-    assert told["valid"] is False
-    assert (told["violations"][0]["action"], told["violations"][0]["rule"]) == (0, "index")
+    answer = run_json("validate", CHAIN, plan, code=FAILED)
+    assert answer["valid"] is False
+    assert (answer["violations"][0]["action"], answer["violations"][0]["rule"]) == (0, "index")
     assert "action 0: index" in run("validate", CHAIN, plan, code=FAILED).stdout
     assert "action 0" in error("simulate", CHAIN, plan, code=FAILED)
 
@@ -226,7 +230,7 @@ def test_bad_links_and_solvers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "JSON"),
         (CHAIN.read_bytes()[:-100], "JSON"),
@@ -242,14 +246,14 @@ def test_bad_links_and_solvers() -> None:
         (CHAIN.read_bytes().replace(b'"inputs":[1]', b'"inputs":[60]'), "cyclic"),
     ],
 )
-def test_bad_problem_files(content: bytes, told: str, tmp_path: Path) -> None:
+def test_bad_problem_files(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "problem.json"
     path.write_bytes(content)
-    assert told in error("solve", path, "--budget", "60%", "-o", tmp_path / "plan.json")
+    assert message in error("solve", path, "--budget", "60%", "-o", tmp_path / "plan.json")
     assert [p.name for p in tmp_path.iterdir()] == ["problem.json"]
 
 
-def test_files_that_are_not_there_or_swapped(plan: Path, tmp_path: Path) -> None:
+def test_files_that_are_missing_or_swapped(plan: Path, tmp_path: Path) -> None:
     assert "gone.json" in error("solve", tmp_path / "gone.json", "--budget", "60%")
     assert "gone.json" in error("validate", CHAIN, tmp_path / "gone.json")
     assert "a plan, not a problem" in error("validate", plan, CHAIN)
@@ -333,6 +337,6 @@ def test_ctrl_c_keeps_the_best_plan_so_far(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("remat.cli.app.progress_printer", lambda: interrupt)
     path = tmp_path / "plan.json"
-    told = run_json("solve", CHAIN, "--budget", "60%", "-o", path)
-    assert told["stopped"] == "interrupt"
-    assert load_plan(path).peak_bytes == told["peak_bytes"]
+    answer = run_json("solve", CHAIN, "--budget", "60%", "-o", path)
+    assert answer["stopped"] == "interrupt"
+    assert load_plan(path).peak_bytes == answer["peak_bytes"]

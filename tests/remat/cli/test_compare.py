@@ -1,4 +1,4 @@
-"""`remat compare` on problem files and on a MODEL: the table, its JSON, and what bad input says."""
+"""`remat compare` on problem files and on a MODEL: the table, its JSON, and the messages for bad input."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def problem(tmp_path: Path) -> Path:
     return path
 
 
-def test_json_has_a_row_for_every_method_asked(problem: Path) -> None:
-    told = run_json("compare", problem, "--budget", "60%", *FAST)
+def test_json_has_a_row_for_every_solver_named(problem: Path) -> None:
+    answer = run_json("compare", problem, "--budget", "60%", *FAST)
     unmodified = simulate(load_problem(problem), store_all(load_problem(problem)))
-    assert told["budget_bytes"] == unmodified.peak_bytes * 60 // 100
-    assert told["store_all_time_ns"] == unmodified.time_ns
-    assert told["seconds"] == 30
-    rows = {row["solver"]: row for row in told["rows"]}
+    assert answer["budget_bytes"] == unmodified.peak_bytes * 60 // 100
+    assert answer["store_all_time_ns"] == unmodified.time_ns
+    assert answer["seconds"] == 30
+    rows = {row["solver"]: row for row in answer["rows"]}
     assert set(rows) == {"chen", "checkmate", "store-all"}
     assert (rows["checkmate"]["status"], rows["checkmate"]["gap"]) == ("optimal", 0)
-    assert told["given_bound_ns"] == rows["checkmate"]["time_ns"] <= rows["chen"]["time_ns"]
+    assert answer["given_bound_ns"] == rows["checkmate"]["time_ns"] <= rows["chen"]["time_ns"]
     assert rows["chen"]["overhead"] == rows["chen"]["time_ns"] / unmodified.time_ns - 1
     assert (rows["store-all"]["status"], rows["store-all"]["time_ns"]) == ("not_found", None)
     assert all(row["seconds"] > 0 and row["error"] is None for row in rows.values())
@@ -55,15 +55,15 @@ def test_the_table_for_people(problem: Path) -> None:
     assert "chen: feasible" in done.stderr
 
 
-def test_every_registered_method_is_asked_and_none_recomputes_where_store_all_fits(problem: Path) -> None:
-    told = run_json("compare", problem, "--budget", "100%", "--time-limit", "20")
-    assert {row["solver"] for row in told["rows"]} >= set(solver_names())
-    assert {(row["status"], row["overhead"]) for row in told["rows"]} == {("optimal", 0)}
+def test_every_registered_solver_runs_and_none_recomputes_where_store_all_fits(problem: Path) -> None:
+    answer = run_json("compare", problem, "--budget", "100%", "--time-limit", "20")
+    assert {row["solver"] for row in answer["rows"]} >= set(solver_names())
+    assert {(row["status"], row["overhead"]) for row in answer["rows"]} == {("optimal", 0)}
 
 
 def test_the_exit_code_is_0_without_any_plan(problem: Path) -> None:
-    told = run_json("compare", problem, "--budget", "1", *FAST)
-    assert {row["status"] for row in told["rows"]} == {"infeasible"}
+    answer = run_json("compare", problem, "--budget", "1", *FAST)
+    assert {row["status"] for row in answer["rows"]} == {"infeasible"}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_exit_code_is_0_without_any_plan(problem: Path) -> None:
         (("--budget", "60%", "--solver", "torch-budget"), "give the MODEL, such as train.py:make_model"),
     ],
 )
-def test_bad_input_is_said_before_anything_runs(problem: Path, args: tuple[str, ...], word: str) -> None:
+def test_bad_input_is_reported_before_anything_runs(problem: Path, args: tuple[str, ...], word: str) -> None:
     done = run("compare", problem, *args, code=BAD_INPUT)
     assert done.stdout == ""
     assert word in done.stderr
@@ -107,14 +107,14 @@ def test_a_model(model: str) -> None:
 
 
 def test_torch_budget_is_a_row_of_a_model(model: str) -> None:
-    """Asked by its name or with all others; where it finds nothing, with the smallest peak it reached."""
-    asked = (model, "--costs", "roofline", "--solver", "torch-budget")
-    alone = run_json("compare", *asked, "--budget", "50%")
+    """By its name or with all others; without a plan, the row has the smallest peak that it reached."""
+    options = (model, "--costs", "roofline", "--solver", "torch-budget")
+    alone = run_json("compare", *options, "--budget", "50%")
     (row,) = alone["rows"]
     assert (row["solver"], row["status"]) == ("torch-budget", "not_found")
     assert alone["budget_bytes"] < row["smallest_peak_bytes"] < alone["store_all_peak_bytes"]
-    least = run_json("compare", *asked, "--solver", "chen", "--budget", str(row["smallest_peak_bytes"]))
-    rows = {row["solver"]: row for row in least["rows"]}
+    smallest = run_json("compare", *options, "--solver", "chen", "--budget", str(row["smallest_peak_bytes"]))
+    rows = {row["solver"]: row for row in smallest["rows"]}
     assert rows["torch-budget"]["peak_bytes"] == row["smallest_peak_bytes"]
     assert rows["chen"]["status"] == "feasible"
     every = run_json("compare", model, "--costs", "roofline", "--budget", "100%")
@@ -122,12 +122,12 @@ def test_torch_budget_is_a_row_of_a_model(model: str) -> None:
     assert {row["status"] for row in every["rows"]} == {"optimal"}
 
 
-def test_a_crash_of_what_runs_here_is_a_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_a_solver_in_this_process_is_a_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*args: object, **options: object) -> None:
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr("remat.model_solvers.torch_budget.min_cut_rematerialization_partition", crash)
-    told = run(
+    answer = run(
         "compare",
         model,
         "--budget",
@@ -140,7 +140,7 @@ def test_a_crash_of_what_runs_here_is_a_row(model: str, monkeypatch: pytest.Monk
         "torch-budget",
         "--json",
     )
-    rows = {row["solver"]: row for row in json.loads(told.stdout)["rows"]}
+    rows = {row["solver"]: row for row in json.loads(answer.stdout)["rows"]}
     assert rows["chen"]["status"] == "feasible"
     assert (rows["torch-budget"]["status"], rows["torch-budget"]["error"]) == ("failed", "RuntimeError: no such luck")
-    assert "torch-budget: RuntimeError: no such luck" in told.stderr
+    assert "torch-budget: RuntimeError: no such luck" in answer.stderr

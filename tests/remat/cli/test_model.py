@@ -61,14 +61,14 @@ def test_export_solve_validate_verify(folder: Path) -> None:
     assert problem.costs is not None
     assert problem.costs.source == "measure"
 
-    told = run_json("solve", "problem.json", "--budget", "70%", "-o", "plan.json")
+    answer = run_json("solve", "problem.json", "--budget", "70%", "-o", "plan.json")
     run("validate", "problem.json", "plan.json")
     run("simulate", "problem.json", "plan.json")
 
     verified = run_json("verify", "train.py:make", "plan.json")
     assert verified["ok"] is True
     assert verified["gradients_equal"] is True
-    assert abs(verified["measured_peak_bytes"] - told["peak_bytes"]) <= max(told["peak_bytes"] // 100, 64 * 1024)
+    assert abs(verified["measured_peak_bytes"] - answer["peak_bytes"]) <= max(answer["peak_bytes"] // 100, 64 * 1024)
     people = run("verify", "train.py:make", "plan.json").stdout
     assert "bit-equal" in people
     assert "may print" not in people
@@ -102,7 +102,7 @@ def test_a_plan_of_another_model_says_what_differs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("make_branches", "train.py:18"),  # the line that decides on data
         ("make_frozen", "parameter"),
@@ -111,21 +111,21 @@ def test_a_plan_of_another_model_says_what_differs(folder: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["export", "solve"])
-def test_models_that_cannot_be_planned(folder: Path, command: str, model: str, told: str) -> None:
+def test_models_that_cannot_be_planned(folder: Path, command: str, model: str, message: str) -> None:
     options = ["--budget", "70%"] if command == "solve" else []
     done = run(command, f"train.py:{model}", *options, "-o", "out.json", code=BAD_INPUT)
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
     assert not Path("out.json").exists()
 
 
 @pytest.mark.parametrize("costs", ["guess", "roofline:abacus", ""])
-def test_costs_that_are_not_there(folder: Path, costs: str) -> None:
+def test_costs_that_do_not_exist(folder: Path, costs: str) -> None:
     done = run("export", "train.py:make", "--costs", costs, "-o", "out.json", code=BAD_INPUT)
     assert "measure" in done.stderr or "cpu" in done.stderr
 
 
-def test_torch_does_not_log_what_is_told_in_one_line(folder: Path) -> None:
+def test_torch_does_not_log_an_error_of_one_line(folder: Path) -> None:
     """In a process of its own, where importing torch sets its loggers up."""
     command = [sys.executable, "-m", "remat", "export", "train.py:make_wrong_shape", "-o", "out.json"]
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
@@ -137,36 +137,36 @@ def test_torch_does_not_log_what_is_told_in_one_line(folder: Path) -> None:
 def test_offload_from_solve_to_verify(folder: Path) -> None:
     """Solve for the disk tier with its measured link, and run the plan through it."""
     place = ["--tier", "disk", "--scratch", folder]
-    asked = ["solve", "train.py:make", "--budget", "70%", "--solver", "swap-only", "-o", "plan.json"]
-    told = run_json(*asked, "--link", "auto", *place)
-    assert told["tier"] == "disk"
-    assert told["link"]["to_host_bytes_per_s"] > 10**6
+    command = ["solve", "train.py:make", "--budget", "70%", "--solver", "swap-only", "-o", "plan.json"]
+    answer = run_json(*command, "--link", "auto", *place)
+    assert answer["tier"] == "disk"
+    assert answer["link"]["to_host_bytes_per_s"] > 10**6
     assert any(action[0] == "offload" for action in json.loads(Path("plan.json").read_text())["actions"])
     assert run_json("verify", "train.py:make", "plan.json", *place)["gradients_equal"]
     run("verify", "train.py:make", "plan.json", "--tier", "disk", "--scratch", "missing", code=FAILED)
 
 
-def test_compare_over_a_link_says_which() -> None:
-    asked = ["compare", "train.py:make", "--budget", "70%", "--solver", "swap-only", "--costs", "roofline"]
-    told = run_json(*asked, "--link", "25GB/s")
-    assert told["link"]["to_device_bytes_per_s"] == 25 * 10**9
-    assert told["tier"] == "host"
-    assert told["rows"][0]["status"] == "feasible"
-    without = run_json(*asked)
+def test_compare_with_a_link_prints_it() -> None:
+    command = ["compare", "train.py:make", "--budget", "70%", "--solver", "swap-only", "--costs", "roofline"]
+    answer = run_json(*command, "--link", "25GB/s")
+    assert answer["link"]["to_device_bytes_per_s"] == 25 * 10**9
+    assert answer["tier"] == "host"
+    assert answer["rows"][0]["status"] == "feasible"
+    without = run_json(*command)
     assert without["link"] is without["tier"] is None
     assert without["rows"][0]["status"] == "not_applicable"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--tier", "tape"), "host or disk"),
         (("--scratch", "."), "add --tier disk"),
         (("--link", "fast"), "not a rate"),
     ],
 )
-def test_tiers_that_cannot_be(options: tuple[str, ...], said: str) -> None:
-    assert said in run("solve", "train.py:make", "--budget", "70%", *options, code=BAD_INPUT).output
+def test_tiers_that_cannot_be_used(options: tuple[str, ...], message: str) -> None:
+    assert message in run("solve", "train.py:make", "--budget", "70%", *options, code=BAD_INPUT).output
 
 
 def test_a_link_is_measured_for_a_model_only() -> None:

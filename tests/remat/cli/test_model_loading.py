@@ -1,4 +1,4 @@
-"""MODEL on the command line: what loads, and what each failure says."""
+"""MODEL on the command line: what loads, and the message of each failure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bad_keys(): return torch.nn.Linear(2, 3), (), {1: 2}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with model files, as the current one; imports leave no trace."""
+    """A folder with model files, as the working directory; imports leave no trace."""
     (tmp_path / "train.py").write_text(GOOD)
     (tmp_path / "beside_it.py").write_text("WIDTH = 5\n")
     (tmp_path / "imports.py").write_text(
@@ -76,7 +76,7 @@ def test_what_may_be_returned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("train.py", "train.py:make_model"),
         ("", "train.py:make_model"),
@@ -105,8 +105,8 @@ def test_what_may_be_returned() -> None:
         ("train.py:bad_keys", "a dict with names as keys"),
     ],
 )
-def test_each_failure_says_what_is_wrong(spec: str, told: str) -> None:
+def test_each_failure_has_its_message(spec: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         load_model(spec)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""`remat sweep` on problem files and on a MODEL: the table, the document, the files, and what bad input says."""
+"""`remat sweep` on problem files and on a MODEL: the table, the document, the files, and the messages for bad input."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_the_document_is_what_is_written(problem: Path, tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
     done = run("sweep", problem, "--budgets", "12,20", *GRUSLYS, "-o", path, "--json")
     assert json.loads(done.stdout) == json.loads(path.read_bytes())
-    told = json.loads(done.stdout)
-    assert (told["format"], told["version"]) == ("remat.sweep", 1)
-    assert {p["budget_bytes"]: p["time_ns"] - STEP_NS for p in told["points"]} == EXTRA
+    answer = json.loads(done.stdout)
+    assert (answer["format"], answer["version"]) == ("remat.sweep", 1)
+    assert {p["budget_bytes"]: p["time_ns"] - STEP_NS for p in answer["points"]} == EXTRA
     curve = decode(done.stdout.encode())
     assert isinstance(curve, Sweep)
     loaded = load_problem(problem)
@@ -58,9 +58,9 @@ def test_a_folder_has_a_plan_file_for_every_point(problem: Path, tmp_path: Path)
     }
     loaded = load_problem(problem)
     for point in curve.points:
-        made = load_plan(folder / f"plan-{point.budget_bytes}.json")
-        assert made.plan == point.plan
-        assert simulate(loaded, made.plan).time_ns == made.time_ns == point.time_ns
+        plan_file = load_plan(folder / f"plan-{point.budget_bytes}.json")
+        assert plan_file.plan == point.plan
+        assert simulate(loaded, plan_file.plan).time_ns == plan_file.time_ns == point.time_ns
     assert sorted(p.name for p in tmp_path.iterdir()) == ["chain.json", "plans"]
     message = run("sweep", problem, "--budgets", "12", *GRUSLYS, "-o", folder, code=BAD_INPUT).stderr
     assert "holds files" in message
@@ -84,25 +84,25 @@ def test_the_table_for_people(problem: Path) -> None:
 
 
 def test_budgets_are_shares_of_store_all(problem: Path) -> None:
-    told = run_json("sweep", problem, "--budgets", "90%, 60% ,10", *GRUSLYS)
-    assert [point["budget_bytes"] for point in told["points"]] == [10, 51 * 60 // 100, 51 * 90 // 100]
+    answer = run_json("sweep", problem, "--budgets", "90%, 60% ,10", *GRUSLYS)
+    assert [point["budget_bytes"] for point in answer["points"]] == [10, 51 * 60 // 100, 51 * 90 // 100]
 
 
-def test_the_link_is_told(problem: Path) -> None:
-    told = run_json("sweep", problem, "--budgets", "12", "--solver", "swap-only", "--link", "1GB/s")
-    assert told["link"]["to_host_bytes_per_s"] == 10**9
-    curve = decode(json.dumps(told).encode())
+def test_the_link_is_printed(problem: Path) -> None:
+    answer = run_json("sweep", problem, "--budgets", "12", "--solver", "swap-only", "--link", "1GB/s")
+    assert answer["link"]["to_host_bytes_per_s"] == 10**9
+    curve = decode(json.dumps(answer).encode())
     assert isinstance(curve, Sweep)
     assert curve.link == Link(10**9, 10**9)
 
 
 def test_without_any_plan(problem: Path, tmp_path: Path) -> None:
     path = tmp_path / "curve.json"
-    told = run_json("sweep", problem, "--budgets", "1,2", "-o", path, code=NO_PLAN)
-    assert [point["status"] for point in told["points"]] == ["infeasible"] * 2
+    answer = run_json("sweep", problem, "--budgets", "1,2", "-o", path, code=NO_PLAN)
+    assert [point["status"] for point in answer["points"]] == ["infeasible"] * 2
     slow = ("--solver", "checkmate", "--time-limit", "1e-9")
-    told = run_json("sweep", problem, "--budgets", "8", *slow, "-o", path, code=LIMIT)
-    assert (told["stopped"], told["points"][0]["actions"]) == ("time", None)
+    answer = run_json("sweep", problem, "--budgets", "8", *slow, "-o", path, code=LIMIT)
+    assert (answer["stopped"], answer["points"][0]["actions"]) == ("time", None)
     assert not path.exists()
 
 
@@ -113,8 +113,8 @@ def test_ctrl_c_keeps_the_points_so_far(problem: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("remat.cli.app.progress_printer", lambda: interrupt)
     path = tmp_path / "curve.json"
-    told = run_json("sweep", problem, "--budgets", "100%,60%,50%", "-o", path)
-    assert told["stopped"] == "interrupt"
+    answer = run_json("sweep", problem, "--budgets", "100%,60%,50%", "-o", path)
+    assert answer["stopped"] == "interrupt"
     points = load_sweep(path).points
     assert points[-1].time_ns == STEP_NS
     assert points[0].stopped == "interrupt"
@@ -134,7 +134,7 @@ def test_ctrl_c_keeps_the_points_so_far(problem: Path, tmp_path: Path, monkeypat
         (("-o", "no-such-folder/plans"), "no-such-folder"),
     ],
 )
-def test_bad_input_is_said_before_anything_runs(problem: Path, args: tuple[str, ...], word: str) -> None:
+def test_bad_input_is_reported_before_anything_runs(problem: Path, args: tuple[str, ...], word: str) -> None:
     done = run("sweep", problem, *args, code=BAD_INPUT)
     assert done.stdout == ""
     assert word in done.stderr
@@ -149,12 +149,12 @@ def test_a_model(tmp_path: Path) -> None:
         "    return torch.nn.Sequential(*blocks), (torch.ones(512, 8),)\n"
     )
     folder = tmp_path / "plans"
-    told = run_json(
+    answer = run_json(
         "sweep", f"{source}:make", "--costs", "roofline", "--points", "4", "--time-limit", "8", "-o", folder
     )
-    times = [point["time_ns"] for point in told["points"]]
+    times = [point["time_ns"] for point in answer["points"]]
     assert times == sorted(times, reverse=True)
-    assert times[-1] == told["store_all_time_ns"]
-    smallest = folder / f"plan-{told['points'][0]['budget_bytes']}.json"
+    assert times[-1] == answer["store_all_time_ns"]
+    smallest = folder / f"plan-{answer['points'][0]['budget_bytes']}.json"
     verified = CliRunner().invoke(app, ["verify", f"{source}:make", str(smallest)])
     assert verified.exit_code == OK, verified.output

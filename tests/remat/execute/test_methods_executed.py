@@ -1,6 +1,6 @@
-"""What is simulated is what runs: the plans of every method on three models with measured costs, executed.
+"""Plans run as they are simulated: those of every method on three models with measured costs, executed.
 
-The models have a link to host memory, so that methods that swap have plans too.
+The models have a link to host memory, so that swap methods have plans too.
 Expected peaks come from the profiler, expected bits from the store-all plan of the same graph.
 """
 
@@ -18,7 +18,7 @@ import remat_solvers
 from examples.zoo import encoder, recurrent
 from remat.capture.exported import Exported
 from remat.model_solvers.registry import bind
-from remat.verification import Step, compare_steps, run_step
+from remat.verification import StepRecord, compare_steps, run_step
 from remat_solvers.plan import Offload, Plan
 from remat_solvers.problem import Link
 from remat_solvers.registry import Entry
@@ -58,7 +58,7 @@ def exported(name: str) -> Exported:
 
 @cache
 def answers(name: str, method: str) -> tuple[Result, ...]:
-    """What the method says at every budget."""
+    """The method's result at every budget."""
     problem, solver = exported(name).problem, bind(method, exported(name))
     return tuple(
         remat_solvers.solve(problem, budget.bytes, solver=solver, limits=Limits(SECONDS)) for budget in budgets(problem)
@@ -66,8 +66,8 @@ def answers(name: str, method: str) -> tuple[Result, ...]:
 
 
 @cache
-def run(name: str, plan: Plan) -> Step:
-    """One step by the plan: several methods have the same."""
+def run(name: str, plan: Plan) -> StepRecord:
+    """One step by the plan, cached, since several methods find the same plan."""
     _, args, kwargs = MODELS[name].make()
     return run_step(remat.apply(exported(name), plan), args, kwargs, exported(name))
 
@@ -86,7 +86,7 @@ def test_plans_run_as_predicted_and_bit_equal(name: str, entry: Entry) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_there_are_plans_to_run(name: str) -> None:
-    """Most methods find one at some budget, and not all the same; some move values."""
+    """Most methods find a plan at some budget, not all of them the same; some plans offload."""
     plans = {entry.name: {r.plan for r in answers(name, entry.name) if r.plan is not None} for entry in QUICK}
     assert sum(map(bool, plans.values())) > len(QUICK) / 2
     assert len(set().union(*plans.values())) > len(QUICK)

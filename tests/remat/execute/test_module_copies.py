@@ -59,25 +59,25 @@ def test_a_copy_trains_on_by_itself(copied: Copy, before: int) -> None:
     net, expected = recomputing(layers(), (batch(),)), layers()
     for module in (net, expected):
         train(module, before)
-    made = copied(net)
-    assert isinstance(made, RematModule)
-    assert not {id(p) for p in made.parameters()} & {id(p) for p in net.parameters()}
+    twin = copied(net)
+    assert isinstance(twin, RematModule)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in net.parameters()}
     before_training = state_of(net)
-    train(made, 3, seed=1)
+    train(twin, 3, seed=1)
     assert different(state_of(net), before_training) == []
     train(net, 3, seed=1)
     train(expected, 3, seed=1)
-    assert different(state_of(made), state_of(net)) == []
+    assert different(state_of(twin), state_of(net)) == []
     assert different(state_of(net), state_of(expected)) == []
 
 
 @COPIES
 def test_a_copy_keeps_its_plan(copied: Copy) -> None:
     net = solved(layers(), (batch(rows=1024),), "70%", reserve_bytes=7)
-    made: Any = copied(net)
-    assert (made.plan, made.problem, made.result, made.report()) == (net.plan, net.problem, net.result, net.report())
-    training_loss(made(batch(rows=1024))).backward()
-    assert (made.plan, made.problem, made.result, made.report()) == (net.plan, net.problem, net.result, net.report())
+    twin: Any = copied(net)
+    assert (twin.plan, twin.problem, twin.result, twin.report()) == (net.plan, net.problem, net.result, net.report())
+    training_loss(twin(batch(rows=1024))).backward()
+    assert (twin.plan, twin.problem, twin.result, twin.report()) == (net.plan, net.problem, net.result, net.report())
 
 
 @COPIES
@@ -97,25 +97,25 @@ def _twice(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 @COPIES
 def test_a_copy_of_a_copy(copied: Copy) -> None:
     net = recomputing(layers(), (batch(),))
-    made = copied(copied(net))
-    assert different(left_behind(made, (batch(),)), left_behind(net, (batch(),))) == []
+    twin = copied(copied(net))
+    assert different(left_behind(twin, (batch(),)), left_behind(net, (batch(),))) == []
 
 
 @COPIES
 def test_a_copy_inside_another_module(copied: Copy) -> None:
     outer = nn.Sequential(recomputing(layers(), (batch(),)), nn.Linear(WIDTH, 3))
-    made = copied(outer)
-    assert list(made.state_dict()) == list(outer.state_dict())
-    assert different(left_behind(made, (batch(),)), left_behind(outer, (batch(),))) == []
+    twin = copied(outer)
+    assert list(twin.state_dict()) == list(outer.state_dict())
+    assert different(left_behind(twin, (batch(),)), left_behind(outer, (batch(),))) == []
 
 
 @COPIES
 def test_a_copy_of_a_transformer(copied: Copy) -> None:
     model, args, kwargs = CASE["gpt2"].make()
     net = recomputing(model, args, kwargs)
-    made = copied(net)
-    assert made.lm_head.weight is made.transformer.wte.weight  # still tied
-    assert different(left_behind(made, args, kwargs), left_behind(net, args, kwargs)) == []
+    twin = copied(net)
+    assert twin.lm_head.weight is twin.transformer.wte.weight  # still tied
+    assert different(left_behind(twin, args, kwargs), left_behind(net, args, kwargs)) == []
 
 
 def test_a_loaded_module_refuses_another_call() -> None:
@@ -153,9 +153,9 @@ def test_a_loaded_module_replans() -> None:
 
 def test_shallow_copy_shares_parameters() -> None:
     net = recomputing(layers(), (batch(),))
-    made = copy.copy(net)
-    assert [id(p) for p in made.parameters()] == [id(p) for p in net.parameters()]
-    assert different(left_behind(made, (batch(),)), left_behind(layers(), (batch(),))) == []
+    twin = copy.copy(net)
+    assert [id(p) for p in twin.parameters()] == [id(p) for p in net.parameters()]
+    assert different(left_behind(twin, (batch(),)), left_behind(layers(), (batch(),))) == []
 
 
 # Names

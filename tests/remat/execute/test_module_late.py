@@ -28,7 +28,7 @@ PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-
 
 
 class LossAndLogits(nn.Module):
-    """Returns a scalar loss beside what it was made of, as transformers does; with dropout and batch norm."""
+    """Returns a scalar loss and the tensors behind it, as transformers does; with dropout and batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_transformers_loss_and_logits(name: str, plan: Plans) -> None:
     assert different(*found) == []
 
 
-def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_warning_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     net = storing_all(LossAndLogits(), call())
     with caplog.at_level(logging.WARNING, logger="remat"):
         for _ in range(3):
@@ -132,7 +132,7 @@ def test_a_late_gradient_after_a_change_in_place_raises() -> None:
 
 
 class Centred(nn.Module):
-    """Reads a buffer that it updates: run again, it would read the new one."""
+    """Reads a buffer that it updates: a second run would read the new one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Centred(nn.Module):
         return y.square().mean(), y
 
 
-def test_a_late_gradient_that_cannot_be_had_says_what_to_do() -> None:
+def test_a_late_gradient_that_cannot_be_computed_is_refused() -> None:
     net = storing_all(Centred(), (batch(),))
     loss, _ = net(batch())
     loss.backward()

@@ -44,9 +44,9 @@ def test_every_setting_is_a_valid_plan_that_runs(name: str) -> None:
     model, args, kwargs = case.make()
     exported = remat.export(model.train(), args, kwargs, costs="roofline")
     kept = run_step(remat.apply(exported, store_all(exported.problem)), args, kwargs, exported)
-    made = plans(exported)
-    assert made.keys() >= {1.0, 0.0}
-    for setting, plan in made.items():
+    by_setting = plans(exported)
+    assert by_setting.keys() >= {1.0, 0.0}
+    for setting, plan in by_setting.items():
         assert validate(exported.problem, plan) == []
         if setting in (1.0, 0.5, 0.0):
             assert compare_steps(run_step(remat.apply(exported, plan), args, kwargs, exported), kept).equal
@@ -69,16 +69,16 @@ def test_recompute_all_recomputes_the_forward() -> None:
     assert times == [2] * 8
 
 
-def test_a_solver_like_others() -> None:
+def test_it_finds_the_fastest_setting_that_fits() -> None:
     exported = export("attention-dropout")
     problem, method = exported.problem, TorchBudget(exported)
-    made = [simulate(problem, plan) for plan in plans(exported).values()]
-    peaks = sorted({line.peak_bytes for line in made})
+    timelines = [simulate(problem, plan) for plan in plans(exported).values()]
+    peaks = sorted({line.peak_bytes for line in timelines})
     assert len(peaks) > 2
     for budget_bytes in peaks[:2]:
         fits = remat_solvers.solve(problem, budget_bytes, solver=method, limits=Limits(None))
         assert fits.status is Status.FEASIBLE
-        assert fits.time_ns == min(line.time_ns for line in made if line.peak_bytes <= budget_bytes)
+        assert fits.time_ns == min(line.time_ns for line in timelines if line.peak_bytes <= budget_bytes)
     none = remat_solvers.solve(problem, peaks[0] - 1, solver=method, limits=Limits(None))
     assert (none.status, none.smallest_peak_bytes) == (Status.NOT_FOUND, peaks[0])
 
@@ -110,8 +110,8 @@ def test_the_time_limit_holds_between_settings_in_another_thread() -> None:
     results = []
 
     def work() -> None:
-        least = min(simulate(exported.problem, plan).peak_bytes for plan in plans(exported).values())
-        results.append(TorchBudget(exported).solve(exported.problem, least, **now))
+        smallest = min(simulate(exported.problem, plan).peak_bytes for plan in plans(exported).values())
+        results.append(TorchBudget(exported).solve(exported.problem, smallest, **now))
 
     now: dict[str, Any] = {"limits": Limits(seconds=1e-9), "on_progress": None, "seed": 0}
     thread = threading.Thread(target=work)
