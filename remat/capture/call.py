@@ -145,28 +145,28 @@ def autocast_state(leaves: Sequence[Any], state: ModelState) -> tuple[tuple[str,
 
 def signature_differences(planned: Signature, called: Signature, model: nn.Module) -> list[str]:
     """Return one phrase for each way in which the signature `called` differs from `planned`."""
-    found: list[str] = []
+    changes: list[str] = []
     if planned.tree != called.tree:
-        found.append("the arguments are nested differently: positions, keywords, lengths or types have changed")
+        changes.append("the arguments are nested differently: positions, keywords, lengths or types have changed")
     else:
         for index, (old, new) in enumerate(zip(planned.leaves, called.leaves, strict=True)):
-            found.extend(_leaf_difference(f"argument leaf {index}", old, new))
+            changes.extend(_leaf_difference(f"argument leaf {index}", old, new))
         if planned.first_alias != called.first_alias:
-            found.append("different arguments are now the same tensor")
+            changes.append("different arguments are now the same tensor")
     names = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
     for name, before, after in zip(names, planned.parameters, called.parameters, strict=False):
-        found.extend(_leaf_difference(name, before, after))
+        changes.extend(_leaf_difference(name, before, after))
     if len(planned.parameters) != len(called.parameters):
-        found.append(
+        changes.append(
             f"the model has {len(called.parameters)} parameters and buffers; the plan is for {len(planned.parameters)}"
         )
     if planned.training != called.training:
-        found.extend(_training_difference(planned.training, called.training, model))
+        changes.extend(_training_difference(planned.training, called.training, model))
     if planned.autocast != called.autocast:
-        found.append(
+        changes.append(
             f"autocast is {_describe_autocast(called)}; the plan is for autocast {_describe_autocast(planned)}"
         )
-    return found
+    return changes
 
 
 def _leaf_spec(leaf: Any) -> Any:

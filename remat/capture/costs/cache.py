@@ -41,7 +41,7 @@ def read_rows(keys: Iterable[str]) -> dict[str, Row]:
     path = cache_path()
     if not path.exists():
         return {}
-    found: dict[str, Row] = {}
+    rows: dict[str, Row] = {}
     try:
         with closing(sqlite3.connect(path, timeout=_BUSY_S)) as db:
             for key in keys:
@@ -49,10 +49,10 @@ def read_rows(keys: Iterable[str]) -> dict[str, Row]:
                     "SELECT time_ns, spread_ns, workspace_bytes, kept_bytes FROM costs_2 WHERE key = ?", (key,)
                 ).fetchone()
                 if row is not None and all(isinstance(number, int) and number >= 0 for number in row):
-                    found[key] = row
+                    rows[key] = row
     except sqlite3.Error:
         return {}
-    return found
+    return rows
 
 
 def write_rows(rows: Mapping[str, Row]) -> None:

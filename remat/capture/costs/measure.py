@@ -156,16 +156,16 @@ def _run_between_markers(node: fx.Node) -> None:
 
 def _between_markers(changes: Sequence[int]) -> list[tuple[int, int]]:
     """Return (peak, kept) bytes between each pair of marker allocations."""
-    found: list[tuple[int, int]] = []
+    figures: list[tuple[int, int]] = []
     begin = -1
     for index, change in enumerate(changes):
         if change == _START_BYTES:
             begin = index + 2  # after the marker's release
         elif change == _END_BYTES and begin >= 0:
             allocated = list(accumulate(changes[begin:index], initial=0))
-            found.append((max(allocated), allocated[-1]))
+            figures.append((max(allocated), allocated[-1]))
             begin = -1
-    return found
+    return figures
 
 
 def _cuda_memory(node: fx.Node) -> tuple[int, int]:
