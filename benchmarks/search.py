@@ -17,7 +17,7 @@ from problems import load
 
 from remat_solvers import generate
 from remat_solvers.bounds import time_bound_ns
-from remat_solvers.optimal.local_search.annealing import Search
+from remat_solvers.optimal.local_search.annealing import SequenceSearch
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import baseline
 
@@ -57,7 +57,7 @@ def budget_of(problem: Problem, share: float) -> int:
 def one_run(problem: Problem, budget_bytes: int, free_order: bool, seed: int) -> tuple[float, float, float]:
     """Moves per second, seconds to the first plan, and the overhead in % at the end; NaN without a plan."""
     start = time.process_time()
-    search = Search(problem, budget_bytes, free_order=free_order, seed=seed)
+    search = SequenceSearch(problem, budget_bytes, free_order=free_order, seed=seed)
     first = float("nan")
     moves = 0
     while (seconds := time.process_time() - start) < SECONDS:

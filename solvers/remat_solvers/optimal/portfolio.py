@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from remat_solvers.optimal.incumbents import Evidence, Incumbents
 from remat_solvers.optimal.lagrangian.solve import lagrangian_steps
-from remat_solvers.optimal.local_search.annealing import AVAILABLE, Search, SearchError
-from remat_solvers.optimal.local_search.windows import Decomposed
+from remat_solvers.optimal.local_search.annealing import AVAILABLE, SearchError, SequenceSearch
+from remat_solvers.optimal.local_search.windows import WindowSearch
 from remat_solvers.optimal.options import AutoOptions
 from remat_solvers.optimal.program.driver import ProgramTask
 from remat_solvers.optimal.program.refinement import RefinementStep
@@ -91,8 +91,8 @@ class Portfolio:
         self.small = len(self.problem.ops) <= tuning.small_problem_ops
         self.state_search = self._new_state_search(tangents_first=False)
         self.searches = self._new_searches()  # from the best plans, per order of first computations
-        self.window_searches: dict[Order, Search] = {}  # the same, one window of the sequence after another
-        self.restarts: dict[Order, Search] = {}  # from store-all, where those from the best plans find nothing
+        self.window_searches: dict[Order, SequenceSearch] = {}  # the same, one window of the sequence after another
+        self.restarts: dict[Order, SequenceSearch] = {}  # from store-all, where those from the best plans find nothing
         self.idle_moves = dict.fromkeys(Order, 0)  # per order, since anything found a better plan
         self.slices = dict.fromkeys(Order, 0)  # per order, of search
         self.num_restarts = 0
@@ -154,7 +154,7 @@ class Portfolio:
         """Whether the search in free order had its chance, where there is one."""
         search, tuning = self.searches.get(Order.FREE), self.tuning
         enough = max(tuning.reordering_min_moves, tuning.reordering_min_moves_per_op * len(self.problem.ops))
-        return search is None or search.made >= enough or Order.FREE not in self.searching
+        return search is None or search.moves_made >= enough or Order.FREE not in self.searching
 
     # Parts that run to their end
 
@@ -173,7 +173,7 @@ class Portfolio:
         return StateSearch(self.problem, self.budget_bytes, order=order, tangents_first=tangents_first)
 
     def _search_states(self, max_states: int) -> Iterator[None]:
-        """Search all plans of a small problem, until so many states have been met."""
+        """SequenceSearch all plans of a small problem, until so many states have been met."""
         while (search := self.state_search) is not None and search.met < max_states:
             incumbents, sequence_before = self.incumbents, search.sequence
             search.run(min(self.tuning.states_slice, max_states - search.met))
@@ -216,14 +216,14 @@ class Portfolio:
 
     # Local search
 
-    def _new_searches(self) -> dict[Order, Search]:
+    def _new_searches(self) -> dict[Order, SequenceSearch]:
         """One that keeps the order, whose plans are compared with the stronger bound, and one that does not."""
         orders = {"given": [Order.GIVEN], "free": [Order.FREE], "any": [Order.GIVEN, Order.FREE]}[self.options.order]
         if not (self.options.search and AVAILABLE):
             return {}
         try:
             return {
-                order: Search(self.problem, self.budget_bytes, free_order=order is Order.FREE, seed=self.seed)
+                order: SequenceSearch(self.problem, self.budget_bytes, free_order=order is Order.FREE, seed=self.seed)
                 for order in orders
             }
         except SearchError:  # sizes beyond its arithmetic
@@ -267,7 +267,7 @@ class Portfolio:
         saved_ns, overhead_ns = ordered.time_ns - best.time_ns, best.time_ns - incumbents.every_op_once_ns
         return saved_ns > max(incumbents.within_ns, self.tuning.reordering_min_saving * overhead_ns)
 
-    def _run_slice(self, search: Search) -> int:
+    def _run_slice(self, search: SequenceSearch) -> int:
         """Run a slice; how many moves were made."""
         tuning = self.tuning
         if self.by_work:
@@ -278,7 +278,7 @@ class Portfolio:
         self.searched_s += time.perf_counter() - begin_s
         return moves
 
-    def _search_for_next_slice(self, order: Order) -> Search:
+    def _search_for_next_slice(self, order: Order) -> SequenceSearch:
         """In turn those that start from the best plans; where they find nothing, every other time a restart."""
         self.slices[order] += 1
         stuck = self.idle_moves[order] >= self.tuning.restart_after_idle_moves_per_op * len(self.problem.ops)
@@ -292,16 +292,20 @@ class Portfolio:
             self.window_searches[order].offer(best.plan.sequence)
         return self.window_searches[order]
 
-    def _restart(self, order: Order) -> Search:
+    def _restart(self, order: Order) -> SequenceSearch:
         """A search that starts anew, with another seed: where memory is tight, where a search ends varies widely."""
         search = self.restarts.get(order)
-        if search is None or search.done or search.made >= self.tuning.restart_moves_per_op * len(self.problem.ops):
+        if (
+            search is None
+            or search.done
+            or search.moves_made >= self.tuning.restart_moves_per_op * len(self.problem.ops)
+        ):
             self.num_restarts += 1
             search = self.restarts[order] = self._new_search(order, self.seed + self.num_restarts)
         return search
 
-    def _new_search(self, order: Order, seed: int) -> Search:
-        kind = Decomposed if self.options.windows else Search
+    def _new_search(self, order: Order, seed: int) -> SequenceSearch:
+        kind = WindowSearch if self.options.windows else SequenceSearch
         return kind(self.problem, self.budget_bytes, free_order=order is Order.FREE, seed=seed)
 
     # The program

@@ -205,6 +205,6 @@ def test_ctrl_c_before_anything_is_told_as_such(monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("remat_solvers.optimal.portfolio.Search", interrupted)
+    monkeypatch.setattr("remat_solvers.optimal.portfolio.SequenceSearch", interrupted)
     result = solve(corpus_problem("unet"), budgets(corpus_problem("unet"))[2])
     assert (result.status, result.stopped) == (Status.NOT_FOUND, Stopped.INTERRUPT)

@@ -1,4 +1,4 @@
-// The Python side of the search with a link: one type, Mover, over the limited API, so that one build serves every Python 3.
+// The Python binding of the search with a link: one type, Mover, over the limited API, so that one build serves every Python 3.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -10,11 +10,11 @@
 
 namespace {
 
-using moving::Action;
-using moving::Choice;
-using moving::Link;
-using moving::Mover;
-using moving::Trip;
+using offload::Action;
+using offload::Choice;
+using offload::Link;
+using offload::Mover;
+using offload::Swap;
 using search::Graph;
 using search::read_graph;
 using search::read_numbers;
@@ -104,15 +104,17 @@ PyObject* mover_actions(PyObject* self, PyObject*) {
 PyObject* mover_best(PyObject* self, PyObject*) {
     const Mover& mover = mover_of(self);
     if (!mover.started()) Py_RETURN_NONE;
-    return Py_BuildValue("LLL", static_cast<long long>(mover.verdict().time), static_cast<long long>(mover.verdict().moved),
-                         static_cast<long long>(mover.verdict().peak));
+    const auto& best = mover.evaluation();
+    return Py_BuildValue("LLL", static_cast<long long>(best.time), static_cast<long long>(best.moved),
+                         static_cast<long long>(best.peak));
 }
 
 PyObject* mover_choice(PyObject* self, PyObject*) {
     const Choice& choice = mover_of(self).choice();
     PyObject* sequence = list_of(choice.sequence, [](int op) { return PyLong_FromLong(op); });
-    PyObject* trips = list_of(choice.trips, [](const Trip& t) { return Py_BuildValue("iiii", t.value, t.back, t.lead, t.early); });
-    return Py_BuildValue("NN", sequence, trips);
+    PyObject* swaps = list_of(
+        choice.swaps, [](const Swap& s) { return Py_BuildValue("iiii", s.value, s.back, s.lead, s.early); });
+    return Py_BuildValue("NN", sequence, swaps);
 }
 
 PyObject* mover_restart(PyObject* self, PyObject*) {
@@ -121,9 +123,9 @@ PyObject* mover_restart(PyObject* self, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"offer", mover_offer, METH_VARARGS, "offer(sequence, boundary, values, backs, leads, early) -> whether a plan came of it"},
+    {"offer", mover_offer, METH_VARARGS, "offer(sequence, boundary, values, backs, leads, early) -> whether a plan fits"},
     {"run", mover_run, METH_VARARGS, "run(moves, seconds, hot, cold) -> moves made; releases the GIL"},
-    {"restart", mover_restart, METH_NOARGS, "go on from the best"},
+    {"restart", mover_restart, METH_NOARGS, "continue from the best plan"},
     {"best", mover_best, METH_NOARGS, "(time, moved bytes, peak) of the best, or None"},
     {"choice", mover_choice, METH_NOARGS, "(sequence, [(value, back, lead, early)]) of the best"},
     {"actions", mover_actions, METH_NOARGS, "[(kind, index)] of the best's plan, or None"},
@@ -147,7 +149,7 @@ int execute(PyObject* module) {
 }
 
 PyModuleDef_Slot module_slots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)}, {0, nullptr}};
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_moving", "Simulated annealing over what runs again and what moves.", 0, nullptr, module_slots,
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_moving", "Simulated annealing over recomputations and offloads.", 0, nullptr, module_slots,
                       nullptr, nullptr, nullptr};
 
 }  // namespace

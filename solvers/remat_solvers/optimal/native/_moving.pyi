@@ -1,9 +1,9 @@
-from remat_solvers.optimal.local_search.annealing import Flat
+from remat_solvers.optimal.local_search.annealing import FlatGraph
 
 class Mover:
     def __new__(
         cls,
-        graph: Flat,
+        graph: FlatGraph,
         to_host_ns: list[int],
         to_device_ns: list[int],
         moves: list[int],

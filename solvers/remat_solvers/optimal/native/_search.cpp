@@ -1,4 +1,4 @@
-// The Python side of the search: one type, Engine, over the limited API, so that one build serves every Python 3.
+// The Python binding of the search: one type, Engine, over the limited API, so that one build serves every Python 3.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -90,7 +90,7 @@ PyObject* engine_cool(PyObject* self, PyObject* args) {
     double heat;
     if (!PyArg_ParseTuple(args, "iiLd", &first, &last, &moves, &heat)) return nullptr;
     try {
-        annealer_of(self).cool(first, last, moves, heat);
+        annealer_of(self).anneal_window(first, last, moves, heat);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
@@ -112,10 +112,11 @@ PyObject* engine_current(PyObject* self, PyObject*) { return found(annealer_of(s
 PyObject* engine_done(PyObject* self, PyObject*) { return PyBool_FromLong(annealer_of(self).done()); }
 
 PyMethodDef methods[] = {
-    {"offer", engine_offer, METH_VARARGS, "offer(sequence, boundary): start from here, if nothing better is known"},
+    {"offer", engine_offer, METH_VARARGS, "offer(sequence, boundary): continue from here, if nothing better is known"},
     {"run", engine_run, METH_VARARGS, "run(moves, seconds) -> moves made; releases the GIL"},
     {"set_budget", engine_set_budget, METH_VARARGS, "set_budget(bytes)"},
-    {"cool", engine_cool, METH_VARARGS, "cool(first, last, moves, heat): only between the first runs of two ops"},
+    {"cool", engine_cool, METH_VARARGS,
+     "cool(first, last, moves, heat): only between the first computations of two ops"},
     {"best", engine_best, METH_NOARGS, "(sequence, time, peak) of the fastest within the budget, or None"},
     {"smallest", engine_smallest, METH_NOARGS, "(sequence, time, peak) of the smallest peak met, or None"},
     {"current", engine_current, METH_NOARGS, "(sequence, time, peak) of the state, or None"},

@@ -33,7 +33,7 @@ public:
         price_ = 0;
     }
 
-    // Goes on from a sequence, where it is better than what is known.
+    // Continues from a sequence, where it is better than the best one known.
     void offer(const vector<int>& sequence, std::size_t boundary) {
         State offered(g_);
         offered.build(sequence, boundary);
@@ -46,8 +46,9 @@ public:
         left_ = 0;
     }
 
-    // The next moves cool down, from the best sequence and a heat, only what lies between the first runs of two ops.
-    void cool(int first, int last, std::int64_t moves, double heat) {
+    // The next `moves` anneal only the window between the first computations of two ops, from the best sequence, with a
+    // temperature that falls from `heat` times the time of all ops.
+    void anneal_window(int first, int last, std::int64_t moves, double heat) {
         if (best_.time < 0 || moves <= 0) return;
         build(best_);
         moves_.focus(state_.of(first)[0], state_.of(last)[0]);
@@ -58,7 +59,7 @@ public:
         length_ = left_ = moves;
     }
 
-    // Makes up to `moves` moves within `seconds`; how many were made. Fewer: time is up, or nothing to gain.
+    // Tries up to `moves` moves within `seconds`; returns how many. Fewer: the time is up, or no gain is possible.
     std::int64_t run(std::int64_t moves, double seconds) {
         const auto start = std::chrono::steady_clock::now();
         std::int64_t made = 0;
@@ -83,7 +84,7 @@ private:
 
     Found snapshot() const { return {state_.sequence(), state_.time(), state_.profile.peak()}; }
 
-    // Keeps what is the fastest within the budget; and what has the smallest peak. Whether it was the first.
+    // Keeps the fastest sequence within the budget, and the one of the smallest peak. Returns whether it became the fastest.
     bool note(const Found& found) {
         if (smaller(found.peak, found.time)) smallest_ = found;
         if (!faster(found.peak, found.time)) return false;
@@ -102,8 +103,8 @@ private:
         return smallest_.time < 0 || peak < smallest_.peak || (peak == smallest_.peak && time < smallest_.time);
     }
 
-    // A cycle cools down from the start, with a width and a temperature by which earlier cycles did well; or from the
-    // best sequence, or one that was offered. Cycles get longer.
+    // Begins a cycle of falling temperature: from the start, with a width and a temperature with which earlier cycles did
+    // well; or from the best sequence, or from one that was offered. Cycles get longer.
     void begin_cycle() {
         moves_.focus(-1, -1);
         if (fresh_) reached_[arm_] = lowest_;
@@ -143,23 +144,23 @@ private:
     void adapt() {
         const double done = 1.0 - static_cast<double>(left_) / static_cast<double>(length_);
         temperature_ = hot_ * std::pow(COLD, done);
-        const double swing = best_.time < 0 ? 1.1 : 1.02;
-        price_ *= state_.profile.peak() > budget_ ? swing : 1 / swing;
+        const double factor = best_.time < 0 ? 1.1 : 1.02;
+        price_ *= state_.profile.peak() > budget_ ? factor : 1 / factor;
         if (++ticks_ % 16 == 0 || left_ == 0) {
             const double width = left_ == 0 ? 0 : width_ * std::pow(COLD, done) * static_cast<double>(budget_ - g_.base);
             state_.profile.set_budget(budget_ - static_cast<Bytes>(std::max(0.0, width)));
         }
     }
 
-    double scale() const { return std::max(1.0, static_cast<double>(base_time_)); }  // even where nothing takes time
+    double scale() const { return std::max(1.0, static_cast<double>(base_time_)); }  // even where no op takes time
     double value() const { return static_cast<double>(state_.time()) + price_ * state_.profile.excess(); }
 
     void step() {
         const double before = value();
         const bool over = state_.profile.excess() > 0;
-        const double way = random_.unit();
+        const double draw = random_.unit();
         bool changed;
-        if (free_order_ && way < 0.3) {
+        if (free_order_ && draw < 0.3) {
             changed = moves_.reorder();
         } else {
             const double kind = random_.unit();

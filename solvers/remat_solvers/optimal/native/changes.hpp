@@ -1,109 +1,114 @@
-// Random changes of a choice: what is kept, computed again or moved, and when.
+// Random changes of a choice: which values are kept, recomputed or swapped, and when.
 #pragma once
 
 #include "clock.hpp"
 
-namespace moving {
+namespace offload {
 
 class Changes {
 public:
     Changes(const Graph& graph, Random& random) : g(graph), random_(random) {}
 
-    // One change of `choice`, whose absences are `all`; false: there is nothing to change in that way.
-    bool make(Choice& choice, const vector<Absence>& all) {
+    // One change of `choice`, which has these idle intervals; false: the change drawn does not apply.
+    bool make(Choice& choice, const vector<IdleInterval>& idle_intervals) {
         const int kind = random_.below(100);
-        if (kind < 10) return drop_trip(choice);
-        if (kind < 22) return add_trip(choice, all);
-        if (kind < 40) return drop_trip(choice) && add_trip(choice, all);
-        if (kind < 55) return shift(choice);
-        if (kind < 70) return compute_again(choice, all);
+        if (kind < 10) return drop_swap(choice);
+        if (kind < 22) return add_swap(choice, idle_intervals);
+        if (kind < 40) return drop_swap(choice) && add_swap(choice, idle_intervals);
+        if (kind < 55) return shift_copies(choice);
+        if (kind < 70) return recompute(choice, idle_intervals);
         if (kind < 82) return drop_repeat(choice, false);
         if (kind < 92) return drop_repeat(choice, true);
         return move_repeat(choice);
     }
 
-    // Something that is alive at `position` goes for a while: of a few, the one that fits `excess` best.
-    bool relieve(Choice& choice, const vector<Absence>& all, int position, Bytes excess) {
-        around_.clear();
-        for (const Absence& a : all)
-            if (a.last < position && position < a.back && choice.find(a.value, a.back) < 0) around_.push_back(a);
-        if (around_.empty()) return false;
-        const auto lacks = [&](const Absence& a) { return g.size[a.value] >= excess ? g.size[a.value] - excess : 2 * (excess - g.size[a.value]); };
-        Absence chosen = a_of(around_);
-        for (int k = 1; k < FEW; ++k) {
-            const Absence other = a_of(around_);
-            if (lacks(other) < lacks(chosen)) chosen = other;
+    // Takes a value that is idle at `position` off the device: of a few random ones, the one whose size fits `excess` best.
+    bool make_room(Choice& choice, const vector<IdleInterval>& idle_intervals, int position, Bytes excess) {
+        candidates_.clear();
+        for (const IdleInterval& a : idle_intervals)
+            if (a.last < position && position < a.back && choice.find(a.value, a.back) < 0) candidates_.push_back(a);
+        if (candidates_.empty()) return false;
+        const auto misfit = [&](const IdleInterval& a) {
+            const Bytes size = g.size[a.value];
+            return size >= excess ? size - excess : 2 * (excess - size);
+        };
+        IdleInterval chosen = random_of(candidates_);
+        for (int k = 1; k < CANDIDATES; ++k) {
+            const IdleInterval other = random_of(candidates_);
+            if (misfit(other) < misfit(chosen)) chosen = other;
         }
-        if (random_.below(4) == 0 && before(choice, chosen.value, chosen.back)) return true;
+        if (random_.below(4) == 0 && recompute_before(choice, chosen.value, chosen.back)) return true;
         choice.add({chosen.value, chosen.back});
         return true;
     }
 
 private:
-    const Absence& a_of(const vector<Absence>& some) { return some[random_.below(static_cast<int>(some.size()))]; }
+    const IdleInterval& random_of(const vector<IdleInterval>& intervals) {
+        return intervals[random_.below(static_cast<int>(intervals.size()))];
+    }
 
-    bool drop_trip(Choice& choice) {
-        if (choice.trips.empty()) return false;
-        choice.drop(random_.below(static_cast<int>(choice.trips.size())));
+    bool drop_swap(Choice& choice) {
+        if (choice.swaps.empty()) return false;
+        choice.drop(random_.below(static_cast<int>(choice.swaps.size())));
         return true;
     }
 
-    bool add_trip(Choice& choice, const vector<Absence>& all) {
-        if (all.empty()) return false;
-        Absence a = a_of(all);
-        const Absence other = a_of(all);
+    bool add_swap(Choice& choice, const vector<IdleInterval>& idle_intervals) {
+        if (idle_intervals.empty()) return false;
+        IdleInterval a = random_of(idle_intervals);
+        const IdleInterval other = random_of(idle_intervals);
         if (g.size[other.value] > g.size[a.value]) a = other;
         choice.add({a.value, a.back});
         return true;
     }
 
-    bool shift(Choice& choice) {
-        if (choice.trips.empty()) return false;
-        Trip& trip = choice.trips[random_.below(static_cast<int>(choice.trips.size()))];
-        if (random_.below(3) == 0) trip.early = !trip.early;
-        else trip.lead = std::max(0, trip.lead + (random_.below(2) ? 1 : -1) * (1 << random_.below(7)));
+    bool shift_copies(Choice& choice) {
+        if (choice.swaps.empty()) return false;
+        Swap& swap = choice.swaps[random_.below(static_cast<int>(choice.swaps.size()))];
+        if (random_.below(3) == 0) swap.early = !swap.early;
+        else swap.lead = std::max(0, swap.lead + (random_.below(2) ? 1 : -1) * (1 << random_.below(7)));
         return true;
     }
 
-    bool compute_again(Choice& choice, const vector<Absence>& all) {
-        if (!choice.trips.empty() && random_.below(2)) {
-            const Trip trip = choice.trips[random_.below(static_cast<int>(choice.trips.size()))];
-            return before(choice, trip.value, trip.back);
+    bool recompute(Choice& choice, const vector<IdleInterval>& idle_intervals) {
+        if (!choice.swaps.empty() && random_.below(2)) {
+            const Swap swap = choice.swaps[random_.below(static_cast<int>(choice.swaps.size()))];
+            return recompute_before(choice, swap.value, swap.back);
         }
-        if (all.empty()) return false;
-        const Absence a = a_of(all);
-        return before(choice, a.value, a.back);
+        if (idle_intervals.empty()) return false;
+        const IdleInterval a = random_of(idle_intervals);
+        return recompute_before(choice, a.value, a.back);
     }
 
-    // `value` is made again right before it is read at `back`, with some of what is gone by then.
-    bool before(Choice& choice, int value, int back) {
-        again_.clear();
-        if (!chain(choice, value, back, DEPTH)) return false;
+    // Recomputes `value` right before it is read at `back`, with some of the inputs that are not resident by then.
+    bool recompute_before(Choice& choice, int value, int back) {
+        recomputed_.clear();
+        if (!collect(choice, value, back, DEPTH)) return false;
         const int index = choice.find(value, back);
         if (index >= 0) choice.drop(index);
         int place = choice.place(g, back);
-        for (int op : again_) choice.insert(place++, op);
+        for (int op : recomputed_) choice.insert(place++, op);
         return true;
     }
 
-    bool chain(const Choice& choice, int value, int position, int depth) {
+    bool collect(const Choice& choice, int value, int position, int depth) {
         const int producer = g.producer[value];
         if (!g.recomputable[producer]) return false;
-        if (std::find(again_.begin(), again_.end(), producer) != again_.end()) return true;
+        if (std::find(recomputed_.begin(), recomputed_.end(), producer) != recomputed_.end()) return true;
         if (depth > 0)
             for (auto v = g.inputs.begin(producer); v != g.inputs.end(producer); ++v)
-                if (random_.below(2) && !held(choice, *v, position)) chain(choice, *v, position, depth - 1);
-        again_.push_back(producer);
+                if (random_.below(2) && !stays_resident(choice, *v, position)) collect(choice, *v, position, depth - 1);
+        recomputed_.push_back(producer);
         return true;
     }
 
     // Whether an instance of v is used both before and behind the position, and on the device in between.
-    bool held(const Choice& choice, int v, int position) const {
+    bool stays_resident(const Choice& choice, int v, int position) const {
         const int reader = choice.next_reader(g, v, position);
         return reader >= 0 && choice.find(v, reader) < 0;
     }
 
-    int a_repeat(const Choice& choice) {
+    int random_repeat(const Choice& choice) {
         first_.assign(g.ops, 0);
         int found = 0, chosen = -1;
         for (int p = 0; p < choice.size(); ++p)
@@ -111,9 +116,9 @@ private:
         return chosen;
     }
 
-    // Something is not made again, but kept, or fetched.
+    // Removes a repeat; its outputs are kept from before, or fetched.
     bool drop_repeat(Choice& choice, bool fetch) {
-        const int position = a_repeat(choice);
+        const int position = random_repeat(choice);
         if (position < 0) return false;
         if (fetch) {
             const int op = choice.sequence[position];
@@ -126,9 +131,9 @@ private:
         return true;
     }
 
-    // A repeat comes sooner or later, between what it reads and what reads it.
+    // Moves a repeat to an earlier or later position, between the producers of its inputs and the readers of its outputs.
     bool move_repeat(Choice& choice) {
-        const int position = a_repeat(choice);
+        const int position = random_repeat(choice);
         if (position < 0) return false;
         const int op = choice.sequence[position];
         const auto reads = [&](int reader, int value) {
@@ -153,28 +158,28 @@ private:
         int to = low + random_.below(high - low);
         if (to == position) return false;
         if (to == choice.boundary && choice.sequence[to] == g.tangents) return false;
-        vector<Trip> own;
+        vector<Swap> moved_swaps;
         for (auto v = g.inputs.begin(op); v != g.inputs.end(op); ++v) {
             const int index = choice.find(*v, position);
-            if (index >= 0) own.push_back(choice.trips[index]);
+            if (index >= 0) moved_swaps.push_back(choice.swaps[index]);
         }
         choice.remove(g, position);
         to = choice.place(g, to);
         choice.insert(to, op);
-        for (Trip& trip : own) {
-            trip.back = to;
-            choice.add(trip);
+        for (Swap& swap : moved_swaps) {
+            swap.back = to;
+            choice.add(swap);
         }
         return true;
     }
 
-    static constexpr int FEW = 3;
-    static constexpr int DEPTH = 4;  // of ops that are made again for another one
+    static constexpr int CANDIDATES = 3;
+    static constexpr int DEPTH = 4;  // of ops that are recomputed for another one
 
     const Graph& g;
     Random& random_;
-    vector<int> again_;
-    vector<Absence> around_;
+    vector<int> recomputed_;
+    vector<IdleInterval> candidates_;
     vector<char> first_;
 };
 

@@ -1,4 +1,4 @@
-// The problem as flat arrays, as search.py hands it over, and the random numbers of the search.
+// The problem as flat arrays (local_search/annealing.py: flat_graph), and the random numbers of the searches.
 #pragma once
 
 #include <cstdint>
@@ -20,19 +20,19 @@ struct Rows {
     void close_row() { start.push_back(static_cast<int>(items.size())); }
 };
 
-// Values here are those that some op computes; constants are part of `base`.
-// Three ops beyond those of the problem stand for moments: `begin()`, `boundary()` and `end()`; the end reads the results.
+// The values are those that some op computes; constants are part of `base`. Three further ops stand for moments: `begin()`,
+// `boundary()` and `end()`. The end reads the results.
 struct Graph {
     int ops = 0;     // of the problem
     int values = 0;
-    Bytes base = 0;  // constants and reserve
+    Bytes base = 0;  // static bytes: constants and reserve
     Rows inputs, outputs;  // per op, the three moments included
     Rows consumers;        // per value, the end included
     vector<Bytes> size;             // per value
     vector<int> producer, slot;     // per value: its op, and which of that op's outputs it is
     vector<char> forward_result;    // per value: belongs to the caller from the boundary on
     vector<std::int64_t> time;      // per op
-    vector<Bytes> top;              // per op: its outputs and workspace, there on top while it runs
+    vector<Bytes> top;              // per op: its outputs and workspace, which are resident on top while it runs
     vector<char> recomputable, backward, effect;  // per op
     int tangents = -1;
 

@@ -1,4 +1,4 @@
-// The moves of the search: each changes a State and leaves it valid; what it makes useless goes with it.
+// The moves of the search: each changes a State and leaves it valid; repeats that become useless are removed with it.
 #pragma once
 
 #include <cmath>
@@ -30,13 +30,13 @@ public:
         price_.resize(g.all_ops()), seen_.assign(g.all_ops(), 0);
     }
 
-    // From now on moves begin between these occurrences, first ones, which stay; -1: anywhere. What they bring about
-    // elsewhere, lives that become longer or shorter, counts as before.
+    // From now on moves begin between these two first computations, which do not move; -1: anywhere. Their effects elsewhere
+    // (lifetimes that become longer or shorter) count as before.
     void focus(int first, int last) { first_ = first, last_ = last; }
 
     bool any() const { return !droppable_.empty(); }
 
-    // Drops a value that is alive but not read at a crowded moment, and has it computed again before its next reader.
+    // Drops a value that is alive but not read at a moment beyond the budget, and recomputes it before its next reader.
     bool insert(double price_per_byte) {
         const int moment = s.profile.pick_excess(first(), last(), random_);
         return insert_at(moment >= 0 ? moment : pick(), price_per_byte);
@@ -54,7 +54,7 @@ public:
             if (source < 0 || s.profile.key(s.end_of(v, source)) <= key || reads(s.op(moment), v)) continue;
             int reader = s.next_reader(v, key);
             if (g.forward_result[v] && !s.before(reader, s.boundary())) {
-                if (s.before(s.boundary(), moment)) continue;  // the caller's: nothing drops it
+                if (s.before(s.boundary(), moment)) continue;  // it belongs to the caller, who keeps it
                 reader = s.profile.previous(s.boundary());
                 if (s.profile.key(reader) <= key) continue;
             }
@@ -63,7 +63,7 @@ public:
         return false;
     }
 
-    // Leaves out a repeat; what it made is kept from before instead.
+    // Removes a repeat; its outputs are kept from the computation before.
     bool remove() {
         const int x = random_repeat();
         if (x < 0) return false;
@@ -71,7 +71,7 @@ public:
         return true;
     }
 
-    // Leaves out a repeat, and where that is beyond the budget, drops up to three others instead.
+    // Removes a repeat, and where the plan is then further beyond the budget, drops up to three other values.
     bool exchange(double price_per_byte) {
         const double before = s.profile.excess();
         if (!remove()) return false;
@@ -88,16 +88,16 @@ public:
         int high = s.earliest(u, key);
         if (high < 0) high = s.end();
         int place;
-        const int way = random_.below(4);
-        if (way == 0) {  // as late as its readers allow
+        const int draw = random_.below(4);
+        if (draw == 0) {  // as late as its readers allow
             const int reader = first_reader(x);
             if (reader < 0) return false;
             place = s.profile.previous(reader);
-        } else if (way == 1) {  // behind its first reader: that one reads the instance before
+        } else if (draw == 1) {  // behind its first reader: that one reads the instance before
             place = first_reader(x);
             if (place < 0) return false;
         } else {
-            place = way == 2 ? walk(x, low, high) : pick();
+            place = draw == 2 ? walk(x, low, high) : pick();
         }
         if (place == x || place == s.profile.previous(x) || !fits(place, low, high)) return false;
         if (place == s.profile.previous(s.boundary())) return false;  // the last forward op ends the forward call
@@ -108,7 +108,7 @@ public:
         return true;
     }
 
-    // Free order: moves the first computation of an op as far as dependencies, effects and phases allow.
+    // Free order only: moves the first computation of an op as far as dependencies, effects and phases allow.
     bool reorder() {
         if (!free_order_ || g.ops == 0) return false;
         const int u = first_ < 0 ? random_.below(g.ops) : s.op(pick());
@@ -150,7 +150,7 @@ private:
     int last() const { return last_ < 0 ? s.end() : last_; }
     int pick() { return s.profile.pick(first(), last(), random_); }
 
-    // -1: there is none, or none was met.
+    // A random repeat; -1: there is none, or none was drawn.
     int random_repeat() {
         if (s.repeats().empty()) return -1;
         if (first_ < 0) return s.repeats()[random_.below(static_cast<int>(s.repeats().size()))];
@@ -178,7 +178,7 @@ private:
         return place;
     }
 
-    // The first reader of what an occurrence made; -1: none.
+    // The first reader of the outputs of an occurrence; -1: none.
     int first_reader(int x) const {
         int best = -1;
         const int u = s.op(x), key = s.profile.key(x);
@@ -194,14 +194,14 @@ private:
         for (auto v = g.inputs.begin(u); v != g.inputs.end(u); ++v) stale_.push_back(s.source(*v, key));
     }
 
-    // Removes a repeat, and what only it needed.
+    // Removes a repeat, and the repeats that only it needed.
     void drop(int x) {
         collect_sources(s.op(x), s.profile.key(x));
         s.remove(x);
         tidy(-1);
     }
 
-    // Removes what has become useless among `stale_` and x.
+    // Removes the occurrences among `stale_` and x that have become useless.
     void tidy(int x) {
         if (x >= 0) stale_.push_back(x);
         while (!stale_.empty()) {
@@ -213,8 +213,8 @@ private:
         }
     }
 
-    // Inserts u before `reader`, with what it takes to compute it there: for each input that is gone by then, either its
-    // life is extended, at the price of memory, or it is computed again too, whichever seems cheaper.
+    // Inserts u before `reader`. Each input that is not resident by then is either kept for longer, at the price of memory,
+    // or recomputed too, whichever seems cheaper.
     bool recompute_before(int u, int reader, double price_per_byte) {
         reader_ = reader, reader_key_ = s.profile.key(reader);
         price_per_byte_ = price_per_byte * std::exp(2.0 * random_.unit() - 1.5);
@@ -231,7 +231,7 @@ private:
         return true;
     }
 
-    // About what it costs to have u computed before the reader; at least `limit` where it turns out to be more.
+    // An estimate of the price of computing u before the reader; at least `limit` where it is more.
     double price_of(int u, double limit) {
         if (seen_[u] == round_) return price_[u];
         double price = static_cast<double>(g.time[u]);
@@ -261,14 +261,14 @@ private:
         chosen_.push_back(u);
     }
 
-    static constexpr int CLOSURE = 400;  // ops looked at for one insertion
+    static constexpr int CLOSURE = 400;  // ops considered for one insertion
 
     State& s;
     const Graph& g;
     Random& random_;
     const bool free_order_;
-    int first_ = -1, last_ = -1;  // where moves begin
-    vector<int> droppable_;                   // values that can be computed again
+    int first_ = -1, last_ = -1;  // occurrences between which moves begin
+    vector<int> droppable_;                   // values that can be recomputed
     vector<double> by_bytes_, by_rate_;       // cumulated weights to choose one of them
     vector<int> effect_before_, effect_after_;  // per op: its neighbours among the ops with effects
     vector<int> stale_;                       // occurrences that may have become useless

@@ -92,7 +92,7 @@ public:
         else refresh(rank_[b]);
     }
 
-    // Adds to everything behind `after` up to and including `last`.
+    // Adds to the bytes of every occurrence behind `after`, up to and including `last`.
     void add(int after, int last, Bytes bytes) {
         const int r = rank_[block_[after]], end = rank_[block_[last]];
         if (r == end) {
@@ -118,7 +118,7 @@ public:
         return sum;
     }
 
-    // About what `excess` would grow by if `bytes` were added between the two: blocks count with their maximum.
+    // An estimate of the growth of `excess` if `bytes` were added between the two: inner blocks count with their maximum.
     double excess_if_added(int after, int last, Bytes bytes) const {
         double sum = 0;
         const int r = rank_[block_[after]], end = rank_[block_[last]];
@@ -164,7 +164,7 @@ public:
         return block.occurrence[from + random.below(to - from)];
     }
 
-    // The occurrence with most bytes.
+    // The occurrence with the most bytes.
     int at_peak() const {
         const int r = static_cast<int>(std::max_element(max_.begin(), max_.end()) - max_.begin());
         const Block& block = blocks_[order_[r]];

@@ -1,4 +1,4 @@
-// What Python hands over: numbers, rows and the problem's graph, as search.py flattens it.
+// Reads the arguments from Python: numbers, rows, and the problem's graph as local_search/annealing.py flattens it.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -8,7 +8,7 @@
 
 namespace search {
 
-// The integers of a list; false with an exception set where something is none.
+// The integers of a list; false with an exception set where an item is no integer.
 template <class Number>
 bool read_numbers(PyObject* list, vector<Number>& out) {
     const Py_ssize_t count = PyList_Size(list);

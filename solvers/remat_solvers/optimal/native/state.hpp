@@ -1,10 +1,10 @@
-// A sequence of op occurrences, with what every instance of every value lives for, changed one occurrence at a time.
+// A sequence of op occurrences with the lifetime of every instance of every value, changed one occurrence at a time.
 //
 // The semantics are those of schedule.py and simulate.py. An occurrence reads the latest instance of each input, and
 // an instance lives from its computation s to its last reader e. While an occurrence runs, its outputs and workspace
-// (`top`) are there beside what is held; so the bytes during an occurrence are top + the sizes of all instances with
-// s before it and e not before it, and an instance adds its size to the range (s, e]. What is held between two
-// neighbours is the bytes during the later one less its top. Results are read by the end. An instance of a forward
+// (`top`) are resident beside the values that are held; so the bytes during an occurrence are top + the sizes of all instances with
+// s before it and e not before it, and an instance adds its size to the range (s, e]. The bytes held between two
+// neighbours are those during the later one less its top. Results are read by the end. An instance of a forward
 // result behind the boundary is a fresh copy that vanishes: all later readers read the last one before the boundary.
 //
 // So inserting or removing an occurrence of u changes one range per output of u (the instance before it ends sooner or
@@ -38,7 +38,7 @@ public:
         }
         if (boundary >= sequence.size()) append(g.boundary());
         append(g.end());
-        // Every occurrence with its top on what is held, as if nothing lived; then all lives.
+        // The profile of every occurrence is its top and the instances alive during it.
         begin_ = of_[g.begin()][0], boundary_ = of_[g.boundary()][0], end_ = of_[g.end()][0];
         vector<int> latest(g.values, -1), last(g.values, -1);
         const int count = static_cast<int>(op_.size());
@@ -112,7 +112,7 @@ public:
         return -1;
     }
 
-    // The occurrence that made what a reader at `key` finds of v; -1: none.
+    // The occurrence that computed the instance of v which a reader at `key` reads; -1: none.
     int source(int v, int key) const {
         if (g.forward_result[v]) key = std::min(key, profile.key(boundary_));
         return latest(g.producer[v], key);
@@ -148,7 +148,7 @@ public:
         undo_.push_back({x, profile.previous(x)});
         take(x);
     }
-    // Any occurrence to behind another one. A first one must stay before its readers and its repeats.
+    // Moves any occurrence behind another one. A first computation must stay before its readers and its repeats.
     void move_after(int place, int x) {
         remove(x);
         put(place, x);
@@ -177,7 +177,7 @@ public:
 private:
     struct Change {
         int occurrence;
-        int place;  // what it was removed from behind; -1: it was inserted
+        int place;  // the occurrence before it when it was removed; -1: it was inserted
     };
 
     int make(int u) {
@@ -211,7 +211,7 @@ private:
         taken_.clear();
     }
 
-    // Books an occurrence as the rank-th of its op.
+    // Records an occurrence as the rank-th of its op.
     void enter(int x, int rank) {
         time_ += g.time[op_[x]];
         index_[x] = FIRST;
@@ -231,7 +231,7 @@ private:
         index_[x] = OUT;
     }
 
-    // The last reader of v before `key` that reads what `source` made, or `source` itself.
+    // The last reader, before `key`, of the instance of v that `source` computed; or `source` itself.
     int last_reader(int v, int source, int key) const {
         int best = source, best_key = profile.key(source);
         for (auto c = g.consumers.begin(v); c != g.consumers.end(v); ++c) {
@@ -254,7 +254,7 @@ private:
         for (auto v = g.outputs.begin(u); v != g.outputs.end(u); ++v, ++ends) {
             if (vanishes(*v, x)) {
                 *ends = x;
-            } else if (rank == 0) {  // a first one that moves, and its readers stay where they are
+            } else if (rank == 0) {  // a first computation that moves; its readers do not
                 if (*ends != x) profile.add(x, *ends, g.size[*v]);
             } else {
                 int& end = ends_[first_end_[all[rank - 1]] + g.slot[*v]];

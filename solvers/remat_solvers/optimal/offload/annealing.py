@@ -1,12 +1,12 @@
-"""Local search with a link: what is kept, computed again or moved, and when, each choice judged by its exact plan.
+"""Simulated annealing with a link: which values are kept, recomputed or offloaded, and when; plans are exact.
 
-A choice is an op sequence, as in `schedule.plan_from_sequence`, and trips: between two uses of an instance its value is
-away. One rule makes the plan of a choice (native/clock.hpp, which replays it as `simulate` does): copies out in order,
-copies back as late as nobody waits, waits where an op does not fit otherwise. Per trip the copy out may start sooner,
-and so may the copy back. Simulated annealing on the time changes the choice at random (native/changes.hpp): a trip
-comes, goes or takes another's place; a value is made again before a use, with some of what it needs; a repeat goes, or
-a trip takes its place; a repeat comes sooner or later. Where an op does not fit, something that is alive there leaves,
-too.
+A choice is an op sequence, as in `schedule.plan_from_sequence`, and swaps: between two uses of an instance its value is
+off the device. One rule makes the plan of a choice (native/clock.hpp, which replays it as `simulate` does): copies to
+the host in order, copies back as late as no op waits for them, and waits where an op does not fit otherwise. Per swap,
+either copy may start sooner. The search changes the choice at random (native/changes.hpp): it adds or removes a swap,
+or replaces one by another; it recomputes a value before a use, with some of its inputs; it removes a repeat, or
+replaces it by a swap; it moves a repeat to an earlier or later position. Where an op does not fit, a value that is idle
+at that moment leaves the device, too. The objective is the time of the plan.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from remat_solvers.optimal.local_search.annealing import FOREVER, SearchError, flat
+from remat_solvers.optimal.local_search.annealing import FOREVER, SearchError, flat_graph
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import MAX_INT, Problem
 from remat_solvers.schedule import boundary_of, tangents_first
@@ -29,45 +29,45 @@ try:
 except ImportError:  # installed where there was no compiler
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "MovingSearch", "Trip", "choice_of"]
+__all__ = ["AVAILABLE", "OffloadAnnealer", "SwapChoice", "choice_of"]
 
-SMALL_PART = 2_000  # values below this part of the budget are left where they are
-LONGEST_NS = 2**53  # of one copy of everything, out and back: thousands of trips stay below 2**63
+SMALL_PART = 2_000  # values below this part of the budget are never offloaded
+LONGEST_NS = 2**53  # for a copy of every value, out and back: the times of thousands of swaps stay below 2**63
 SLICE_SECONDS = 0.2  # how long a Ctrl-C or a stop may wait
 KINDS = (Compute, Free, Offload, Fetch)  # as native/clock.hpp numbers them
 
 
 @dataclass(frozen=True, slots=True)
-class Trip:
-    """A value away, from its last use before position `back` of the sequence; its length stands for the end."""
+class SwapChoice:
+    """An idle interval in which a value is off the device: between its use at a position and the use before it."""
 
     value: int
-    back: int
-    lead: int = 0  # positions by which the copy back may start before the latest one without a wait
-    early: bool = False  # the copy to the host starts when the instance is made, not after its last use
+    back: int  # the position of the use that ends it; the length of the sequence stands for the end of the step
+    lead: int = 0  # positions by which the fetch may start before the latest one that causes no wait
+    early: bool = False  # the copy to the host starts when the instance is computed, not after its last use
 
 
-def choice_of(problem: Problem, plan: Plan) -> tuple[list[int], list[Trip]]:
-    """The sequence and the trips of a plan."""
+def choice_of(problem: Problem, plan: Plan) -> tuple[list[int], list[SwapChoice]]:
+    """The sequence and the swaps of a plan."""
     sequence: list[int] = []
-    waiting: set[int] = set()
-    trips: list[Trip] = []
+    fetched: set[int] = set()  # and not used since
+    swaps: list[SwapChoice] = []
     for action in plan:
         if isinstance(action, Compute):
             for value in problem.ops[action.op].inputs:
-                if value in waiting:
-                    waiting.discard(value)
-                    trips.append(Trip(value, len(sequence)))
+                if value in fetched:
+                    fetched.discard(value)
+                    swaps.append(SwapChoice(value, len(sequence)))
             sequence.append(action.op)
         elif isinstance(action, Fetch):
-            waiting.add(action.value)
+            fetched.add(action.value)
         elif isinstance(action, Free):
-            waiting.discard(action.value)
-    return sequence, [*trips, *(Trip(value, len(sequence)) for value in sorted(waiting))]
+            fetched.discard(action.value)
+    return sequence, [*swaps, *(SwapChoice(value, len(sequence)) for value in sorted(fetched))]
 
 
-class MovingSearch:
-    """A search for the fastest plan within a budget that may recompute and move; it can be resumed.
+class OffloadAnnealer:
+    """A search for the fastest plan within a budget that may recompute and offload; it can be resumed.
 
     The same problem, budget, seed, offers and numbers of moves give the same plans; a limit of seconds does not.
     """
@@ -81,61 +81,63 @@ class MovingSearch:
         self._values = [v for v, value in enumerate(problem.values) if value.kind != "constant"]
         self._number = {v: k for k, v in enumerate(self._values)}
         rates = link.to_host_bytes_per_s, link.to_device_bytes_per_s
-        out, back = ([copy_ns(problem.values[v].bytes, rate, link.latency_ns) for v in self._values] for rate in rates)
-        host = MAX_INT if link.host_bytes is None else link.host_bytes
-        least = max(1, budget_bytes // SMALL_PART)
+        out_ns, back_ns = (
+            [copy_ns(problem.values[v].bytes, rate, link.latency_ns) for v in self._values] for rate in rates
+        )
+        host_bytes = MAX_INT if link.host_bytes is None else link.host_bytes
+        min_bytes = max(1, budget_bytes // SMALL_PART)
         longest_ns = LONGEST_NS // max(1, len(self._values))
-        moves = [
-            int(problem.values[v].bytes >= least and out_ns + back_ns <= longest_ns)
-            for v, out_ns, back_ns in zip(self._values, out, back, strict=True)
+        movable = [
+            int(problem.values[v].bytes >= min_bytes and out + back <= longest_ns)
+            for v, out, back in zip(self._values, out_ns, back_ns, strict=True)
         ]
-        out, back = ([min(ns, longest_ns) for ns in some] for some in (out, back))
-        self._mover = Mover(flat(problem), out, back, moves, host, min(budget_bytes, MAX_INT), seed)
+        out_ns, back_ns = ([min(ns, longest_ns) for ns in times_ns] for times_ns in (out_ns, back_ns))
+        self._mover = Mover(flat_graph(problem), out_ns, back_ns, movable, host_bytes, min(budget_bytes, MAX_INT), seed)
         self._stop = threading.Event()
 
-    def offer(self, sequence: Sequence[int], trips: Iterable[Trip] = ()) -> bool:
-        """Go on from here, mended where it does not fit; whether it could be."""
+    def offer(self, sequence: Sequence[int], swaps: Iterable[SwapChoice] = ()) -> bool:
+        """Continue from this choice; where it does not fit, more values leave the device. Whether a plan fits."""
         sequence = list(tangents_first(self.problem, sequence))
-        known = [t for t in trips if t.value in self._number]
-        values = [self._number[t.value] for t in known]
-        rest = [t.back for t in known], [t.lead for t in known], [int(t.early) for t in known]
+        known = [swap for swap in swaps if swap.value in self._number]
+        values = [self._number[swap.value] for swap in known]
+        rest = [swap.back for swap in known], [swap.lead for swap in known], [int(swap.early) for swap in known]
         return self._mover.offer(sequence, boundary_of(self.problem, sequence), values, *rest)
 
     def run(self, moves: int, hot_ns: float, cold_ns: float, seconds: float = FOREVER) -> int:
-        """So many moves from the best, at a temperature that falls; how many were made."""
+        """Make so many moves from the best plan, at a falling temperature; return how many were made."""
         self.restart()
         deadline = time.perf_counter() + seconds
         made = 0
         while made < moves and not self._stop.is_set():
             hot = hot_ns * (cold_ns / hot_ns) ** (made / moves)
-            now = self.anneal(moves - made, hot, cold_ns, min(SLICE_SECONDS, deadline - time.perf_counter()))
-            made += now
-            if now == 0 or time.perf_counter() >= deadline:
+            slice_made = self.anneal(moves - made, hot, cold_ns, min(SLICE_SECONDS, deadline - time.perf_counter()))
+            made += slice_made
+            if slice_made == 0 or time.perf_counter() >= deadline:
                 break
         self._stop.clear()
         return made
 
     def restart(self) -> None:
-        """Go on from the best."""
+        """Continue from the best plan."""
         self._mover.restart()
 
     def anneal(self, moves: int, hot_ns: float, cold_ns: float, seconds: float) -> int:
-        """Moves from where the search stands, fewer when the seconds are over; how many were made."""
+        """Make moves from the current plan, fewer when the seconds are over; return how many were made."""
         return self._mover.run(moves, seconds, hot_ns, cold_ns)
 
     def stop(self) -> None:
-        """Ends the run under way in another thread, or the next one."""
+        """End the run under way in another thread, or the next one."""
         self._stop.set()
 
     @property
     def best(self) -> tuple[int, int, int] | None:
-        """Time, bytes moved and peak of the best plan; None: nothing fits yet."""
+        """Time, offloaded bytes and peak of the best plan; None: no plan fits yet."""
         return self._mover.best()
 
-    def choice(self) -> tuple[list[int], list[Trip]]:
-        """Of the best plan."""
-        sequence, trips = self._mover.choice()
-        return sequence, [Trip(self._values[v], back, lead, bool(early)) for v, back, lead, early in trips]
+    def choice(self) -> tuple[list[int], list[SwapChoice]]:
+        """The sequence and the swaps of the best plan."""
+        sequence, swaps = self._mover.choice()
+        return sequence, [SwapChoice(self._values[v], back, lead, bool(early)) for v, back, lead, early in swaps]
 
     def plan(self) -> Plan | None:
         """The best plan."""

@@ -1,13 +1,13 @@
-"""With a link: what runs again and what moves, chosen together, with a bound; what `auto` does where there is one.
+"""Joint recomputation and offloading, with a lower bound: runs the program and the search side by side.
 
-    moving_program.py    a program over few moments that no plan can beat, in a process of its own
-    moving_expansion.py  its points, as choices for the search
-    moving_search.py     local search, each plan exact in every event
+    program.py    an integer program over few moments, a relaxation, in a process of its own
+    decoding.py   turns points of the program into choices for the search
+    annealing.py  local search; each plan is exact in every event
 
-The search anneals in rounds, each twice as long as the one before and from the best plan so far; a round that finds
-nothing is followed by one from another start, then by a hotter one. A better point of the program is another start: it
-is annealed for a short round, and the search goes on there if that beats the best. When a program is solved, the next
-has more moments, and only points better than the best plan count there.
+The search anneals in rounds, each twice as long as the one before and from the best plan so far. A round without a
+better plan is followed by one from another start, then by one at a higher temperature. A better point of the program
+is another start: it is annealed for a short round, and the search continues from it if the result beats the best plan.
+When a program is solved, the next has more moments, and only points better than the best plan count there.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from remat_solvers.bounds import time_bound_ns
-from remat_solvers.optimal.offload.annealing import MovingSearch, Trip, choice_of
-from remat_solvers.optimal.offload.decoding import expanded
-from remat_solvers.optimal.offload.program import MovingProgram
+from remat_solvers.optimal.offload.annealing import OffloadAnnealer, SwapChoice, choice_of
+from remat_solvers.optimal.offload.decoding import decode
+from remat_solvers.optimal.offload.program import JointProgram
 from remat_solvers.optimal.program.decoding import bytes_at_first_computations
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
@@ -30,9 +30,9 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import MIN_GAP, new_highs
 from remat_solvers.toolkit.programs.highs_process import MipProcess, MipReport, run_highs
 
-__all__ = ["first_moments", "solve_moving"]
+__all__ = ["first_anchors", "solve_jointly"]
 
-MOMENTS = 5  # of the first program
+FIRST_ANCHORS = 5  # of the first program
 SLICE_S = 0.2  # of search, before the program is asked
 SLICE_MOVES = 5_000  # of the same, where work is limited
 FIRST_ROUND = 20_000  # moves, at most; and per op
@@ -41,34 +41,34 @@ LONGEST_ROUND = 640_000
 HOT, COLD = 3e-4, 6e-6  # of the step's time: temperatures at the begin and the end of a round
 HOTTER = 2.0  # times, after rounds that found nothing
 HOTTEST = 2e-3
-ASIDE_HOT = 1e-3  # from other starts
-HERE_COLUMNS = 1_000  # smaller programs are solved in this process
-HERE_S = 2.0  # at most
+SIDE_HOT = 1e-3  # from other starts
+INLINE_COLUMNS = 1_000  # smaller programs are solved in this process
+INLINE_S = 2.0  # at most
 FOREVER = float("inf")
 PATIENCE = 5_000  # moves per op that find nothing, after which the search is through
 
 
-def first_moments(problem: Problem, count: int) -> list[int]:
-    """The op of most memory in each of some `count` slices of equal time, forward and backward apart; and the last.
+def first_anchors(problem: Problem, count: int) -> list[int]:
+    """The last op, and in about `count` slices of equal time, of forward and backward apart, the op of most memory.
 
-    Every op, where there are no more.
+    All ops, where there are not more.
     """
     if count >= len(problem.ops):
         return list(range(len(problem.ops)))
     profile = bytes_at_first_computations(problem, store_all(problem))[0]
-    ends = list(accumulate(op.time_ns for op in problem.ops))
-    turn, total = len(problem.forward_ops), len(problem.ops)
-    places = {0, turn, total}
-    for first, last, slices in ((0, turn, count // 2), (turn, total, count - count // 2)):
+    ends_ns = list(accumulate(op.time_ns for op in problem.ops))
+    boundary, total = len(problem.forward_ops), len(problem.ops)
+    cuts = {0, boundary, total}
+    for first, last, slices in ((0, boundary, count // 2), (boundary, total, count - count // 2)):
         if first < last:
-            begin = ends[first - 1] if first else 0
-            marks = [begin + (ends[last - 1] - begin) * k / max(1, slices) for k in range(1, slices)]
-            places.update(next(i for i in range(first, last) if ends[i] >= mark) for mark in marks)
-    highest = (max(range(a, b), key=lambda op: int(profile[op])) for a, b in pairwise(sorted(places)))
+            begin_ns = ends_ns[first - 1] if first else 0
+            marks_ns = [begin_ns + (ends_ns[last - 1] - begin_ns) * k / max(1, slices) for k in range(1, slices)]
+            cuts.update(next(i for i in range(first, last) if ends_ns[i] >= mark_ns) for mark_ns in marks_ns)
+    highest = (max(range(a, b), key=lambda op: int(profile[op])) for a, b in pairwise(sorted(cuts)))
     return sorted({*highest, total - 1})
 
 
-def solve_moving(
+def solve_jointly(
     problem: Problem,
     budget_bytes: int,
     *,
@@ -80,29 +80,29 @@ def solve_moving(
     within_ns: int = 0,
     work: int | None = None,
 ) -> int | None:
-    """Offer better and better plans, and prove bounds on the time of every plan whose first runs keep the given order.
+    """Offer better and better plans, and prove bounds on the time of all plans that keep the given order.
 
-    `starts` may exceed the budget. It ends when plan and bound are within `within_ns`, at the limit, or when nothing is
-    left to try; returns the bound, None where no such plan fits. On Ctrl-C, what was offered is all there is. `work`
-    counts slices of search, the same on every machine; then there is no program beside it, and no bound but the time
-    of all ops.
+    `starts` may exceed the budget. The search ends when plan and bound are within `within_ns`, at the limit, or when
+    nothing is left to try. Returns the bound, None where no such plan fits. Ctrl-C raises KeyboardInterrupt, and the
+    plans offered before remain. `work` limits slices of search, which are the same on every machine; then no program
+    runs, and the bound is the time of all ops.
     """
-    at_work = _Work(problem, budget_bytes, watch, seed, offer, prove, within_ns, by_work=work is not None)
+    search = _OffloadSearch(problem, budget_bytes, watch, seed, offer, prove, within_ns, by_work=work is not None)
     try:
         for plan in (*starts, store_all(problem)):
-            at_work.start(plan)
+            search.start(plan)
         if work is None:
-            at_work.next_program()
-        while not at_work.ended and at_work.slices != work:
-            at_work.anneal()
-            at_work.listen()
+            search.next_program()
+        while not search.ended and search.slices != work:
+            search.anneal()
+            search.poll_program()
     finally:
-        at_work.close()
-    return None if at_work.infeasible else at_work.bound_ns
+        search.close()
+    return None if search.infeasible else search.bound_ns
 
 
-class _Work:
-    """Search and program on one problem."""
+class _OffloadSearch:
+    """The search and the program on one problem; `offer` and `prove` take their plans and bounds."""
 
     def __init__(
         self,
@@ -121,101 +121,108 @@ class _Work:
         self.bound_ns = time_bound_ns(problem)
         self.by_work = by_work
         self.slices = 0  # of search
-        self.once_ns = max(1, self.bound_ns)  # what temperatures are parts of
+        self.every_op_once_ns = max(1, self.bound_ns)  # temperatures are parts of it
         self.infeasible = False
         self.best_ns: int | None = None
-        self.main, self.side = MovingSearch(problem, budget_bytes, seed), MovingSearch(problem, budget_bytes, seed + 1)
+        self.main_search = OffloadAnnealer(problem, budget_bytes, seed)
+        self.side_search = OffloadAnnealer(problem, budget_bytes, seed + 1)
         self.first_round = min(FIRST_ROUND, FIRST_ROUND_PER_OP * len(problem.ops))
-        self.round = self.left = self.first_round  # moves of this round, and those left of it
+        self.round_moves = self.moves_left = self.first_round  # moves of this round, and those left in it
         self.hot = HOT
-        self.starts: list[tuple[list[int], list[Trip]]] = []
-        self.aside = False  # a round of the side's, from one of the starts
-        self.gained = False  # in this round
-        self.fruitless = 0  # rounds in a row that found nothing
-        self.idle = 0  # moves of these
-        self.at: list[int] = []
+        self.starts: list[tuple[list[int], list[SwapChoice]]] = []
+        self.on_side = False  # this round is one of the side search, from one of the starts
+        self.gained = False  # a better plan in this round
+        self.fruitless_rounds = 0  # rounds in a row without a better plan
+        self.idle_moves = 0  # in these rounds
+        self.anchors: list[int] = []
         self.cutoff_ns: int | None = None
-        self.program: MovingProgram | None = None
-        self.solving: MipProcess | _Here | None = None
-        self.cost = FOREVER  # of the last point of the program
+        self.program: JointProgram | None = None
+        self.mip: MipProcess | InlineMip | None = None
+        self.point_cost = FOREVER  # of the last point of the program
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to do, or no time."""
-        near = self.best_ns is not None and self.best_ns - self.bound_ns <= self.within_ns
-        return near or self.infeasible or self.watch.expired or (self.solving is None and not self.searching)
+        """Whether nothing is left to try, or the time is up."""
+        closed = self.best_ns is not None and self.best_ns - self.bound_ns <= self.within_ns
+        return closed or self.infeasible or self.watch.expired or (self.mip is None and not self.searching)
 
     @property
     def searching(self) -> bool:
         """Whether the search may find something yet."""
-        return self.main.best is not None and self.idle < PATIENCE * len(self.problem.ops)
+        return self.main_search.best is not None and self.idle_moves < PATIENCE * len(self.problem.ops)
 
     def close(self) -> None:
         """End the program's process."""
-        if self.solving is not None:
-            self.solving.close()
-            self.solving = None
+        if self.mip is not None:
+            self.mip.close()
+            self.mip = None
 
     # The search
 
     def start(self, plan: Plan) -> None:
-        """A plan to start from."""
-        line = simulate(self.problem, plan)
-        if line.peak_bytes <= self.budget_bytes and (self.best_ns is None or line.time_ns < self.best_ns):
-            self.best_ns = line.time_ns
+        """Take a plan to start from."""
+        timeline = simulate(self.problem, plan)
+        if timeline.peak_bytes <= self.budget_bytes and (self.best_ns is None or timeline.time_ns < self.best_ns):
+            self.best_ns = timeline.time_ns
             self.offer(plan, "start")
         self._take(*choice_of(self.problem, plan), moves=0)
 
     def anneal(self) -> None:
-        """A slice of search, or a wait for the program."""
+        """Run a slice of search, or wait for the program."""
         if not self.searching:
-            if self.solving is not None:
-                self.solving.wait(SLICE_S)
+            if self.mip is not None:
+                self.mip.wait(SLICE_S)
             return
         self.slices += 1
-        search = self.side if self.aside else self.main
-        hot, cold = (self.once_ns * t for t in (ASIDE_HOT if self.aside else self.hot, COLD))
-        now = hot * (cold / hot) ** (1 - self.left / self.round)
-        moves, seconds = (min(SLICE_MOVES, self.left), FOREVER) if self.by_work else (self.left, self._seconds(SLICE_S))
-        self.left -= search.anneal(moves, now, cold, seconds)
-        self._found(search, "search")
-        if self.left <= 0:
+        search = self.side_search if self.on_side else self.main_search
+        hot, cold = (self.every_op_once_ns * t for t in (SIDE_HOT if self.on_side else self.hot, COLD))
+        temperature_ns = hot * (cold / hot) ** (1 - self.moves_left / self.round_moves)
+        moves = min(SLICE_MOVES, self.moves_left) if self.by_work else self.moves_left
+        seconds = FOREVER if self.by_work else self._at_most_s(SLICE_S)
+        self.moves_left -= search.anneal(moves, temperature_ns, cold, seconds)
+        self._offer_best(search, "search")
+        if self.moves_left <= 0:
             self._next_round()
 
     def _next_round(self) -> None:
-        """Twice as long; after one that found nothing hotter, with another start in between."""
-        self.fruitless, self.idle = (0, 0) if self.gained else (self.fruitless + 1, self.idle + self.round)
-        self.hot = min(HOTTEST, HOT * HOTTER ** (self.fruitless // 2))
-        other = (
-            not self.aside and not self.gained and self.side.offer(*self.starts[self.fruitless // 2 % len(self.starts)])
-        )
-        if self.aside:
+        """Double the moves; after a round without a better plan, try another start, then a higher temperature."""
+        if self.gained:
+            self.fruitless_rounds = self.idle_moves = 0
+        else:
+            self.fruitless_rounds += 1
+            self.idle_moves += self.round_moves
+        pairs = self.fruitless_rounds // 2
+        self.hot = min(HOTTEST, HOT * HOTTER**pairs)
+        to_side = not self.on_side and not self.gained
+        to_side = to_side and self.side_search.offer(*self.starts[pairs % len(self.starts)])
+        if self.on_side:
             self._compare()
-        self._new_round(self.round if other else 2 * self.round)
-        self.aside = other
+        self._new_round(self.round_moves if to_side else 2 * self.round_moves)
+        self.on_side = to_side
 
     def _new_round(self, moves: int) -> None:
-        self.round = self.left = min(moves, LONGEST_ROUND)
-        self.gained = self.aside = False
-        self.main.restart()
+        self.round_moves = self.moves_left = min(moves, LONGEST_ROUND)
+        self.gained = self.on_side = False
+        self.main_search.restart()
 
-    def _take(self, sequence: list[int], trips: list[Trip], moves: int) -> None:
-        """Another start, which so many moves may make better first."""
-        self.aside = False
-        if self.side.offer(sequence, trips):
-            self.starts.append((sequence, trips))
-            self.side.run(moves, HOT * self.once_ns, COLD * self.once_ns, self._seconds(FOREVER))
-            self._found(self.side, "moments")
+    def _take(self, sequence: list[int], swaps: list[SwapChoice], moves: int) -> None:
+        """Take a choice as another start; so many moves may improve it first."""
+        self.on_side = False
+        if self.side_search.offer(sequence, swaps):
+            self.starts.append((sequence, swaps))
+            once_ns = self.every_op_once_ns
+            self.side_search.run(moves, HOT * once_ns, COLD * once_ns, self._at_most_s(FOREVER))
+            self._offer_best(self.side_search, "moments")
             self._compare()
 
     def _compare(self) -> None:
-        """Whether the side's choice is where the search goes on."""
-        side, main = self.side.best, self.main.best
-        if side is not None and (main is None or side < main) and self.main.offer(*self.side.choice()):
-            self.fruitless = self.idle = 0
+        """Continue from the choice of the side search where it is better."""
+        side, main = self.side_search.best, self.main_search.best
+        if side is not None and (main is None or side < main) and self.main_search.offer(*self.side_search.choice()):
+            self.fruitless_rounds = self.idle_moves = 0
             self._new_round(self.first_round)
 
-    def _found(self, search: MovingSearch, note: str) -> None:
+    def _offer_best(self, search: OffloadAnnealer, note: str) -> None:
         if search.best is not None and (self.best_ns is None or search.best[0] < self.best_ns):
             plan = search.plan()
             assert plan is not None
@@ -223,75 +230,75 @@ class _Work:
             self.gained = True
             self.offer(plan, note)
 
-    def _seconds(self, most: float) -> float:
-        return most if self.watch.remaining is None else min(most, self.watch.remaining)
+    def _at_most_s(self, seconds: float) -> float:
+        return seconds if self.watch.remaining is None else min(seconds, self.watch.remaining)
 
     # The program
 
-    def listen(self) -> None:
-        """What the program has found meanwhile."""
-        if self.solving is None or self.program is None:
+    def poll_program(self) -> None:
+        """Take over what the program has found meanwhile; go over to the next program when it is solved."""
+        if self.mip is None or self.program is None:
             return
-        ended = self.solving.wait(0)
-        known = self.solving.read()
-        if known.status == "kInfeasible":
-            cutoff_ns = self.cutoff_ns
-            self._raise(None if cutoff_ns is None else self.program.bound_ns(cutoff_ns / self.program.ns))
-        elif abs(known.bound) < FOREVER:
-            self._raise(self.program.bound_ns(known.bound))
-        if known.values is not None and self.program.cost(known.values) < self.cost:
-            self.cost = self.program.cost(known.values)
-            self._take(*expanded(self.program, known.values), moves=self.first_round)
+        ended = self.mip.wait(0)
+        report = self.mip.read()
+        if report.status == "kInfeasible":
+            objective = None if self.cutoff_ns is None else self.cutoff_ns / self.program.time_unit_ns
+            self._raise_bound(None if objective is None else self.program.bound_ns(objective))
+        elif abs(report.bound) < FOREVER:
+            self._raise_bound(self.program.bound_ns(report.bound))
+        if report.values is not None and self.program.cost(report.values) < self.point_cost:
+            self.point_cost = self.program.cost(report.values)
+            self._take(*decode(self.program, report.values), moves=self.first_round)
         if ended:
             self.close()
-            if not self.infeasible and known.status in ("kOptimal", "kInfeasible"):
+            if not self.infeasible and report.status in ("kOptimal", "kInfeasible"):
                 self.next_program()
 
-    def _raise(self, bound_ns: int | None) -> None:
-        """A better bound; None: there is no plan."""
+    def _raise_bound(self, bound_ns: int | None) -> None:
+        """Take over a bound where it is better; None: no plan fits."""
         if bound_ns is None:
             self.infeasible = True
         elif bound_ns > self.bound_ns:
             self.bound_ns = bound_ns if self.best_ns is None else min(bound_ns, self.best_ns)
-            self.prove(self.bound_ns, f"{len(self.at)} moments")
+            self.prove(self.bound_ns, f"{len(self.anchors)} moments")
 
     def next_program(self) -> None:
-        """Over twice as many moments as the one before, where there are more; points must be better than the best."""
-        if self.watch.expired:  # on thousands of ops it takes seconds to write one down
+        """Begin a program over twice as many moments, where there are more; its points must beat the best plan."""
+        if self.watch.expired:  # on thousands of ops, building one takes seconds
             return
-        count, before = MOMENTS, self.at
-        while len(self.at) <= len(before) < len(self.problem.ops):
-            self.at = first_moments(self.problem, count)
+        count, before = FIRST_ANCHORS, self.anchors
+        while len(self.anchors) <= len(before) < len(self.problem.ops):
+            self.anchors = first_anchors(self.problem, count)
             count *= 2
-        if self.at == before:
+        if self.anchors == before:
             return
-        self.program = MovingProgram(self.problem, self.budget_bytes, self.at)
+        self.program = JointProgram(self.problem, self.budget_bytes, self.anchors)
         self.cutoff_ns = None if self.best_ns is None else self.best_ns - self.within_ns // 2
-        self.cost = FOREVER
+        self.point_cost = FOREVER
         highs = new_highs()
         highs.passModel(self.program.model(self.cutoff_ns))
-        gap = max(MIN_GAP, self.within_ns / 2 / self.program.ns)
-        small = highs.getNumCol() <= HERE_COLUMNS
-        self.solving = (_Here if small else MipProcess)(highs, self._seconds(FOREVER), gap)
+        gap = max(MIN_GAP, self.within_ns / 2 / self.program.time_unit_ns)
+        small = highs.getNumCol() <= INLINE_COLUMNS
+        self.mip = (InlineMip if small else MipProcess)(highs, self._at_most_s(FOREVER), gap)
 
 
-class _Here:
-    """A small program, solved at once, with the ways of `MipProcess`: most take less time than to start a process."""
+class InlineMip:
+    """A small program, solved at once in this process, which takes less time than to start another one."""
 
     def __init__(self, model: Any, seconds: float, gap: float) -> None:
-        model.setOptionValue("time_limit", min(seconds, HERE_S))
+        model.setOptionValue("time_limit", min(seconds, INLINE_S))
         model.HandleUserInterrupt = True
-        self._known, interrupted = run_interruptibly(lambda: run_highs(model, gap), model.cancelSolve)
+        self._report, interrupted = run_interruptibly(lambda: run_highs(model, gap), model.cancelSolve)
         if interrupted:
             raise KeyboardInterrupt
 
     def wait(self, seconds: float | None) -> bool:
-        """It has come to its end."""
+        """Whether it has ended: always."""
         return True
 
     def read(self) -> MipReport:
-        """What it found."""
-        return self._known
+        """The report on what it found."""
+        return self._report
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing: no process runs."""

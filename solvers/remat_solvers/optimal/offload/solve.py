@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from remat_solvers.optimal.incumbents import Incumbents
 from remat_solvers.optimal.local_search.annealing import SearchError
-from remat_solvers.optimal.offload.driver import solve_moving
+from remat_solvers.optimal.offload.driver import solve_jointly
 from remat_solvers.optimal.warm_starts import OFFLOAD_METHODS, warm_starts
 from remat_solvers.plan import Plan
 from remat_solvers.result import Order, Outcome, Stopped
@@ -44,7 +44,7 @@ def solve_with_link(
     for name, outcome in warm_starts(problem, budget_bytes, watch, seed, OFFLOAD_METHODS) if methods else ():
         take(outcome, name)
     try:
-        bound_ns = solve_moving(
+        bound_ns = solve_jointly(
             problem,
             budget_bytes,
             watch=watch,

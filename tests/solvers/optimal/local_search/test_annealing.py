@@ -11,7 +11,7 @@ import pytest
 
 from remat_solvers import generate
 from remat_solvers.bounds import time_bound_ns
-from remat_solvers.optimal.local_search.annealing import Found, Search, SearchError
+from remat_solvers.optimal.local_search.annealing import FoundSequence, SearchError, SequenceSearch
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.schedule import plan_from_sequence
@@ -20,7 +20,7 @@ from remat_solvers.validate import validate
 from tests.solvers.makers import budget_above_static
 
 
-def assert_exact(problem: Problem, found: Found | None) -> None:
+def assert_exact(problem: Problem, found: FoundSequence | None) -> None:
     assert found is not None
     plan = plan_from_sequence(problem, found.sequence)
     replay = simulate(problem, plan)
@@ -41,7 +41,7 @@ def random_problems(seed: int) -> list[Problem]:
 @pytest.mark.parametrize("seed", range(30))
 def test_running_totals_equal_the_replay(seed: int, free_order: bool) -> None:
     for problem in random_problems(seed):
-        search = Search(problem, budget_above_static(problem, 0.6), free_order=free_order, seed=seed)
+        search = SequenceSearch(problem, budget_above_static(problem, 0.6), free_order=free_order, seed=seed)
         assert_exact(problem, search.current)
         for moves in (1, 7, 60, 400, 1000):
             search.run(moves=moves)
@@ -57,7 +57,7 @@ def test_first_computations_keep_their_order_unless_they_may_move(seed: int) -> 
     problem = generate.random_layered(60, seed)
     orders = {}
     for free_order in (False, True):
-        search = Search(problem, budget_above_static(problem, 0.8), free_order=free_order, seed=seed)
+        search = SequenceSearch(problem, budget_above_static(problem, 0.8), free_order=free_order, seed=seed)
         search.run(moves=2000)
         assert search.current is not None
         orders[free_order] = list(dict.fromkeys(search.current.sequence))
@@ -73,7 +73,7 @@ def test_reaches_the_optimum_of_tiny_problems(order: str) -> None:
         for share in (0.7, 0.8, 0.9):
             budget = budget_above_static(problem, share)
             best = best_sequence(problem, budget, order=order)
-            search = Search(problem, budget, free_order=order == "free", seed=seed)
+            search = SequenceSearch(problem, budget, free_order=order == "free", seed=seed)
             search.run(moves=6000)
             if best is None:
                 assert search.best is None
@@ -91,7 +91,7 @@ def test_reaches_the_optimum_of_tiny_problems(order: str) -> None:
 @pytest.mark.parametrize(("n", "slots", "extra"), [(50, 8, 65), (50, 12, 39), (50, 20, 31), (100, 15, 86)])
 def test_uniform_chains_come_near_the_optimum(n: int, slots: int, extra: int) -> None:
     """The least extra forwards are those of binomial checkpointing, known from its dynamic program."""
-    search = Search(generate.chain(n), slots, free_order=False, seed=0)
+    search = SequenceSearch(generate.chain(n), slots, free_order=False, seed=0)
     search.run(moves=400_000)
     optimum = 3 * n + extra
     assert search.best is not None
@@ -102,7 +102,7 @@ def test_the_same_seed_and_moves_give_the_same_sequence_however_they_are_split()
     problem = generate.training_graph(40, 3)
     found = []
     for split in ([5000], [1, 63, 64, 1000, 3872], [2500, 2500]):
-        search = Search(problem, budget_above_static(problem, 0.6), free_order=True, seed=5)
+        search = SequenceSearch(problem, budget_above_static(problem, 0.6), free_order=True, seed=5)
         assert sum(search.run(moves=moves) for moves in split) == 5000
         found.append((search.current, search.best, search.smallest))
     assert found[0] == found[1] == found[2]
@@ -111,10 +111,10 @@ def test_the_same_seed_and_moves_give_the_same_sequence_however_they_are_split()
 def test_goes_on_from_an_offered_sequence() -> None:
     problem = generate.chain(30)
     budget = 10
-    other = Search(problem, budget, free_order=False, seed=1)
+    other = SequenceSearch(problem, budget, free_order=False, seed=1)
     other.run(moves=100_000)
     assert other.best is not None
-    search = Search(problem, budget, free_order=False, seed=2)
+    search = SequenceSearch(problem, budget, free_order=False, seed=2)
     assert search.best is None
     search.offer(other.best.sequence)
     assert search.best == other.best
@@ -124,7 +124,7 @@ def test_goes_on_from_an_offered_sequence() -> None:
 
 def test_another_budget() -> None:
     problem = generate.chain(30)
-    search = Search(problem, 10, free_order=False, seed=1)
+    search = SequenceSearch(problem, 10, free_order=False, seed=1)
     search.run(moves=50_000)
     tight = search.best
     assert tight is not None
@@ -143,7 +143,7 @@ def test_another_budget() -> None:
 
 
 def test_stop_ends_a_run_in_another_thread() -> None:
-    search = Search(generate.chain(100), 10, free_order=False, seed=1)
+    search = SequenceSearch(generate.chain(100), 10, free_order=False, seed=1)
     thread = threading.Thread(target=search.run)
     thread.start()
     time.sleep(0.1)
@@ -154,7 +154,7 @@ def test_stop_ends_a_run_in_another_thread() -> None:
 
 def test_ctrl_c_leaves_the_best_so_far() -> None:
     problem = generate.chain(100)
-    search = Search(problem, 20, free_order=False, seed=1)
+    search = SequenceSearch(problem, 20, free_order=False, seed=1)
     timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
@@ -163,7 +163,7 @@ def test_ctrl_c_leaves_the_best_so_far() -> None:
 
 
 def test_seconds_are_a_limit() -> None:
-    search = Search(generate.chain(100), 10, free_order=False, seed=1)
+    search = SequenceSearch(generate.chain(100), 10, free_order=False, seed=1)
     start = time.perf_counter()
     assert search.run(seconds=0.1) > 0
     assert time.perf_counter() - start < 5
@@ -171,23 +171,25 @@ def test_seconds_are_a_limit() -> None:
 
 def test_huge_values_are_exact_and_larger_ones_refused() -> None:
     problem = generate.chain(7, size_bytes=2**59)  # 14 values: 7 * 2**60 in all
-    search = Search(problem, 5 * 2**59, free_order=False, seed=0)
+    search = SequenceSearch(problem, 5 * 2**59, free_order=False, seed=0)
     search.run(moves=3000)
     assert_exact(problem, search.best)
     with pytest.raises(SearchError, match="2\\*\\*63"):
-        Search(generate.chain(8, size_bytes=2**59), 5 * 2**59, free_order=False, seed=0)
+        SequenceSearch(generate.chain(8, size_bytes=2**59), 5 * 2**59, free_order=False, seed=0)
 
 
 def test_nothing_to_search() -> None:
     op = Op("only", "forward", (), (0,), 1, 5)
     problem = Problem("one op", (op,), (Value("v", 3, "activation"),), (0,))
-    search = Search(problem, 8, free_order=True, seed=0)
+    search = SequenceSearch(problem, 8, free_order=True, seed=0)
     assert search.run(moves=10) == 0
-    assert search.best == Found([0], 1, 8)
-    tight = Search(problem, 7, free_order=True, seed=0)
+    assert search.best == FoundSequence([0], 1, 8)
+    tight = SequenceSearch(problem, 7, free_order=True, seed=0)
     tight.run(moves=100)
     assert tight.best is None
-    assert tight.smallest == Found([0], 1, 8)
-    empty = Search(replace(problem, ops=(), values=(), results=(), reserve_bytes=4), 5, free_order=False, seed=0)
+    assert tight.smallest == FoundSequence([0], 1, 8)
+    empty = SequenceSearch(
+        replace(problem, ops=(), values=(), results=(), reserve_bytes=4), 5, free_order=False, seed=0
+    )
     assert empty.run(moves=10) == 0
-    assert empty.best == Found([], 0, 4)
+    assert empty.best == FoundSequence([], 0, 4)

@@ -8,8 +8,8 @@ import pytest
 
 from remat_solvers import generate
 from remat_solvers.optimal.auto import Auto
-from remat_solvers.optimal.local_search.annealing import Found, Search
-from remat_solvers.optimal.local_search.windows import Decomposed
+from remat_solvers.optimal.local_search.annealing import FoundSequence, SequenceSearch
+from remat_solvers.optimal.local_search.windows import WindowSearch
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.result import Limits
@@ -19,14 +19,14 @@ from remat_solvers.validate import validate
 from tests.solvers.makers import budget_above_static, corpus_problem
 
 
-def assert_exact(problem: Problem, found: Found) -> None:
+def assert_exact(problem: Problem, found: FoundSequence) -> None:
     plan = plan_from_sequence(problem, found.sequence)
     replay = simulate(problem, plan)
     assert (found.time_ns, found.peak_bytes) == (replay.time_ns, replay.peak_bytes)
     assert validate(problem, plan) == []
 
 
-def until_planned(search: Search) -> Found:
+def until_planned(search: SequenceSearch) -> FoundSequence:
     while search.best is None:
         search.run(moves=1000)
     return search.best
@@ -41,7 +41,7 @@ def test_plans_are_exact_within_the_budget_and_never_slower_than_the_first(seed:
         generate.random_layered(5 + 5 * seed, seed),
     ):
         budget = budget_above_static(problem, 0.8)
-        search = Decomposed(problem, budget, free_order=free_order, seed=seed)
+        search = WindowSearch(problem, budget, free_order=free_order, seed=seed)
         before: int | None = None
         for moves in (1000, 1, 70, 5000):
             search.run(moves=moves)
@@ -61,10 +61,10 @@ def test_a_stage_adds_nothing_far_before_it(seed: int) -> None:
     """A repeat may move up to 8 places out of it. Before that only what has become useless goes; behind it a move may
     add what recomputes a value there."""
     problem = generate.chain(60)
-    search = Search(problem, 12, free_order=False, seed=seed)
+    search = SequenceSearch(problem, 12, free_order=False, seed=seed)
     before = until_planned(search).sequence
     first, last = 70, 85
-    search.cool(first, last, 3000, 0.003)
+    search.anneal_window(first, last, 3000, 0.003)
     search.run(moves=3000)
     assert search.current is not None
     after = search.current.sequence
@@ -77,7 +77,7 @@ def test_the_same_moves_give_the_same_sequences_however_they_are_split() -> None
     problem = generate.training_graph(40, 3)
     found = []
     for split in ([20_000], [1, 63, 64, 10_000, 9872], [10_000, 10_000]):
-        search = Decomposed(problem, budget_above_static(problem, 0.6), free_order=True, seed=5)
+        search = WindowSearch(problem, budget_above_static(problem, 0.6), free_order=True, seed=5)
         assert sum(search.run(moves=moves) for moves in split) == 20_000
         found.append((search.current, search.best, search.smallest))
     assert found[0] == found[1] == found[2]
@@ -85,8 +85,8 @@ def test_the_same_moves_give_the_same_sequences_however_they_are_split() -> None
 
 def test_goes_on_from_an_offered_sequence() -> None:
     problem = generate.chain(100)
-    other = until_planned(Search(problem, 15, free_order=False, seed=1))
-    search = Decomposed(problem, 15, free_order=False, seed=2)
+    other = until_planned(SequenceSearch(problem, 15, free_order=False, seed=1))
+    search = WindowSearch(problem, 15, free_order=False, seed=2)
     search.offer(other.sequence)
     assert search.best == other
     search.run(moves=20_000)
@@ -101,7 +101,7 @@ def test_reaches_the_optimum_of_tiny_problems() -> None:
         for share in (0.7, 0.8, 0.9):
             budget = budget_above_static(problem, share)
             best = best_sequence(problem, budget, order="given")
-            search = Decomposed(problem, budget, free_order=False, seed=seed)
+            search = WindowSearch(problem, budget, free_order=False, seed=seed)
             search.run(moves=6000)
             if best is None:
                 assert search.best is None
@@ -120,14 +120,14 @@ def test_finds_more_in_the_same_moves_where_memory_is_tight() -> None:
     budget = budget_above_static(problem, 0.2)
     store_all_ns = baseline(problem).time_ns
     overheads = {}
-    for kind in (Search, Decomposed):
+    for kind in (SequenceSearch, WindowSearch):
         search = kind(problem, budget, free_order=False, seed=0)
         search.run(moves=1_000_000)
         assert search.best is not None
         assert_exact(problem, search.best)
         overheads[kind] = search.best.time_ns / store_all_ns - 1
-    assert overheads[Decomposed] < overheads[Search] - 0.01
-    assert overheads[Decomposed] < 0.385
+    assert overheads[WindowSearch] < overheads[SequenceSearch] - 0.01
+    assert overheads[WindowSearch] < 0.385
 
 
 def test_auto_with_and_without() -> None:
@@ -145,6 +145,6 @@ def test_auto_with_and_without() -> None:
 
 def test_nothing_to_improve() -> None:
     problem = generate.chain(4)
-    search = Decomposed(problem, 100, free_order=True, seed=0)
+    search = WindowSearch(problem, 100, free_order=True, seed=0)
     assert search.run(moves=1000) == 0
     assert search.done

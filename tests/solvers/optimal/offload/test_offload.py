@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remat_solvers.bounds import time_bound_ns
-from remat_solvers.optimal.offload import driver as moving
-from remat_solvers.optimal.offload import program as moving_program
-from remat_solvers.optimal.offload.annealing import MovingSearch, Trip, choice_of
-from remat_solvers.optimal.offload.driver import solve_moving
-from remat_solvers.optimal.offload.program import MovingProgram
+from remat_solvers.optimal.offload import driver
+from remat_solvers.optimal.offload import program as program_module
+from remat_solvers.optimal.offload.annealing import OffloadAnnealer, SwapChoice, choice_of
+from remat_solvers.optimal.offload.driver import solve_jointly
+from remat_solvers.optimal.offload.program import JointProgram
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Link, Problem
 from remat_solvers.processes.stopwatch import Stopwatch
@@ -49,7 +49,7 @@ def solved(
     """The bound, and all plans and bounds on the way."""
     plans: list[Plan] = []
     bounds: list[int] = []
-    bound_ns = solve_moving(
+    bound_ns = solve_jointly(
         problem,
         budget_bytes,
         watch=Stopwatch(limits),
@@ -62,7 +62,7 @@ def solved(
     return bound_ns, plans, bounds
 
 
-def optimum_ns(program: MovingProgram) -> int | None:
+def optimum_ns(program: JointProgram) -> int | None:
     """The program's bound; None: it has no point."""
     highs = new_highs(mip_rel_gap=0.0, mip_abs_gap=MIN_GAP)
     highs.passModel(program.model())
@@ -75,11 +75,11 @@ def optimum_ns(program: MovingProgram) -> int | None:
 @pytest.mark.parametrize("order", [Order.GIVEN, Order.FREE])
 def test_the_bound_is_below_every_plan_of_tiny_problems(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
     """For any moments never above the exact optimum, often equal to it, and above the sum of the times."""
-    monkeypatch.setattr(moving_program, "SMALLEST_PART", 10**9)  # every value counts
+    monkeypatch.setattr(program_module, "SMALL_PART", 10**9)  # every value counts
     slower = raised = equal = 0
     for problem, budget_bytes, rng in small_linked_steps(range(1300), skew=3):
         best = best_moving_plan(problem, budget_bytes, order=order.value, tangents_first=False)
-        bound_ns = optimum_ns(MovingProgram(problem, budget_bytes, some_moments(problem, order, rng), order))
+        bound_ns = optimum_ns(JointProgram(problem, budget_bytes, some_moments(problem, order, rng), order))
         if best is None:
             continue
         best_ns = simulate(problem, best).time_ns
@@ -124,12 +124,13 @@ def test_tiny_problems_from_start_to_end() -> None:
 def test_the_search_knows_what_the_replay_says(seed: int) -> None:
     """Time, peak and bytes moved, of random choices and after moves; the plans are valid, choices read off the same."""
     problem, budget_bytes, rng = linked_step(seed, 14, skew=3)
-    search = MovingSearch(problem, budget_bytes, seed)
+    search = OffloadAnnealer(problem, budget_bytes, seed)
     count, values = len(problem.ops), len(problem.values)
-    trips = [
-        Trip(rng.randrange(values), rng.randint(1, count), rng.choice((0, 0, 3)), rng.random() < 0.3) for _ in range(8)
+    swaps = [
+        SwapChoice(rng.randrange(values), rng.randint(1, count), rng.choice((0, 0, 3)), rng.random() < 0.3)
+        for _ in range(8)
     ]
-    if not search.offer(range(count), trips):
+    if not search.offer(range(count), swaps):
         return
     for moves in (0, 1, 200):
         search.run(moves, 30.0, 1.0)
@@ -138,9 +139,9 @@ def test_the_search_knows_what_the_replay_says(seed: int) -> None:
         assert validate(problem, plan, budget_bytes) == []
         line = simulate(problem, plan)
         assert search.best == (line.time_ns, line.host_bytes, line.peak_bytes)
-        sequence, trips = choice_of(problem, plan)
+        sequence, swaps = choice_of(problem, plan)
         assert search.choice()[0] == sequence
-        assert {(t.value, t.back) for t in trips} <= {(t.value, t.back) for t in search.choice()[1]}
+        assert {(t.value, t.back) for t in swaps} <= {(t.value, t.back) for t in search.choice()[1]}
 
 
 def gpt(rate: int) -> tuple[Problem, int, int]:
@@ -153,7 +154,7 @@ def gpt(rate: int) -> tuple[Problem, int, int]:
 def test_a_gpt_at_40_percent() -> None:
     """The study has 15.67 % by recomputing alone, proven optimal, and at least 8.99 % for both in its fluid model."""
     problem, budget_bytes, once_ns = gpt(25 * 10**9)
-    search = MovingSearch(problem, budget_bytes, 0)
+    search = OffloadAnnealer(problem, budget_bytes, 0)
     assert search.offer(range(len(problem.ops)))
     search.run(100_000, 3e-4 * once_ns, 6e-6 * once_ns)
     assert search.best is not None
@@ -177,6 +178,6 @@ def test_no_program_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) ->
     start = Belady().solve(problem, budget_bytes, limits=Limits(None), on_progress=None, seed=0).plan
     assert start is not None
     begun: list[object] = []
-    monkeypatch.setattr(moving, "MovingProgram", lambda *_: begun.append(None))
+    monkeypatch.setattr(driver, "JointProgram", lambda *_: begun.append(None))
     bound_ns, plans, bounds = solved(problem, budget_bytes, Limits(1e-9), starts=[start])
     assert (bound_ns, plans[0], bounds, begun) == (time_bound_ns(problem), start, [], [])
