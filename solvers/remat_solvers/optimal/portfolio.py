@@ -26,7 +26,7 @@ from remat_solvers.optimal.program.driver import ProgramTask
 from remat_solvers.optimal.program.refinement import RefinementStep
 from remat_solvers.optimal.program.worker import InlineWorker, ProcessWorker
 from remat_solvers.optimal.state_search import StateSearch
-from remat_solvers.optimal.uniform_chain import solve_chain
+from remat_solvers.optimal.uniform_chain import solve_uniform_chain
 from remat_solvers.optimal.warm_starts import warm_starts
 from remat_solvers.plan import Plan
 from remat_solvers.processes.stopwatch import Stopwatch
@@ -159,7 +159,7 @@ class Portfolio:
     # Parts that run to their end
 
     def _solve_uniform_chain(self) -> None:
-        solution = solve_chain(self.problem, self.budget_bytes)
+        solution = solve_uniform_chain(self.problem, self.budget_bytes)
         if solution is not None:
             sequence, bound_ns = solution
             self.incumbents.offer_sequence(sequence, "chain")

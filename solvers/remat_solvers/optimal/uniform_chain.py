@@ -1,40 +1,42 @@
-"""Uniform chains, recognised by their graph and answered exactly: Griewank's binomial optimum, with its proof.
+"""Recognises uniform chains by their graph and solves them exactly: Griewank's binomial optimum, with its proof.
 
-The chain. Forward ops F1..Fn, each making one state x_i from x_(i-1) (F1 from constants); backward ops Bn..B1, each
-making the gradient g_(i-1) from g_i and one state: all read x_(i-1) (the state before) or all read x_i (the state
-after). g_n is made by an op without inputs, or x_n stands in its place. Only g_0 and x_n may be results. The states
-that count, x_1..x_t, are of one size, and the Fi that make them take one time f. What stands in another place or is of
-another size is not recognised, nor is a problem with a link.
+The chain. Forward ops F1..Fn, each of which computes one state x_i from x_(i-1) (F1 from constants); backward ops
+Bn..B1, each of which computes the gradient g_(i-1) from g_i and one state: all read x_(i-1) (the state before) or all
+read x_i (the state after). g_n is computed by an op without inputs, or x_n stands in its place. Only g_0 and x_n may be
+results. The states that count, x_1..x_t, are of one size, and the Fi that compute them take one time f. A problem that
+deviates from this, or that has a link, is not recognised.
 
-Theorem. Let c be the most of x_1..x_t that are on the device while an op runs that reads one of them and a gradient.
-In every plan, F1..Ft run together at least
+Theorem. Let c be the largest number of x_1..x_t that are on the device while an op runs that reads one of them and a
+gradient. In every plan, F1..Ft run together at least
 
     sum over k >= 0 of max(0, t - N(c, k)),      N(c, k) = binom(c + k, k) - 1
 
-times, = r (t + 1) - binom(c + r, c + 1), r the least with t + 1 <= binom(c + r, c): what Griewank, Walther (Algorithm
-799: revolve, ACM TOMS 26(1), 2000) find for t + 1 steps and c snapshots, the start counted. So every plan, in any order
-and with frees and recomputations anywhere, takes at least the time of all ops plus f times (that number - t).
+times, = r (t + 1) - binom(c + r, c + 1), r the least with t + 1 <= binom(c + r, c). This is the number that Griewank
+and Walther (Algorithm 799: revolve, ACM TOMS 26(1), 2000) find for t + 1 steps and c snapshots, the start counted. So
+every plan, in any order and with frees and recomputations anywhere, takes at least the time of all ops plus f times
+(that number - t).
 
-Why it holds for every plan. Any g_0 was made by a run of B1, from a g_1 that a run of B2 made, and so back to the first
-B that reads one of x_1..x_t. These runs read x_t, x_(t-1), .., x_1, in this order: a game of pebbles. Fi puts one
-on i if there is one on i - 1 (0 always has one), pebbles go at any time, and t, t - 1, .., 1 are visited in this order:
-at its visit, i has a pebble, and at most c places have one.
+Why it holds for every plan. Any g_0 was computed by a run of B1, from a g_1 that a run of B2 computed, and so back to
+the first B that reads one of x_1..x_t. These runs read x_t, x_(t-1), .., x_1, in this order: a game of pebbles. Fi puts
+one on i if there is one on i - 1 (0 always has one), pebbles go at any time, and t, t - 1, .., 1 are visited in this
+order: at its visit, i has a pebble, and at most c positions have one.
 
     Claim: if each Fi runs at most k times, t <= N(c, k).
     By induction on c + k; t = 0 where c = 0 or k = 0. Take the least y such that, from the visit of t to that of y, at
     every moment some of 1..y has a pebble (y = t is such). If y > 1, then y - 1 is not such: at some moment after the
     visit of t and before its own none of 1..y-1 has a pebble. All of F1..F(y-1) had run by then, so they run at most
     k - 1 times afterwards, and y - 1 <= N(c, k - 1). Above y, at most c - 1 pebbles are left at the visits of t..y+1;
-    merge 0..y into one place that always has a pebble: t - y <= N(c - 1, k). The sum is t <= N(c, k).
+    merge 0..y into one position that always has a pebble: t - y <= N(c - 1, k). The sum is t <= N(c, k).
 
 In any game, merge i - 1 and i for every Fi that runs more than k times: a game with no more pebbles in which each
 step left runs at most k times. So at most N(c, k) of F1..Ft run at most k times, for every k. That is the sum. (The
 first proof, for plans that keep what they store: Griewank, Optimization Methods and Software 1, 1992.)
 
-In bytes, c follows from what B holds beside the states: its gradients, its workspace, results of the forward. As x_n
-may be of another size, the theorem is also taken for F1..Fj and x_1..x_j alone, for every j; the others run at least
-once. The plan is revolve's, with the most snapshots up to c whose replay fits. It meets the bound where that is c and
-all B leave room for as many states: F beside a gradient must need no more room than B (it makes a state, too).
+In bytes, c follows from the values that B holds beside the states: its gradients, its workspace, results of the
+forward. As x_n may be of another size, the theorem is also taken for F1..Fj and x_1..x_j alone, for every j; the others
+run at least once. The plan is revolve's, with the most snapshots up to c whose replay fits. It meets the bound where
+that is c and all B leave room for as many states: F beside a gradient must need no more room than B (it computes a
+state, too).
 """
 
 from __future__ import annotations
@@ -50,77 +52,77 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.chains.binomial import binomial_schedule, forward_steps
 from remat_solvers.toolkit.chains.schedule import Advance, Back
 
-__all__ = ["UniformChain", "recognised", "solve_chain"]
+__all__ = ["UniformChain", "recognise_uniform_chain", "solve_uniform_chain"]
 
 
 @dataclass(frozen=True, slots=True)
 class UniformChain:
-    """A problem's ops in the roles of the module's docstring."""
+    """The ops of a problem in the roles of the module's docstring."""
 
     problem: Problem
     forward: tuple[int, ...]  # F1..Fn
-    tangents: int | None  # makes g_n; None: x_n stands in its place
+    tangents: int | None  # computes g_n; None: x_n stands in its place
     backward: tuple[int, ...]  # Bn..B1
     reads_after: bool  # Bi reads x_i, not x_(i-1)
     states: tuple[int, ...]  # x_1..x_t
 
     @property
     def step_ns(self) -> int:
-        """Time of each of F1..Ft."""
+        """The time of each of F1..Ft."""
         return self.problem.ops[self.forward[0]].time_ns
 
-    def most_states(self, budget_bytes: int) -> list[int]:
-        """Per state x_1..x_t: the most states that fit while the backward op that reads it runs; may be negative."""
+    def max_states(self, budget_bytes: int) -> list[int]:
+        """Per state x_1..x_t: how many states fit while the backward op that reads it runs; may be negative."""
         problem, ops, states = self.problem, self.problem.ops, set(self.states)
-        pinned = set(problem.results) & {ops[self.forward[-1]].outputs[0]}
-        room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
-        most = []
+        kept = set(problem.results) & {ops[self.forward[-1]].outputs[0]}
+        room_bytes = budget_bytes - problem.static_bytes
+        counts = []
         for op in (ops[b] for b in reversed(self.backward)):
             if not states.isdisjoint(op.inputs):
-                held = (pinned | {*op.inputs, *op.outputs}) - states
-                needs = op.workspace_bytes + sum(map(self._size, held))
-                most.append((room - needs) // self._size(self.states[0]))
-        return most
+                beside = (kept | {*op.inputs, *op.outputs}) - states
+                beside_bytes = op.workspace_bytes + sum(map(self._size, beside))
+                counts.append((room_bytes - beside_bytes) // self._size(self.states[0]))
+        return counts
 
     def bound_ns(self, budget_bytes: int) -> tuple[int, int]:
-        """No plan within the budget, which allows a state at every visit, is faster; and the j that says so."""
-        most = list(accumulate(self.most_states(budget_bytes), max))
-        again, smaller = max((_runs(j, states) - j, -j) for j, states in enumerate(most, 1))
-        return time_bound_ns(self.problem) + self.step_ns * again, -smaller
+        """A bound on the time of all plans within the budget, and its j; the budget allows a state at every visit."""
+        most = list(accumulate(self.max_states(budget_bytes), max))
+        repeats, minus_j = max((_forward_runs(j, states) - j, -j) for j, states in enumerate(most, 1))
+        return time_bound_ns(self.problem) + self.step_ns * repeats, -minus_j
 
     def sequence(self, j: int, states: int) -> list[int]:
-        """Ops of revolve's schedule for x_1..x_j that holds at most this many states (at least 1) between two ops.
+        """The ops of revolve's schedule for x_1..x_j that holds at most so many states (at least 1) between two ops.
 
-        The rest of the chain runs once, at the turn.
+        The rest of the chain runs once, at the boundary.
         """
         n = len(self.forward)
         sequence: list[int] = []
-        waiting = list(self.backward)
+        backward_left = list(self.backward)
         for step in binomial_schedule(j + 1, min(states, j + 1)):
             if isinstance(step, Advance):
                 sequence += self.forward[step.first : step.end]
             elif isinstance(step, Back):
-                if len(waiting) == n:
+                if len(backward_left) == n:
                     sequence += [*self.forward[j:], *([] if self.tangents is None else [self.tangents])]
                 after = step.stage - (1 if self.reads_after else 0)  # backward ops that come later
-                sequence += waiting[: len(waiting) - after]
-                waiting = waiting[len(waiting) - after :]
+                sequence += backward_left[: len(backward_left) - after]
+                backward_left = backward_left[len(backward_left) - after :]
         return sequence
 
     def _size(self, value: int) -> int:
-        value_ = self.problem.values[value]
-        return 0 if value_.kind == "constant" else value_.bytes
+        described = self.problem.values[value]
+        return 0 if described.kind == "constant" else described.bytes
 
 
-def solve_chain(problem: Problem, budget_bytes: int) -> tuple[list[int], int] | None:
-    """An op sequence within the budget and a bound on the time of every plan in it; equal, the sequence is optimal.
+def solve_uniform_chain(problem: Problem, budget_bytes: int) -> tuple[list[int], int] | None:
+    """An op sequence within the budget and a bound on the time of every plan; where they are equal, it is optimal.
 
-    None: not recognised, or no schedule of revolve fits.
+    None: the problem is no uniform chain, or no schedule of revolve fits.
     """
-    chain = recognised(problem)
+    chain = recognise_uniform_chain(problem)
     if chain is None:
         return None
-    most = chain.most_states(budget_bytes)
+    most = chain.max_states(budget_bytes)
     if min(most) < 1:
         return None
     bound_ns, binding = chain.bound_ns(budget_bytes)
@@ -129,9 +131,9 @@ def solve_chain(problem: Problem, budget_bytes: int) -> tuple[list[int], int] | 
     return None if fastest is None else (fastest[1], bound_ns)
 
 
-def _fastest(chain: UniformChain, j: int, most: int, budget_bytes: int) -> tuple[int, list[int]] | None:
-    """Time and ops of the schedule for x_1..x_j with the most states, up to `most`, whose replay fits the budget."""
-    low, high = 0, min(most, j)
+def _fastest(chain: UniformChain, j: int, max_states: int, budget_bytes: int) -> tuple[int, list[int]] | None:
+    """Time and ops of the schedule for x_1..x_j with the largest number of states, up to `max_states`, that fits."""
+    low, high = 0, min(max_states, j)
     states = high  # nearly always the answer
     best: tuple[int, list[int]] | None = None
     while low < high:
@@ -145,8 +147,8 @@ def _fastest(chain: UniformChain, j: int, most: int, budget_bytes: int) -> tuple
     return best
 
 
-def recognised(problem: Problem) -> UniformChain | None:
-    """The problem as a uniform chain of two steps or more; None where anything deviates."""
+def recognise_uniform_chain(problem: Problem) -> UniformChain | None:
+    """The problem as a uniform chain of two steps or more; None where it deviates anywhere."""
     ops = problem.ops
     forward = problem.forward_ops
     tangents = tangents_op(problem)
@@ -172,19 +174,19 @@ def recognised(problem: Problem) -> UniformChain | None:
             return None
     t = len(forward) - 1
     if reads_after and tangents is not None and states[-1] not in problem.results:
-        t += _alike(problem, (forward[0], forward[-1]))
-    if not _alike(problem, forward[:t]) or problem.values[states[0]].bytes == 0:
+        t += _identical(problem, (forward[0], forward[-1]))
+    if not _identical(problem, forward[:t]) or problem.values[states[0]].bytes == 0:
         return None
     return UniformChain(problem, forward, tangents, backward, reads_after, tuple(states[:t]))
 
 
-def _alike(problem: Problem, forward: Sequence[int]) -> bool:
-    """Whether these ops take one time, make states of one size and may run again."""
+def _identical(problem: Problem, forward: Sequence[int]) -> bool:
+    """Whether these ops take one time, compute states of one size and are recomputable."""
     ops = [problem.ops[f] for f in forward]
     kinds = {(op.time_ns, problem.values[op.outputs[0]].bytes, op.recomputable) for op in ops}
     return len(kinds) == 1 and ops[0].recomputable
 
 
-def _runs(steps: int, states: int) -> int:
-    """The theorem's number of runs of F1..Ft."""
+def _forward_runs(steps: int, states: int) -> int:
+    """The number of runs of F1..Ft in the theorem."""
     return forward_steps(steps + 1, min(states, steps + 1)) - (steps + 1)

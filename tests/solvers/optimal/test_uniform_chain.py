@@ -1,4 +1,4 @@
-"""Uniform chains: recognised whatever their values are called, exact at every budget, nothing else is taken for one."""
+"""Uniform chains: recognised whatever their values are called, exact at every budget; nothing else is taken for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from remat_solvers.bounds import peak_bound_bytes
 from remat_solvers.generate import chain, random_chain, training_graph
-from remat_solvers.optimal.uniform_chain import recognised, solve_chain
+from remat_solvers.optimal.uniform_chain import recognise_uniform_chain, solve_uniform_chain
 from remat_solvers.problem import Link, Op, Phase, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.recompute.checkmate import Checkmate
@@ -102,7 +102,7 @@ def optimum_ns(problem: Problem, budget_bytes: int) -> int | None:
 def test_the_optima_of_the_exact_program(n: int, slots: int, extra: int) -> None:
     """Forward ops run again, as an independent dynamic program found them."""
     problem = chain(n, size_bytes=10, forward_ns=7, backward_ns=5)
-    solved = solve_chain(problem, 10 * slots + 9)
+    solved = solve_uniform_chain(problem, 10 * slots + 9)
     assert solved is not None
     sequence, bound_ns = solved
     timeline = replayed(problem, sequence, 10 * slots + 9)
@@ -113,7 +113,7 @@ def test_the_optima_of_the_exact_program(n: int, slots: int, extra: int) -> None
 def test_exact_at_every_budget(n: int) -> None:
     problem = renamed(chain(n), random.Random(n))
     for budget_bytes in range(1, n + 3):
-        solved = solve_chain(problem, budget_bytes)
+        solved = solve_uniform_chain(problem, budget_bytes)
         best = optimum_ns(problem, budget_bytes)
         if solved is None:
             assert best is None
@@ -127,10 +127,10 @@ def test_every_variant_lies_around_the_optimum(plain: bool) -> None:
     exact = budgets = 0
     for seed in range(60):
         problem = variant(2 + seed % 5, seed, plain=plain)
-        assert recognised(problem) is not None
+        assert recognise_uniform_chain(problem) is not None
         unmodified = baseline(problem).peak_bytes
         for budget_bytes in range(peak_bound_bytes(problem), unmodified):
-            solved = solve_chain(problem, budget_bytes)
+            solved = solve_uniform_chain(problem, budget_bytes)
             best = optimum_ns(problem, budget_bytes)
             budgets += 1
             if best is None:
@@ -147,7 +147,7 @@ def test_every_variant_lies_around_the_optimum(plain: bool) -> None:
 def test_checkmate_proves_the_same() -> None:
     for n, budget_bytes in ((10, 5), (12, 6)):
         problem = chain(n)
-        solved = solve_chain(problem, budget_bytes)
+        solved = solve_uniform_chain(problem, budget_bytes)
         outcome = Checkmate().solve(problem, budget_bytes, limits=Limits(None), on_progress=None, seed=0)
         assert outcome.status is Status.OPTIMAL
         assert solved is not None
@@ -175,13 +175,13 @@ def deviations(problem: Problem) -> list[Problem]:
 
 @pytest.mark.parametrize("problem", [*deviations(chain(6)), random_chain(6, 1), training_graph(5, 1), chain(1)])
 def test_what_deviates_is_not_recognised(problem: Problem) -> None:
-    assert recognised(problem) is None
-    assert solve_chain(problem, 4) is None
+    assert recognise_uniform_chain(problem) is None
+    assert solve_uniform_chain(problem, 4) is None
 
 
 def test_a_thousand_steps_take_no_time() -> None:
     problem = chain(1000)
     started = time.process_time()
     for slots in (8, 100, 1000):
-        solve_chain(problem, slots)
+        solve_uniform_chain(problem, slots)
     assert time.process_time() - started < 1
