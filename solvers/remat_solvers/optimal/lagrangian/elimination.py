@@ -1,17 +1,17 @@
-"""The least sum of many small tables over finite variables, where equal tables are computed once.
+"""Minimises a sum of many small tables over finite variables, and computes equal tables once.
 
 Variable elimination (nonserial dynamic programming, Bertele and Brioschi 1972): take a variable, add up the tables that
-mention it, replace them by one table over its neighbours with the least over the variable. The order of elimination
-decides how large the tables get; here the variable goes next whose neighbours are nearest to be neighbours of each
+mention it, replace them by one table over its neighbours with the minimum over the variable. The order of elimination
+decides how large the tables get; here the variable is next whose neighbours are closest to being neighbours of each
 other already, states counted (min-fill, Kjaerulff 1990). In a chain of layers, each of small width, all tables stay
 small.
 
-What makes 96 alike layers as cheap as one: a table has a name, either given (two tables of one name hold the same
-numbers) or made of the names of the tables that were added and how their variables meet. A table whose name is known
-already is not computed again. For that the same variable of every layer must go in the same turn: ties between
-variables are broken by `rank`, which is equal for corresponding variables of alike layers.
+Why 96 identical layers cost as much as one: a table has a name, either given (two tables of one name hold the same
+numbers) or composed of the names of the tables that were added and how their variables meet. A table whose name is
+known already is not computed again. For that the same variable of every layer must be eliminated in the same turn:
+ties between variables are broken by `rank`, which is equal for corresponding variables of identical layers.
 
-The program is compiled once, and evaluated for other numbers under the same names as often as one likes.
+The program is compiled once, and evaluated for other numbers under the same names any number of times.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class TooLargeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A table made of others: their sum, with the least over one axis."""
+    """A table computed from others: their sum, minimised over one axis."""
 
     parts: tuple[tuple[int, tuple[int, ...]], ...]  # table, and its shape among the axes of the sum
-    axis: int  # the one that goes
+    axis: int  # over which it is minimised
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Elimination:
     alone: list[int] = field(default_factory=list)  # tables without variables; the minimum is their sum
 
     def minimum(self, given: Sequence[Table]) -> tuple[float, dict[int, int]]:
-        """The least sum, and a state per variable that attains it; `given` are the tables in the order of the names."""
+        """The minimum, and a state per variable that attains it; `given` are the tables in the order of the names."""
         tables = list(given)
         choices: list[Indices | None] = []
         for join in self.joins:
@@ -70,7 +70,7 @@ class Elimination:
                 choices.append(choice)
                 least = np.take_along_axis(total, np.expand_dims(choice, join.axis), join.axis).squeeze(join.axis)
             else:
-                choices.append(None)  # found where it is asked for: argmin is slow
+                choices.append(None)  # computed only where it is needed: argmin is slow
                 least = total.min(axis=join.axis)
             tables.append(least)
         chosen = dict.fromkeys(self.idle, 0)
@@ -81,7 +81,7 @@ class Elimination:
         return float(sum(float(tables[t]) for t in self.alone)), chosen
 
     def _choice(self, number: int, states: list[int], tables: list[Table]) -> int:
-        """The best state of the variable that goes in a join, where its neighbours are in these."""
+        """The best state of the variable that a join eliminates, for these states of its neighbours."""
         join = self.joins[number]
         place: list[Any] = [*states[: join.axis], slice(None), *states[join.axis :]]
         total = np.zeros(1)
@@ -109,7 +109,7 @@ class _Compiler:
         self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table in play: which, and its variables
         self.mentions: list[set[int]] = [set() for _ in sizes]  # per variable, the tables in play
         self.near = [1 << v for v in range(len(sizes))]  # per variable, a bit for each that it shares a table with
-        self.alike = [(b, set_of(v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
+        self.same_bits = [(b, set_of(v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
         self.known: dict[Hashable, int] = {}  # names of joins
 
     def compile(self, tables: Sequence[tuple[Hashable, tuple[int, ...]]]) -> Elimination:
@@ -118,7 +118,7 @@ class _Compiler:
             names.setdefault(name, len(names))
         self.out.given, self.out.terms = list(names), len(tables)
         for name, variables in tables:
-            self._put(names[name], variables)
+            self._add_table(names[name], variables)
         fill = [self._fill(v) for v in range(len(self.sizes))]
         queue = [(fill[v], self.rank[v], v) for v in range(len(self.sizes))]
         heapq.heapify(queue)
@@ -137,15 +137,15 @@ class _Compiler:
         return self.out
 
     def _fill(self, variable: int) -> float:
-        """What its removal would join that is not joined yet: the sum over pairs of the product of their bits."""
+        """The fill of its elimination: the sum over newly joined pairs of the product of their bits."""
         near, total = self.near[variable] & ~(1 << variable), 0.0
         for one in indices_of(near):
-            apart = near & ~self.near[one]
-            if apart:
-                total += self.bits[one] * sum(bits * (apart & alike).bit_count() for bits, alike in self.alike)
+            unjoined = near & ~self.near[one]
+            if unjoined:
+                total += self.bits[one] * sum(bits * (unjoined & same).bit_count() for bits, same in self.same_bits)
         return round(total / 2, 6)
 
-    def _put(self, table: int, variables: tuple[int, ...]) -> None:
+    def _add_table(self, table: int, variables: tuple[int, ...]) -> None:
         if not variables:
             self.out.alone.append(table)
             return
@@ -156,7 +156,7 @@ class _Compiler:
         self.scopes.append((table, variables))
 
     def _remove(self, variable: int) -> list[int]:
-        """Eliminate; what its neighbours were."""
+        """Eliminate a variable, and return its neighbours."""
         scope = list(indices_of(self.near[variable]))
         if sum(self.bits[v] for v in scope) > self.largest:
             raise TooLargeError
@@ -180,7 +180,7 @@ class _Compiler:
         for v in rest:
             self.near[v] &= ~(1 << variable)
         self.out.turns.append((variable, join, rest))
-        self._put(len(self.out.given) + join, rest)
+        self._add_table(len(self.out.given) + join, rest)
         return list(rest)
 
 

@@ -1,13 +1,13 @@
-"""Two points of the program, mixed: some parts of the step as in one, the others as in the other.
+"""Combines two points of the program: some parts of the step as in one, the others as in the other.
 
-At the best prices the cheapest point is seldom the plan sought: a small rise of the price makes all alike layers change
-their mind at once, from a point that needs too much memory to one that leaves some unused. What fits best is between
-the two: some layers as in the one, the rest as in the other.
+At the best prices the cheapest point is seldom the plan sought: a small rise of the price flips the decision of all
+identical layers at once, from a point that needs too much memory to one that leaves some unused. The best fit is
+between the two: some layers as in the one, the rest as in the other.
 
-Take the ops whose runs differ, and call two of them joined when they touch the same value. What a value costs depends
+Take the ops whose stages differ, and connect two of them when they touch the same value. The cost of a value depends
 only on the ops that touch it, so each connected part can be taken from either point, whatever is taken elsewhere: the
-mixture obeys rows (1) to (4), and times and bytes add up. Which parts to take from the cheaper point is a knapsack with
-a row per moment. Alike parts are counted, not told apart, so it stays small.
+combination obeys rows (1) to (4), and times and bytes add up. Which parts to take from the cheaper point is a knapsack
+with a row per moment. Identical parts are counted, not distinguished, so it present small.
 """
 
 from __future__ import annotations
@@ -29,37 +29,36 @@ KNAPSACK_S = 1.0
 KNAPSACK_GAP = 1e-5  # of the store-all time
 
 
-def recover_primal(priced: LagrangianProgram, room: Ints, fits: Point, other: Point) -> Point:
-    """The fastest mixture that fits into `room`, where `fits` does; or `fits`."""
-    parts = _parts(priced, fits, other)
+def recover_primal(program: LagrangianProgram, capacity: Ints, fits: Point, other: Point) -> Point:
+    """Return the fastest combination within `capacity`, the bytes per moment, where `fits` is within it; or `fits`."""
+    parts = _parts(program, fits, other)
     if not parts:
         return fits
-    graph = priced.graph
-    owner = np.full(len(fits.runs), -1)
+    graph = program.graph
+    part_of_op = np.full(len(fits.computed), -1)
     for number, part in enumerate(parts):
-        owner[part] = number
-    bits = np.arange(priced.moments + 1)[:, None]
-    runs = (other.runs >> bits & 1).sum(axis=0) - (fits.runs >> bits & 1).sum(axis=0)
-    time = np.bincount(owner[owner >= 0], (runs * graph.time_ns)[owner >= 0], len(parts))
-    stays = (other.stays >> bits[:-1] & 1) - (fits.stays >> bits[:-1] & 1)
-    home = np.full(len(graph.bytes), -1)
-    home[graph.reads] = np.maximum(home[graph.reads], -1)
-    np.maximum.at(home, graph.reads, owner[graph.readers])
-    home = np.maximum(home, np.where(graph.produced, owner[graph.producer], -1))
-    moved = np.flatnonzero(stays.any(axis=0))
-    used = np.zeros((priced.moments, len(parts)))
-    for k in range(priced.moments):
-        np.add.at(used[k], home[moved], stays[k, moved] * graph.bytes[moved])
-    taken = _knapsack(time, used, room - fits.used_bytes, KNAPSACK_GAP * float(graph.time_ns.sum()))
-    mixed = np.where((owner >= 0) & taken[owner], other.runs, fits.runs)
-    point = priced.point(mixed)
-    return point if point.time_ns < fits.time_ns and (point.used_bytes <= room).all() else fits
+        part_of_op[part] = number
+    bits = np.arange(program.moments + 1)[:, None]
+    num_more = (other.computed >> bits & 1).sum(axis=0) - (fits.computed >> bits & 1).sum(axis=0)
+    time = np.bincount(part_of_op[part_of_op >= 0], (num_more * graph.time_ns)[part_of_op >= 0], len(parts))
+    present = (other.present >> bits[:-1] & 1) - (fits.present >> bits[:-1] & 1)
+    part_of_value = np.full(len(graph.bytes), -1)
+    np.maximum.at(part_of_value, graph.reads, part_of_op[graph.readers])
+    part_of_value = np.maximum(part_of_value, np.where(graph.produced, part_of_op[graph.producer], -1))
+    changed = np.flatnonzero(present.any(axis=0))
+    used = np.zeros((program.moments, len(parts)))
+    for k in range(program.moments):
+        np.add.at(used[k], part_of_value[changed], present[k, changed] * graph.bytes[changed])
+    taken = _knapsack(time, used, capacity - fits.used_bytes, KNAPSACK_GAP * float(graph.time_ns.sum()))
+    combined = np.where((part_of_op >= 0) & taken[part_of_op], other.computed, fits.computed)
+    point = program.point(combined)
+    return point if point.time_ns < fits.time_ns and (point.used_bytes <= capacity).all() else fits
 
 
-def _parts(priced: LagrangianProgram, one: Point, two: Point) -> list[list[int]]:
-    """The connected sets of ops whose runs differ."""
-    graph = priced.graph
-    differs = (one.runs != two.runs).tolist()
+def _parts(program: LagrangianProgram, one: Point, two: Point) -> list[list[int]]:
+    """The connected sets of ops whose stages differ between two points."""
+    graph = program.graph
+    differs = (one.computed != two.computed).tolist()
     root = list(range(len(differs)))
 
     def find(op: int) -> int:
@@ -68,32 +67,32 @@ def _parts(priced: LagrangianProgram, one: Point, two: Point) -> list[list[int]]
         return op
 
     first: dict[int, int] = {}
-    for op, known in enumerate(graph.problem.ops):
-        if differs[op]:
-            for value in (*graph.inputs[op], *known.outputs):
-                root[find(op)] = find(first.setdefault(value, op))
+    for index, op in enumerate(graph.problem.ops):
+        if differs[index]:
+            for value in (*graph.inputs[index], *op.outputs):
+                root[find(index)] = find(first.setdefault(value, index))
     parts: dict[int, list[int]] = defaultdict(list)
-    for op, there in enumerate(differs):
-        if there:
-            parts[find(op)].append(op)
+    for index, different in enumerate(differs):
+        if different:
+            parts[find(index)].append(index)
     return list(parts.values())
 
 
-def _knapsack(time: NDArray[Any], used: Floats, room: Ints, gap: float) -> Mask:
-    """Which parts to take: the least time within the room."""
+def _knapsack(time: NDArray[Any], used: Floats, capacity: Ints, gap: float) -> Mask:
+    """Mask of the parts to take, which together take the least time within the capacity."""
     import highspy
 
     kinds, kind, count = np.unique(np.vstack((time, used)), axis=1, return_inverse=True, return_counts=True)
     kind = kind.ravel()
     unit = max(1.0, float(np.abs(kinds[0]).max()))
     sizes = np.maximum(1.0, np.abs(kinds[1:]).max(axis=1, initial=0))
-    many = kinds.shape[1]
+    num_kinds = kinds.shape[1]
     rows = Rows()
-    rows.add_dense(kinds[1:] / sizes[:, None], -np.inf, room / sizes)
+    rows.add_dense(kinds[1:] / sizes[:, None], -np.inf, capacity / sizes)
     highs = new_highs(time_limit=KNAPSACK_S, mip_rel_gap=0.0, mip_abs_gap=gap / unit)
-    highs.passModel(rows.to_highs(kinds[0] / unit, count.astype(np.float64), np.ones(many, dtype=bool)))
+    highs.passModel(rows.to_highs(kinds[0] / unit, count.astype(np.float64), np.ones(num_kinds, dtype=bool)))
     highs.run()
-    left = np.zeros(many, dtype=np.int64)
+    left = np.zeros(num_kinds, dtype=np.int64)
     if highs.getInfo().primal_solution_status == int(highspy.SolutionStatus.kSolutionStatusFeasible):
         left = np.round(np.array(highs.getSolution().col_value)).astype(np.int64)
     taken = np.zeros(len(kind), dtype=bool)

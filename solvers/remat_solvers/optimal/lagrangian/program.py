@@ -1,31 +1,32 @@
-"""The coarse-stage program with prices for memory, as a network of small tables.
+"""Relaxes the memory rows of the stage program to prices, which leaves a network of small tables.
 
-Put a price lambda_k >= 0 on the bytes at moment k of the program of stages.py, in place of its rows (5):
+Put a price lambda_k >= 0 on the bytes at moment k of the program of ../program/program.py, in place of its rows (5):
 
-    L(lambda) = min  sum time(v) R[v, k] + sum_k lambda_k (sum_d bytes(d) S[d, k] - room_k)
+    L(lambda) = min  sum time(v) R[v, k] + sum_k lambda_k (sum_d bytes(d) S[d, k] - capacity_k)
                 over (1) to (4), R and S in {0, 1}
 
-with room_k = budget - constants - reserve - workspace(a_k). For any prices, L(lambda) is at most the program's optimum
-(Lagrangian relaxation: a point within the rows (5) makes every term with a price at most 0), and so a lower bound on
-every plan's time. For the best prices it is at least the LP's bound, and better where the LP splits ops, since R and S
-stay whole (Geoffrion 1974): only the sums of memory are relaxed, every layer is solved exactly.
+with capacity_k = budget - constants - reserve - workspace(a_k). For any prices, L(lambda) is at most the optimum of the
+program (Lagrangian relaxation: a point within the rows (5) makes every term with a price at most 0), and so a lower
+bound on every plan's time. For the best prices it is at least the LP's bound, and better where the LP splits ops, since
+R and S stay integers (Geoffrion 1974): only the sums of memory are relaxed, every layer is solved exactly.
 
-What is left is local. Write x_v for the stages in which v runs, a subset of 0..K. Given x_p of its producer p and the
-stages A_d in which its readers run, the S of a value d that costs least is also the one with fewest ones: it is there
-at moment k-1 exactly if it is wanted in stage k, or at moment k, and p does not run in k. So with a variable x_v per
-op, and one A_d per value of several readers that contains x_c of each, the sum is one of tables over two variables:
+The rest is local. Write x_v for the stages in which v is computed, a subset of 0..K. Given x_p of its producer p and
+the stages A_d in which its readers are computed, the S of a value d that costs least is also the one with fewest ones:
+d is resident at moment k-1 exactly if it is read in stage k, or resident at moment k, and p is not computed in stage k.
+So with a variable x_v per op, and one A_d per value of several readers that contains x_c of each, the sum is one of
+tables over two variables:
 
     time(v) |x_v|
     bytes(d) sum_k lambda_k S[d, k]     as a function of x_p and A_d, or x_c where c is the only reader
     0 or infinity                       for x_c within A_d or not
 
-The tables of alike layers are alike, which is all that layered_tables.py asks for.
+The tables of identical layers are identical, which is all that elimination.py requires.
 
-Lenient programs ask for less, so that more moments can be had where memory is tight; less asked is a lower minimum, so
-L stays a bound. Repeats of backward ops do without what forward ops make: then nothing of a layer's forward ops is
-wanted after its backward ops ran, and the sets of their stages are few. And values that are light beside the largest
-weigh nothing: they are kept, and what makes nothing else runs once. On the networks at hand this costs a few hundredths
-of a point.
+Lenient programs leave rows out, so that more moments can be had where memory is tight; fewer rows give a lower minimum,
+so L stays a bound. Recomputations of backward ops need no outputs of forward ops: then nothing of a layer's forward ops
+is needed after its backward ops were computed, and the sets of their stages are few. And values that are light beside
+the largest weigh nothing: they are kept, and an op that produces only such values is computed once. On the networks at
+hand this costs a few hundredths of a point.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 __all__ = ["LagrangianProgram", "Point"]
 
 Scope = tuple[int, ...]
-MOST_MOMENTS = 10
+MAX_MOMENTS = 10
 LARGEST, LARGEST_LENIENT = 20, 22  # log2 of the entries of a table
 IMPOSSIBLE = -1
 LIGHT = 1e-3  # of the largest value: what weighs nothing in a lenient program
@@ -57,15 +58,15 @@ LIGHT = 1e-3  # of the largest value: what weighs nothing in a lenient program
 class Point:
     """A point of the program without memory rows."""
 
-    runs: Ints  # per op, the stages in which it runs, as bits
-    stays: Ints  # per value, the moments at which it is on the device, as bits
+    computed: Ints  # per op, the stages in which it is computed, as bits
+    present: Ints  # per value, the moments at which it is on the device, as bits
     time_ns: int
     used_bytes: Ints  # per moment, beside constants, reserve and workspace
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """A table: numbers + bytes * (the prices of some moments)."""
+class PricedTable:
+    """A table: numbers + bytes * (the sum of the prices of some moments)."""
 
     numbers: Floats
     bytes: float
@@ -75,11 +76,11 @@ class Given:
 class LagrangianProgram:
     """The program over some stages, compiled; raises TooLargeError where the graph is too entangled for it.
 
-    Alike blocks of `runs` share tables. `lenient`: rows are left out; the points may be no plans.
+    Identical blocks of `repeats` share tables. `lenient`: rows are left out; the points may be no plans.
     """
 
-    def __init__(self, stages: Stages, runs: Sequence[Run], *, lenient: bool = False) -> None:
-        if len(stages.anchors) > MOST_MOMENTS:
+    def __init__(self, stages: Stages, repeats: Sequence[Run], *, lenient: bool = False) -> None:
+        if len(stages.anchors) > MAX_MOMENTS:
             raise TooLargeError
         self.stages = stages
         self.graph: OpGraph = stages.graph
@@ -88,24 +89,24 @@ class LagrangianProgram:
         self.lenient = lenient
         light = LIGHT * int(self.graph.bytes.max(initial=0)) if lenient else 0
         self.bytes = np.where(self.graph.bytes <= light, 0, self.graph.bytes)
-        self.must_stay = self._must_stay()
+        self.must_be_present = self._must_be_present()
         self.domains = self._domains()
         self.sizes: list[int] = []
         self.owners: list[int] = []  # per variable, its op; -1: a set of readers' stages
         self.states: list[tuple[int, ...]] = []
-        self.program = self._compile(runs)
-        self.given = [self._given(name) for name in self.program.given]
+        self.elimination = self._compile(repeats)
+        self.given = [self._given(name) for name in self.elimination.given]
 
-    def room(self, budget_bytes: int) -> Ints:
-        """Per moment, what is left for values."""
+    def capacity(self, budget_bytes: int) -> Ints:
+        """Per moment, the bytes that values may have."""
         return budget_bytes - self.graph.static_bytes - self.workspace
 
     def minimum(self, prices: Floats) -> tuple[float, Point]:
-        """The least of time + prices * bytes, in ns, and a point that attains it."""
+        """The minimum of time + prices * bytes, in ns, and a point that attains it."""
         subsets = np.zeros(1)
         for price in prices:
             subsets = np.concatenate((subsets, subsets + price))
-        value, chosen = self.program.minimum([g.numbers + g.bytes * subsets[g.moments] for g in self.given])
+        value, chosen = self.elimination.minimum([g.numbers + g.bytes * subsets[g.moments] for g in self.given])
         runs = np.array([domain[0] for domain in self.domains], dtype=np.int64)
         for variable, op in enumerate(self.owners):
             if op >= 0:
@@ -113,13 +114,13 @@ class LagrangianProgram:
         return value, self.point(runs)
 
     def point(self, runs: Ints) -> Point:
-        """The point with these runs that keeps no more than it must."""
+        """The point that computes ops in these stages and keeps no more than it must."""
         graph = self.graph
-        wanted = np.zeros(len(graph.bytes), dtype=np.int64)
-        asked = np.where(self._forgiven(graph.readers, graph.reads), 1 << self.stages.low[graph.readers], -1)
-        np.bitwise_or.at(wanted, graph.reads, runs[graph.readers] & asked)
-        made = np.where(graph.produced, runs[graph.producer], -1) if len(runs) else np.zeros(0, dtype=np.int64)
-        stays = self._stays(made, wanted, self.must_stay)
+        read = np.zeros(len(graph.bytes), dtype=np.int64)
+        demands = np.where(self._exempt(graph.readers, graph.reads), 1 << self.stages.low[graph.readers], -1)
+        np.bitwise_or.at(read, graph.reads, runs[graph.readers] & demands)
+        produced = np.where(graph.produced, runs[graph.producer], -1) if len(runs) else np.zeros(0, dtype=np.int64)
+        stays = self._presence(produced, read, self.must_be_present)
         used = [int(self.bytes[(stays >> k) & 1 == 1].sum()) for k in range(self.moments)]
         time = int((graph.time_ns * _count(runs)).sum())
         return Point(runs, stays, time, np.array(used, dtype=np.int64))
@@ -127,16 +128,16 @@ class LagrangianProgram:
     def masks(self, point: Point) -> tuple[Mask, Mask]:
         """S as [moment, value] and R as [stage, op]."""
         bits = np.arange(self.moments + 1)[:, None]
-        return (point.stays >> bits & 1).astype(bool), (point.runs >> bits & 1).astype(bool)
+        return (point.present >> bits & 1).astype(bool), (point.computed >> bits & 1).astype(bool)
 
-    def _forgiven(self, reader: Any, value: Any) -> Any:
-        """Whether repeats of the reader do without the value."""
+    def _exempt(self, reader: Any, value: Any) -> Any:
+        """Whether recomputations of the reader need not have the value."""
         graph, stages = self.graph, self.stages
         crosses = graph.backward[reader] & graph.produced[value] & ~graph.backward[graph.producer[value]]
         return crosses & (stages.low[reader] == stages.high[reader]) & self.lenient
 
-    def _must_stay(self) -> Ints:
-        """Rows (4), per value as bits."""
+    def _must_be_present(self) -> Ints:
+        """Rows (4): per value the moments, as bits."""
         graph, stages = self.graph, self.stages
         must = np.zeros(len(graph.bytes), dtype=np.int64)
         for k, anchor in enumerate(stages.anchors):
@@ -148,7 +149,7 @@ class LagrangianProgram:
         return must
 
     def _domains(self) -> list[tuple[int, ...]]:
-        """Per op, the sets of stages in which it may run: once at least between lo and hi, and later where wanted."""
+        """Per op, the sets of stages in which it may be computed: some of lo..hi, and later ones where of use."""
         stages, graph = self.stages, self.graph
         latest = self._latest()
         known: dict[tuple[int, int, int], tuple[int, ...]] = {}
@@ -164,7 +165,7 @@ class LagrangianProgram:
         return domains
 
     def _latest(self) -> list[int]:
-        """Per op, the last stage in which a repeat could be wanted; stages.py says why none is later."""
+        """Per op, the last stage in which a recomputation could be of use (L in ../program/stages.py)."""
         graph, high = self.graph, self.stages.high.tolist()
         latest = [-1] * len(high)
         for op in range(len(high) - 1, -1, -1):
@@ -172,13 +173,13 @@ class LagrangianProgram:
                 if graph.result[value]:
                     latest[op] = self.moments
                 for r in graph.problem.consumers[value]:
-                    forgiven = self._forgiven(r, value)
-                    latest[op] = max(latest[op], high[r] if forgiven else max(high[r], latest[r]))
+                    exempt = self._exempt(r, value)
+                    latest[op] = max(latest[op], high[r] if exempt else max(high[r], latest[r]))
         return latest
 
-    def _compile(self, runs: Sequence[Run]) -> Elimination:
+    def _compile(self, repeats: Sequence[Run]) -> Elimination:
         ops = self.graph.problem.ops
-        turn = _turns(len(ops), runs)
+        turn = _turns(len(ops), repeats)
         variable = [-1] * len(ops)
         rank: list[int] = []
         tables: list[tuple[Hashable, Scope]] = []
@@ -205,7 +206,14 @@ class LagrangianProgram:
                 sure, free = sure_of[value], free_of[value]
                 other: Scope = (gathered[value],) if value in gathered else tuple(variable[r] for r in free)
                 wanted = self.states[other[0]] if other else (0,)
-                name = ("stay", self.domains[op], wanted, sure, int(self.must_stay[value]), int(self.bytes[value]))
+                name = (
+                    "stay",
+                    self.domains[op],
+                    wanted,
+                    sure,
+                    int(self.must_be_present[value]),
+                    int(self.bytes[value]),
+                )
                 tables.append(_sorted(name, own, other))
                 if value in gathered:
                     for r in free:
@@ -213,7 +221,7 @@ class LagrangianProgram:
         return eliminate(self.sizes, tables, rank, LARGEST_LENIENT if self.lenient else LARGEST)
 
     def _demands(self) -> tuple[list[int], list[list[int]]]:
-        """Per value, the stages in which some reader surely wants it, as bits, and the readers that are open."""
+        """Per value, the stages in which some reader certainly reads it (as bits), and the readers with a choice."""
         sure: list[int] = []
         free: list[list[int]] = []
         fixed = self.stages.low == self.stages.high
@@ -221,62 +229,62 @@ class LagrangianProgram:
             sure.append(0)
             free.append([])
             if not self.bytes[value] and fixed[self.graph.producer[value]]:
-                continue  # it is kept
+                continue  # it is always kept
             for r in readers:
-                if len(self.domains[r]) == 1 or self._forgiven(r, value):
+                if len(self.domains[r]) == 1 or self._exempt(r, value):
                     sure[value] |= self.domains[r][0]
                 else:
                     free[value].append(r)
         return sure, free
 
     def _unions(self, readers: Sequence[int], sure: int) -> tuple[int, ...]:
-        """What the readers' stages together can be, beside the stages in which readers run for `sure`."""
-        every, some = 0, 0
+        """The possible unions of the readers' stages, without the stages that are certain anyway."""
+        in_all, in_any = 0, 0
         for r in readers:
-            every |= reduce(and_, self.domains[r])
-            some |= reduce(or_, self.domains[r])
-        every, some = every & ~sure, some & ~sure
-        return tuple(s for s in range(some + 1) if s & every == every and s | some == some)
+            in_all |= reduce(and_, self.domains[r])
+            in_any |= reduce(or_, self.domains[r])
+        in_all, in_any = in_all & ~sure, in_any & ~sure
+        return tuple(s for s in range(in_any + 1) if s & in_all == in_all and s | in_any == in_any)
 
-    def _given(self, name: Any) -> Given:
-        """The table of that name."""
-        kind, *what, swapped = name
+    def _given(self, name: Any) -> PricedTable:
+        """Compute the table of that name."""
+        kind, *arguments, swapped = name
         size, sets = 0, np.zeros(1, dtype=np.int64)
         if kind == "run":
-            domain, time_ns = what
+            domain, time_ns = arguments
             table = _count(np.array(domain)) * float(time_ns)
         elif kind == "stay":
-            domain, wanted, sure, must, size = what
-            stays = self._stays(np.array(domain)[:, None], np.array(wanted)[None, :] | sure, np.array(must))
+            domain, wanted, sure, must, size = arguments
+            stays = self._presence(np.array(domain)[:, None], np.array(wanted)[None, :] | sure, np.array(must))
             table = np.where(stays == IMPOSSIBLE, np.inf, 0.0)
             sets = np.where(stays == IMPOSSIBLE, 0, stays & ((1 << self.moments) - 1))
         else:
-            inner, outer, sure = what
+            inner, outer, sure = arguments
             table = np.where(np.array(inner)[:, None] & ~(np.array(outer)[None, :] | sure), np.inf, 0.0)
         numbers, sets = (np.squeeze(t.T if swapped else t) for t in (table, sets))
-        return Given(numbers, float(size), sets)
+        return PricedTable(numbers, float(size), sets)
 
-    def _stays(self, made: Ints, wanted: Ints, must: Ints) -> Ints:
-        """The moments at which a value has to be there, as bits; IMPOSSIBLE: wanted before it is made.
+    def _presence(self, produced: Ints, read: Ints, must: Ints) -> Ints:
+        """The moments at which a value has to be resident, as bits; IMPOSSIBLE: it is read before it is computed.
 
-        made, wanted: the stages in which its producer and its readers run; must: the moments of rows (4).
+        produced, read: the stages in which its producer and its readers are computed; must: the moments of rows (4).
         """
-        stays = np.broadcast_to(must, np.broadcast_shapes(made.shape, wanted.shape, must.shape)).astype(np.int64)
+        stays = np.broadcast_to(must, np.broadcast_shapes(produced.shape, read.shape, must.shape)).astype(np.int64)
         for k in range(self.moments, -1, -1):
-            before = ((stays | wanted) & ~made) >> k & 1
+            before = ((stays | read) & ~produced) >> k & 1
             if k:
                 stays = stays | before << (k - 1)
         return np.where(before, IMPOSSIBLE, stays)
 
 
 def _sorted(name: tuple[Hashable, ...], own: Scope, other: Scope) -> tuple[Hashable, Scope]:
-    """A table with its variables in ascending order; its name says whether that swaps the axes."""
+    """Return a table's name and its variables in ascending order; the name says whether that swaps the axes."""
     swapped = own + other != tuple(sorted(own + other))
     return (*name, swapped), tuple(sorted(own + other))
 
 
 def _subsets(low: int, high: int, latest: int) -> tuple[int, ...]:
-    """Sets of stages for an op: of low..latest, with at least one of low..high; latest < 0: just one of low..high."""
+    """The sets of stages in low..latest with at least one of low..high; latest < 0: exactly one of low..high."""
     first = range(low, high + 1)
     if latest < 0:
         return tuple(1 << k for k in first)
@@ -286,14 +294,14 @@ def _subsets(low: int, high: int, latest: int) -> tuple[int, ...]:
 
 
 def _count(sets: Ints) -> Ints:
-    """How many bits are set."""
-    return sum((sets >> k & 1 for k in range(MOST_MOMENTS + 1)), start=np.zeros_like(sets))
+    """The number of bits that are set."""
+    return sum((sets >> k & 1 for k in range(MAX_MOMENTS + 1)), start=np.zeros_like(sets))
 
 
-def _turns(ops: int, runs: Sequence[Run]) -> list[int]:
-    """A number per op; equal for corresponding ops of the blocks of a run."""
+def _turns(ops: int, repeats: Sequence[Run]) -> list[int]:
+    """A number per op, equal for corresponding ops of the blocks of a run."""
     turn = list(range(ops, 2 * ops))
-    for run in runs:
+    for run in repeats:
         for block in run.blocks:
             for op, first in zip(block, run.blocks[0], strict=True):
                 turn[op] = first

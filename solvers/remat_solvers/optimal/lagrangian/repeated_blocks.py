@@ -1,15 +1,15 @@
-"""Repeated layers, found in the graph alone: no module names, no targets.
+"""Finds repeated layers in the graph alone, without module names or targets.
 
 A run is a series of blocks of ops with the same times, sizes and wiring. Blocks are numbered along the run; a block
-holds its forward ops and their backward counterparts. An input of the op at a place of a block is described by where
-its producer is: so many blocks along the run, at such a place; outside the run, which op; or a constant, which is
-always on the device and so needs no name. Two blocks are alike when these descriptions agree at every place.
+holds its forward ops and their backward counterparts. An input of an op of a block is described by its producer: the
+number of blocks between them and the position in that block; outside the run, the op; or a constant, which is always
+on the device and so needs no name. Two blocks are identical when these descriptions agree at every position.
 
 How they are found (in the manner of tandem repeats in strings): every op gets a colour from its cost, its sizes and
 the colours of what it reads, a few levels up; a run is a stretch where the colours of one phase repeat with a period.
-Of the places where a period may start, the one with the fewest values crossing is taken: that is where people would
-draw the line between layers. A backward block belongs to the forward block that it reads most. What remains is
-checked place by place, and the run is cut to its longest stretch of blocks that agree.
+Of the positions where a period may start, the one with the fewest values crossing is taken: that is where people would
+draw the line between layers. A backward block belongs to the forward block that it reads most. The rest is checked
+position by position, and the run is cut to its longest stretch of blocks that agree.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Block = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Blocks of ops that are alike up to a shift along the run."""
+    """Blocks of ops that are identical up to a shift along the run."""
 
     blocks: tuple[Block, ...]  # per block its ops, forward ones first; equal positions correspond
 
@@ -43,11 +43,13 @@ class Run:
 
 
 def find_repeats(problem: Problem) -> tuple[Run, ...]:
-    """The runs of two and more alike blocks, those that cover most ops first; no op is in two of them."""
+    """The runs of two and more identical blocks, those that cover most ops first; no op is in two of them."""
     colour = _colours(problem)
     forward = list(_stretches(problem, problem.forward_ops, colour))
     backward = list(_stretches(problem, problem.backward_ops, colour))
-    runs = [Run(blocks) for series in _paired(problem, forward, backward) if len(blocks := _alike(problem, series)) > 1]
+    runs = [
+        Run(blocks) for series in _paired(problem, forward, backward) if len(blocks := _identical(problem, series)) > 1
+    ]
     return tuple(sorted(runs, key=lambda run: -sum(map(len, run.blocks))))
 
 
@@ -92,7 +94,7 @@ def _stretches(problem: Problem, ops: Sequence[int], colour: Ints) -> Iterator[l
         choices = min(period, end - start - 2 * period + 1)
         first = start + int(np.argmin(crossing[start : start + choices]))
         yield [tuple(map(int, index[at : at + period])) for at in range(first, end - period + 1, period)]
-        marks[start:end] = -1 - np.arange(start, end)  # unlike everything
+        marks[start:end] = -1 - np.arange(start, end)  # equal to nothing
 
 
 def _longest(marks: Ints) -> tuple[int, int, int] | None:
@@ -112,7 +114,7 @@ def _longest(marks: Ints) -> tuple[int, int, int] | None:
 
 
 def _crossing(problem: Problem, ops: Sequence[int]) -> Ints:
-    """Per op, the number of values of these ops that are made before it and read by it or a later one of them."""
+    """Per op, the number of values of these ops that are computed before it and read by it or a later one of them."""
     place = {op: at for at, op in enumerate(ops)}
     change = np.zeros(len(ops) + 2, dtype=np.int64)
     for at, op in enumerate(ops):
@@ -153,7 +155,7 @@ def _producers(problem: Problem, op: int) -> list[int]:
     return [problem.producer[v] for v in problem.ops[op].inputs]
 
 
-def _alike(problem: Problem, blocks: list[Block]) -> tuple[Block, ...]:
+def _identical(problem: Problem, blocks: list[Block]) -> tuple[Block, ...]:
     """The longest stretch of `blocks` whose wiring agrees, each described relative to its own place in the run."""
     place = {op: (b, p) for b, block in enumerate(blocks) for p, op in enumerate(block)}
     sources = _sources(problem)

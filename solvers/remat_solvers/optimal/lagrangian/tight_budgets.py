@@ -1,9 +1,10 @@
-"""Bounds at budgets so tight that no few moments make a plan: more moments, in a lenient program.
+"""Bounds at budgets so tight that no few moments give a plan: more moments, in a lenient program.
 
 The best prices come with weights of points (the dual of the cutting planes' LP): the mixture in which the points would
-fit at the moments if layers could be split. Where that mixture, expanded, holds most at first runs of other ops is
-where a price would bite; an anchor is added there. When the tables get too large, the anchor of the lowest price goes,
-for good. Every anchors' bound holds, so the best is kept; it ends when it has not risen for a while.
+fit at the moments if layers could be split. Where that mixture, decoded, holds most at first computations of other ops
+a price would have most effect; an anchor is added there. When the tables get too large, the anchor of the lowest price
+is removed for good. The bound of every set of anchors holds, so the best is kept; the search ends when it has not risen
+for a while.
 """
 
 from __future__ import annotations
@@ -26,55 +27,55 @@ from remat_solvers.toolkit.arrays import Floats
 __all__ = ["tight_bounds"]
 
 PATIENCE = 4  # rounds without a better bound
-BETTER = 1e-4  # of the store-all time
-LEAST_WEIGHT = 1e-6
+MIN_GAIN = 1e-4  # of the store-all time: a bound that rises by less has not risen
+MIN_WEIGHT = 1e-6
 
 
 def tight_bounds(
-    graph: OpGraph, budget_bytes: int, runs: Sequence[Run], watch: Stopwatch
+    graph: OpGraph, budget_bytes: int, repeats: Sequence[Run], watch: Stopwatch
 ) -> Iterator[tuple[tuple[int, ...], int, bool]]:
-    """Per round: the anchors, a bound in ns, and whether no plan fits at all."""
+    """Yield per round the anchors, a bound in ns, and whether it is proven that no plan fits."""
     problem = graph.problem
     total_ns = int(graph.time_ns.sum())
     new = int(bytes_at_first_computations(problem, store_all(problem))[0].argmax())
-    at: tuple[int, ...] = (new,)
+    anchors: tuple[int, ...] = (new,)
     prices: dict[int, float] = {}
-    gone: set[int] = set()
+    removed: set[int] = set()
     best_ns, stale = 0, 0
-    while at and stale <= PATIENCE and not watch.expired:
-        stages = Stages(graph, at)
+    while anchors and stale <= PATIENCE and not watch.expired:
+        stages = Stages(graph, anchors)
         try:
-            priced = LagrangianProgram(stages, runs, lenient=True)
+            program = LagrangianProgram(stages, repeats, lenient=True)
         except TooLargeError:
-            dropped = min((a for a in at if a != new), key=lambda a: prices.get(a, 0.0), default=new)
-            gone.add(dropped)
-            at = tuple(a for a in at if a != dropped)
+            dropped = min((a for a in anchors if a != new), key=lambda a: prices.get(a, 0.0), default=new)
+            removed.add(dropped)
+            anchors = tuple(a for a in anchors if a != dropped)
             continue
-        ascent = DualAscent(priced, budget_bytes, np.array([prices.get(a, 0.0) for a in at]))
+        ascent = DualAscent(program, budget_bytes, np.array([prices.get(a, 0.0) for a in anchors]))
         ascent.climb(watch)
         if ascent.impossible:
-            yield at, best_ns, True
+            yield anchors, best_ns, True
             return
-        stale = 0 if ascent.bound_ns > best_ns + BETTER * total_ns else stale + 1
+        stale = 0 if ascent.bound_ns > best_ns + MIN_GAIN * total_ns else stale + 1
         best_ns = max(best_ns, ascent.bound_ns)
-        yield at, best_ns, False
-        prices = dict(zip(at, ascent.prices.tolist(), strict=True))
-        held = np.where(stages.low == stages.high, _held(priced, ascent), 0.0)
-        held[[*at, *gone]] = 0.0
+        yield anchors, best_ns, False
+        prices = dict(zip(anchors, ascent.prices.tolist(), strict=True))
+        held = np.where(stages.low == stages.high, _mean_bytes(program, ascent), 0.0)
+        held[[*anchors, *removed]] = 0.0
         new = int(held.argmax())
         if held[new] <= budget_bytes:
             return
         place = int(stages.low[new])
-        at = (*at[:place], new, *at[place:])
+        anchors = (*anchors[:place], new, *anchors[place:])
 
 
-def _held(priced: LagrangianProgram, ascent: DualAscent) -> Floats:
+def _mean_bytes(program: LagrangianProgram, ascent: DualAscent) -> Floats:
     """Per op, the bytes on the device during its first run, on average over the points by their weights."""
-    problem = priced.graph.problem
+    problem = program.graph.problem
     held, total = np.zeros(len(problem.ops)), 0.0
     for weight, point in zip(ascent.weights.tolist(), ascent.points, strict=True):
-        if weight > LEAST_WEIGHT:
-            plan = plan_from_sequence(problem, decode_point(priced.stages, *priced.masks(point)))
+        if weight > MIN_WEIGHT:
+            plan = plan_from_sequence(problem, decode_point(program.stages, *program.masks(point)))
             held += weight * bytes_at_first_computations(problem, plan)[0]
             total += weight
     return held / total if total else held

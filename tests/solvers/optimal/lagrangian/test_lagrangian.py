@@ -32,7 +32,7 @@ from tests.solvers.makers import budget_above_static, corpus_problem
 
 
 def layered(layers: int, width: int, seed: int) -> Problem:
-    """`layers` alike layers of `width` forward and backward ops of random sizes, times and wiring."""
+    """`layers` identical layers of `width` forward and backward ops of random sizes, times and wiring."""
     rng = random.Random(seed)
     values, ops = [Value("input", 3, "constant")], []
     sizes = [[rng.choice((0, 1, 2, 5, 9)) for _ in range(width)] for _ in range(2)]
@@ -90,7 +90,7 @@ def correspond(problem: Problem, run: Run) -> bool:
 
 @pytest.mark.parametrize(("name", "blocks", "ops"), [("gpt", 9, 29), ("lstm", 90, 34), ("r50", 3, 23)])
 def test_the_layers_of_real_graphs(name: str, blocks: int, ops: int) -> None:
-    """12 transformer layers, 100 LSTM steps, the bottlenecks of ResNet-50: all but a few at the ends are alike."""
+    """12 transformer layers, 100 LSTM steps, the bottlenecks of ResNet-50: all but a few at the ends are identical."""
     problem = corpus_problem(name)
     run = find_repeats(problem)[0]
     assert len(run.blocks) >= blocks
@@ -135,7 +135,7 @@ def test_elimination_against_enumeration(seed: int) -> None:
 def test_equal_layers_are_computed_once(seed: int) -> None:
     """40 more layers, at most one more table for each: where the layers meet."""
     few, many = (
-        LagrangianProgram(Stages(OpGraph(p, Order.GIVEN), (len(p.forward_ops) - 1,)), find_repeats(p)).program
+        LagrangianProgram(Stages(OpGraph(p, Order.GIVEN), (len(p.forward_ops) - 1,)), find_repeats(p)).elimination
         for p in (layered(40, 9, seed), layered(80, 9, seed))
     )
     assert len(many.turns) - len(few.turns) >= 6 * 40
@@ -146,7 +146,7 @@ def test_layers_have_to_be_known() -> None:
     """Corresponding variables have to go in the same turn, or their tables differ."""
     problem = corpus_problem("lstm")
     stages = Stages(OpGraph(problem, Order.GIVEN), (1244,))
-    told, untold = (LagrangianProgram(stages, runs).program for runs in (find_repeats(problem), ()))
+    told, untold = (LagrangianProgram(stages, runs).elimination for runs in (find_repeats(problem), ()))
     assert len(told.turns) == len(untold.turns)
     assert 3 * len(told.joins) < len(untold.joins)
 
@@ -188,14 +188,14 @@ def test_prices_against_enumeration(seed: int) -> None:
     """The least of time and rent over all points of the program, by trying all runs."""
     problem = layered(2, 2, seed)
     graph = OpGraph(problem, Order.GIVEN)
-    priced = LagrangianProgram(Stages(graph, (3,)), ())
+    program = LagrangianProgram(Stages(graph, (3,)), ())
     prices = np.array([random.Random(seed).choice((0.3, 1.0, 2.5))])
-    value, point = priced.minimum(prices)
+    value, point = program.minimum(prices)
     assert value == pytest.approx(point.time_ns + float(prices @ point.used_bytes))
     least = min(
         each.time_ns + float(prices @ each.used_bytes)
-        for runs in itertools.product(*priced.domains)
-        if (each := priced.point(np.array(runs))).stays.min() >= 0
+        for runs in itertools.product(*program.domains)
+        if (each := program.point(np.array(runs))).present.min() >= 0
     )
     assert value == pytest.approx(least)
 
@@ -204,20 +204,22 @@ def test_prices_against_enumeration(seed: int) -> None:
 def test_a_mixture_fits_and_can_be_expanded(seed: int) -> None:
     problem = layered(12, 3, seed)
     budget = budget_above_static(problem, 0.6)
-    priced = LagrangianProgram(
+    program = LagrangianProgram(
         Stages(OpGraph(problem, Order.GIVEN), (len(problem.forward_ops) - 1,)), find_repeats(problem)
     )
-    ascent = DualAscent(priced, budget)
+    ascent = DualAscent(program, budget)
     while not ascent.done:
         ascent.step()
-    fitting = [p for p in ascent.points if (p.used_bytes <= ascent.room).all()]
+    fitting = [p for p in ascent.points if (p.used_bytes <= ascent.capacity).all()]
     for one, two in itertools.product(fitting, ascent.points):
-        mixed = recover_primal(priced, ascent.room, one, two)
-        assert mixed.time_ns <= one.time_ns
-        assert (mixed.used_bytes <= ascent.room).all()
+        combined = recover_primal(program, ascent.capacity, one, two)
+        assert combined.time_ns <= one.time_ns
+        assert (combined.used_bytes <= ascent.capacity).all()
         bits = np.arange(2)[:, None]
-        sequence = decode_point(priced.stages, (mixed.stays >> bits & 1) == 1, (mixed.runs >> bits & 1) == 1)
-        assert simulate(problem, plan_from_sequence(problem, sequence)).time_ns <= mixed.time_ns
+        sequence = decode_point(
+            program.stages, (combined.present >> bits & 1) == 1, (combined.computed >> bits & 1) == 1
+        )
+        assert simulate(problem, plan_from_sequence(problem, sequence)).time_ns <= combined.time_ns
 
 
 # What the study proved and found, in % over store-all: the program's optimum lies between.
@@ -248,10 +250,10 @@ def test_lenient_bounds_where_memory_is_tight() -> None:
     graph, budget = OpGraph(problem, Order.GIVEN), budget_above_static(problem, 0.4)
     base = sum(op.time_ns for op in problem.ops)
     bounds = []
-    for at, bound_ns, impossible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(60))):
+    for anchors, bound_ns, impossible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(60))):
         assert not impossible
         bounds.append(bound_ns)
-        if len(at) == 4:
+        if len(anchors) == 4:
             break
     assert bounds == sorted(bounds)
     assert 17.0 < 100 * (bounds[-1] / base - 1) < 20.64
