@@ -46,6 +46,23 @@ def poet_chain(layers: int) -> Problem:
     return Problem("with loss", tuple(ops), values, (2 * layers,), Link(10**9, 10**9))
 
 
+def layers(*targets: str, module: str = "") -> Problem:
+    """A chain of layers of these operators; the backward of each reads its input, its output and the gradient.
+
+    Values are one byte and ops take 1 ns. module: of each op, with `{}` for half its number.
+    """
+    n = len(targets)
+    ops = [
+        Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1, target=t, module=module.format(i // 2))
+        for i, t in enumerate(targets)
+    ]
+    for k, i in enumerate(range(n - 1, -1, -1)):
+        reads = (*((i - 1,) if i else ()), i, *((n + k - 1,) if k else ()))
+        ops.append(Op(f"b{i}", "backward", reads, (n + k,), 1, target=f"{targets[i]}_backward"))
+    values = tuple(Value(f"v{i}", 1, "activation" if i < n else "gradient") for i in range(2 * n))
+    return Problem("layers", tuple(ops), values, (2 * n - 1,))
+
+
 def with_link(problem: Problem, bytes_per_s: int = 10**9, latency_ns: int = 0) -> Problem:
     """The problem over a link that is equally fast in both directions; by default a byte takes a nanosecond."""
     return replace(problem, link=Link(bytes_per_s, bytes_per_s, latency_ns))

@@ -1,4 +1,4 @@
-"""Every method side by side: what a crash, a hang, a lie and Ctrl-C leave in the table."""
+"""Comparing methods: a crash, a hang, a false claim and Ctrl-C each leave a row in the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, as a real signal, while a backend works in its thread or its process."""
+"""Ctrl-C, as a real signal, while a backend works in a thread or a method in a process."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def test_ctrl_c_stops_the_work_and_keeps_what_it_returns() -> None:
     def work() -> str:
         os.kill(os.getpid(), signal.SIGINT)
         stopped.wait(60)
-        return "what it has"
+        return "the best so far"
 
     def stop() -> None:
-        """Deaf to the first call, as a backend that has not started is."""
+        """Ignores the first call, as a backend that has not started does."""
         calls.append(1)
         if len(calls) > 1:
             stopped.set()
 
-    assert run_interruptibly(work, stop) == ("what it has", True)
+    assert run_interruptibly(work, stop) == ("the best so far", True)
     assert run_interruptibly(lambda: 5, stop) == (5, False)
 
 
@@ -59,12 +59,12 @@ SLOW_MODULE = """
 
     for _ in range(100):
         time.sleep(0.005)
-    whole = True
+    complete = True
 """
 
 
 def test_ctrl_c_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes in the middle; the module is whole afterwards."""
+    """It comes in the middle of the import; the module is complete afterwards."""
     (tmp_path / "slow_module.py").write_text(textwrap.dedent(SLOW_MODULE))
     monkeypatch.syspath_prepend(tmp_path)
     timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
@@ -72,11 +72,11 @@ def test_ctrl_c_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         import_uninterrupted("slow_module")
     timer.join()
-    assert sys.modules.pop("slow_module").whole
+    assert sys.modules.pop("slow_module").complete
     import_uninterrupted("json")
 
 
-def test_what_the_work_raises_is_raised() -> None:
+def test_an_error_of_the_work_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         run_interruptibly(lambda: 1 // 0, lambda: None)
 
@@ -87,7 +87,7 @@ def test_what_the_work_raises_is_raised() -> None:
 def test_ctrl_c_ends_a_search_with_its_plan(
     solver: str, problem: str, budget: str, seconds: int, tmp_path: Path
 ) -> None:
-    """The signal comes when the first progress is told; the process ends by itself, not by a signal of its own."""
+    """The signal comes after the first report of progress; the process ends by itself, not by a signal."""
     plan = tmp_path / "plan.json"
     command = [sys.executable, "-m", "remat", "solve", str(CORPUS / f"{problem}.json"), "--budget", budget]
     command += ["--solver", solver, "--time-limit", str(seconds), "-o", str(plan)]

@@ -1,4 +1,4 @@
-"""What a method says that was cut short: `time` is the caller's limit, and not a share of it."""
+"""A method whose step was cut short says so: `stopped` is `time` only for the caller's limit, not for a share of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.solvers.makers import corpus_problem
     ("solver", "told"),
     [("rockmate", "blocks cut short by a share of the time limit"), ("checkmate", checkmate.STRUCK)],
 )
-def test_a_share_that_struck_is_told_and_not_taken_for_the_limit(
+def test_an_expired_share_is_reported_and_not_taken_for_the_limit(
     solver: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rockmate, "BLOCK_SHARE", 0.002)

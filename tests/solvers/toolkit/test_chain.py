@@ -1,4 +1,4 @@
-"""The chain view: states by their definition, schedules that run, costs that the replay never exceeds."""
+"""The chain view: states by their definition, and schedules that are valid plans."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ CUTS = st.sampled_from(["minima", "renewed"])
 
 
 def state_by_definition(problem: Problem, cut: int) -> set[int]:
-    """What is made up to `cut` and read by a forward op after it, or by a backward op up to the last that reads
-    something made after it."""
+    """The values computed up to `cut` that are read by a forward op after it, or by a backward op up to the last that
+    reads a value computed after it."""
     position = {op: k for k, op in enumerate(problem.forward_ops)}
     drop = droppable(problem)
-    made = {v: position[problem.producer[v]] for v, d in enumerate(drop) if d}
-    late = [op for op in problem.backward_ops if any(made.get(v, -1) > cut for v in problem.ops[op].inputs)]
+    computed = {v: position[problem.producer[v]] for v, d in enumerate(drop) if d}
+    late = [op for op in problem.backward_ops if any(computed.get(v, -1) > cut for v in problem.ops[op].inputs)]
     readers = [op for op in problem.forward_ops if position[op] > cut]
     readers += [op for op in problem.backward_ops if late and op <= late[-1]]
-    return {v for op in readers for v in problem.ops[op].inputs if made.get(v, cut + 1) <= cut}
+    return {v for op in readers for v in problem.ops[op].inputs if computed.get(v, cut + 1) <= cut}
 
 
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6), cuts=CUTS, most=st.integers(1, 14))
@@ -58,7 +58,7 @@ def test_stages_cover_the_step_and_their_states_are_what_crosses(n: int, seed: i
 
 
 def random_steps(stages: int, seed: int) -> list[ChainStep]:
-    """Some schedule: each segment is split, saved at its start or end, or run from its start again."""
+    """A random schedule: each segment is split, saved at its start or end, or recomputed from its start."""
     rng = random.Random(seed)
 
     def segment(first: int, end: int) -> list[ChainStep]:

@@ -1,4 +1,4 @@
-"""The options of every registered solver: wrong types and absurd values are refused, or cost nothing."""
+"""The options of every registered solver: wrong types are refused; absurd values are refused, or keep the limit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ OPTIONS = [(name, option) for name in solver_names() for option in option_names(
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
-def test_what_cannot_be_an_option_is_refused(name: str, option: str) -> None:
-    """A float may be a share or seconds: of the numbers, those outside its range are refused."""
+def test_values_of_wrong_types_are_refused(name: str, option: str) -> None:
+    """A float may be a share or seconds, so 1.5 may be within its range."""
     default = getattr(create(name), option)
     for value in WRONG:
         if isinstance(default, float) and value == 1.5:
@@ -50,11 +50,11 @@ def test_absurd_values_are_refused_or_keep_the_limit(name: str, option: str) -> 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_numbers_are_not_flags_nor_flags_numbers(name: str, option: str) -> None:
-    taken = 0
+    accepted = 0
     for value in (1, True):
         try:
             create(name, **{option: value})
-            taken += 1
+            accepted += 1
         except InputError:
             pass
-    assert taken <= 1
+    assert accepted <= 1
