@@ -30,7 +30,7 @@ decides which strategy is fastest. No bound is reported: the method is optimal f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal, TypeAlias, get_args
@@ -43,7 +43,16 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.equal_steps import MAX_RUNS, equal_step_chains
-from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, keep_nothing_steps, sequence_of
+from remat_solvers.toolkit.chains.schedule import (
+    Advance,
+    Back,
+    ChainStep,
+    Part,
+    Save,
+    keep_nothing_steps,
+    sequence_of,
+    unfold,
+)
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.trials import Trials
@@ -150,28 +159,23 @@ def _decisions(table: Table, t: int, m: int, strategy: Strategy, internal_size: 
 
 def cheapest_schedule(table: Table, slots: int, strategy: Strategy, internal_size: int = 1) -> list[ChainStep]:
     """The steps of a schedule of cost `table[-1, slots]`; storing is preferred to storing nothing at equal cost."""
-    steps: list[ChainStep] = []
-    stack: list[tuple[int, int, int] | ChainStep] = [(0, len(table) - 1, slots)]
-    while stack:
-        item = stack.pop()
-        if not isinstance(item, tuple):
-            steps.append(item)
-            continue
-        first, t, m = item
+    size = internal_size if strategy == "mixed" else 1
+
+    def split(part: Part) -> Sequence[Part | ChainStep]:
+        first, t, m = part
         if t == 0:
-            continue
+            return ()
         y, internal = _split(table, t, m, strategy, internal_size)
-        split = first + y
         if y == 0:
-            steps += keep_nothing_steps(first, first + t)
-        elif internal:
-            size = internal_size if strategy == "mixed" else 1
-            steps += [Advance(first, split - 1)] if y > 1 else []
-            stack += [(first, y - 1, m), Back(split - 1), (split, t - y, m - size)]
-            stack += [Save(split - 1, onward=y < t, alone=y > 1)]
-        else:
-            stack += [(first, y, m), (split, t - y, m - 1), Advance(first, split)]
-    return steps
+            return keep_nothing_steps(first, first + t)
+        at = first + y
+        if not internal:
+            return Advance(first, at), (at, t - y, m - 1), (first, y, m)
+        advance = [Advance(first, at - 1)] if y > 1 else []
+        save = Save(at - 1, onward=y < t, alone=y > 1)
+        return *advance, save, (at, t - y, m - size), Back(at - 1), (first, y - 1, m)
+
+    return unfold((0, len(table) - 1, slots), split)
 
 
 def _split(table: Table, t: int, m: int, strategy: Strategy, internal_size: int) -> tuple[int, bool]:

@@ -19,10 +19,11 @@ the start included, advance by the number of steps with which both parts can be 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 from remat_solvers.errors import InputError
-from remat_solvers.toolkit.chains.schedule import Advance, ChainStep, keep_nothing_steps
+from remat_solvers.toolkit.chains.schedule import Advance, ChainStep, Part, keep_nothing_steps, unfold
 
 __all__ = ["advance_length", "binomial_schedule", "forward_steps", "repetitions"]
 
@@ -66,17 +67,12 @@ def advance_length(steps: int, snapshots: int) -> int:
 
 def binomial_schedule(steps: int, snapshots: int) -> list[ChainStep]:
     """The schedule of `forward_steps(steps, snapshots)` forward steps, over stages 0..steps-1."""
-    schedule: list[ChainStep] = []
-    stack: list[tuple[int, int, int] | ChainStep] = [(0, steps, snapshots)]
-    while stack:
-        item = stack.pop()
-        if not isinstance(item, tuple):
-            schedule.append(item)
-            continue
-        first, length, free = item
+
+    def split(part: Part) -> Sequence[Part | ChainStep]:
+        first, length, free = part
         if length <= 1 or free == 1:
-            schedule += keep_nothing_steps(first, first + length)
-            continue
+            return keep_nothing_steps(first, first + length)
         far = advance_length(length, free)
-        stack += [(first, far, free), (first + far, length - far, free - 1), Advance(first, first + far)]
-    return schedule
+        return Advance(first, first + far), (first + far, length - far, free - 1), (first, far, free)
+
+    return unfold((0, steps, snapshots), split)

@@ -43,7 +43,7 @@ import numpy as np
 from remat_solvers.toolkit.arrays import Floats, Ints
 from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
-from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, SaveOptions
+from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Part, Save, SaveOptions, unfold
 
 __all__ = [
     "DiscretisedChain",
@@ -162,24 +162,19 @@ def persistent_schedule(
     chain: DiscretisedChain, cost: Floats, memory: int, first: int = 0, last: int | None = None
 ) -> list[ChainStep]:
     """The steps of the cheapest schedule of stages first..last with `memory` slots beside x_first; it must exist."""
-    steps: list[ChainStep] = []
     count = len(chain.state)
-    stack: list[tuple[int, int, int] | ChainStep] = [(first, count - 1 if last is None else last, memory)]
-    while stack:
-        item = stack.pop()
-        if not isinstance(item, tuple):
-            steps.append(item)
-            continue
-        r, j, m = item
+
+    def split(part: Part) -> Sequence[Part | ChainStep]:
+        r, j, m = part
         i = r % count
         _, k, w = min(_decisions(chain, cost, r, j, m))
         if i == j:
-            stack += [Back(i, w), Save(i, option=w)]
-        elif k == i:
-            stack += [Back(i, w), (i + 1, j, m - int(chain.saved[w, r])), Save(i, onward=True, option=w)]
-        else:
-            stack += [(r, k - 1, m), (int(chain.entry[i, k]), j, m - int(chain.state[i, k])), Advance(i, k)]
-    return steps
+            return Save(i, option=w), Back(i, w)
+        if k == i:
+            return Save(i, onward=True, option=w), (i + 1, j, m - int(chain.saved[w, r])), Back(i, w)
+        return Advance(i, k), (int(chain.entry[i, k]), j, m - int(chain.state[i, k])), (r, k - 1, m)
+
+    return unfold((first, count - 1 if last is None else last, memory), split)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ Where no options are given, each stage has one, which keeps everything (`keep_ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -37,6 +37,7 @@ __all__ = [
     "read_before_computed",
     "save_option",
     "sequence_of",
+    "unfold",
 ]
 
 
@@ -67,6 +68,7 @@ class Back:
 
 
 ChainStep: TypeAlias = Advance | Save | Back
+Part: TypeAlias = tuple[int, int, int]  # of a schedule: which stages, and with how much memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,22 @@ def keep_nothing_steps(first: int, end: int) -> list[ChainStep]:
     for stage in range(end - 1, first - 1, -1):
         steps += [Advance(first, stage)] if stage > first else []
         steps += [Save(stage), Back(stage)]
+    return steps
+
+
+def unfold(part: Part, split: Callable[[Part], Sequence[Part | ChainStep]]) -> list[ChainStep]:
+    """The steps of a schedule that is given by recursion: `split` turns a part into steps and smaller parts, in order.
+
+    A stack takes the place of the recursion, which may be as deep as the chain is long.
+    """
+    steps: list[ChainStep] = []
+    stack: list[Part | ChainStep] = [part]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple):
+            stack.extend(reversed(split(item)))
+        else:
+            steps.append(item)
     return steps
 
 
