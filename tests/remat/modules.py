@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +63,10 @@ def recomputing(
     net = remat.apply(exported, random_plan(exported.problem, seed))
     assert recomputations(net.plan) > 0
     return net
+
+
+PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
+"""A test of a planned module, once for a plan that recomputes nothing and once for one that recomputes a lot."""
 
 
 def recomputations(plan: Plan) -> int:

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import pytest
 
-from remat_solvers.bounds import time_bound_ns
-from remat_solvers.problem import Problem
 from remat_solvers.registry import Entry
-from remat_solvers.result import Result, Status
-from remat_solvers.simulate import simulate
-from remat_solvers.validate import validate
 from tests.remat.models.exports import exported
 from tests.remat.models.matrix import METHODS, SHARES, Budget, ask, budgets, position
 from tests.remat.models.table import CASES, Case
+from tests.solvers.checks import check_result
 
 SECONDS = 0.5
 SMALL_OPS, LARGE_OPS = 20, 1_000
@@ -34,26 +30,13 @@ def budgets_for(case: Case, entry: Entry) -> list[Budget]:
     return [budget for budget in every if budget.name.startswith(f"{share}%")]
 
 
-def check(problem: Problem, budget: Budget, result: Result) -> None:
-    """A plan is valid and costs what the result says; a result without a plan has a reason or a smallest peak."""
-    if result.plan is None:
-        assert result.status in (Status.INFEASIBLE, Status.NOT_FOUND, Status.NOT_APPLICABLE)
-        assert result.reason, "neither a reason nor the smallest peak that the method reached"
-        assert result.status is not Status.INFEASIBLE or result.peak_bound_bytes > budget.bytes
-        return
-    assert result.status in (Status.OPTIMAL, Status.FEASIBLE)
-    assert validate(problem, result.plan, budget.bytes) == []
-    timeline = simulate(problem, result.plan)
-    assert (result.time_ns, result.peak_bytes) == (timeline.time_ns, timeline.peak_bytes)
-    assert result.peak_bound_bytes <= timeline.peak_bytes <= budget.bytes
-    assert timeline.time_ns >= time_bound_ns(problem)
-    assert result.status is not Status.OPTIMAL or result.bound_ns == timeline.time_ns
-
-
 @pytest.mark.parametrize(
     ("case", "entry"),
     [pytest.param(case, entry, id=f"{case.name}-{entry.name}") for case in CASES for entry in METHODS],
 )
 def test_answers_are_valid_plans_or_honest(case: Case, entry: Entry) -> None:
     for budget in budgets_for(case, entry):
-        check(exported(case).problem, budget, ask(case, entry.name, budget, SECONDS))
+        result = ask(case, entry.name, budget, SECONDS)
+        assert result.budget_bytes == budget.bytes
+        check_result(exported(case).problem, result)
+        assert result.plan is not None or result.reason, "neither a reason nor the smallest peak that was reached"

@@ -16,9 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import remat
 from remat_solvers.schedule import store_all
 from tests.remat.models.building import WIDTH, Lambda, mlp, rows, seeded
-from tests.remat.modules import different, gradients_of, recomputing, roofline, storing_all
-
-PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
+from tests.remat.modules import PLANS, different, gradients_of, recomputing, roofline, storing_all
 
 
 def step(net: nn.Module, *args: Any) -> dict[str, Any]:

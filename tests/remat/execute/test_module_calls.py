@@ -16,6 +16,7 @@ from remat import api
 from remat.execute.module import RematModule
 from tests.remat.modules import (
     CASE,
+    PLANS,
     WIDTH,
     Plans,
     batch,
@@ -29,8 +30,6 @@ from tests.remat.modules import (
     storing_all,
     training_loss,
 )
-
-PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
 
 
 class Counting(nn.Module):

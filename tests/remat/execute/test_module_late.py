@@ -13,18 +13,16 @@ from torch.nn import functional
 import remat
 from tests.remat.modules import (
     CASE,
+    PLANS,
     WIDTH,
     Plans,
     batch,
     different,
     gradients_of,
     loss_of,
-    recomputing,
     state_of,
     storing_all,
 )
-
-PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
 
 
 class LossAndLogits(nn.Module):

@@ -12,9 +12,18 @@ import torch
 from torch import nn
 
 from remat.allocator import recording
-from tests.remat.modules import CASE, WIDTH, Plans, batch, layers, loss_of, recomputing, storing_all, training_loss
-
-PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
+from tests.remat.modules import (
+    CASE,
+    PLANS,
+    WIDTH,
+    Plans,
+    batch,
+    layers,
+    loss_of,
+    recomputing,
+    storing_all,
+    training_loss,
+)
 
 
 @pytest.fixture

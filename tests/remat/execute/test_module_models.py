@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 import remat
 from tests.remat.modules import (
     CASE,
+    PLANS,
     WIDTH,
     Plans,
     batch,
@@ -26,8 +27,6 @@ from tests.remat.modules import (
     storing_all,
     training_loss,
 )
-
-PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
 
 
 def compare(make: Any, plan: Plans, args: Any, steps: int = 2) -> Any:

@@ -17,6 +17,7 @@ from remat_solvers.generate import random_plan
 from remat_solvers.schedule import store_all
 from tests.remat.modules import (
     CASE,
+    PLANS,
     WIDTH,
     Plans,
     batch,
@@ -31,7 +32,6 @@ from tests.remat.modules import (
     training_loss,
 )
 
-PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
 MODELS = pytest.mark.parametrize(
     "name", ["sequential", "dropout", "batch-norm", "lstm-bidirectional-dropout", "resnet18", "gpt2"]
 )

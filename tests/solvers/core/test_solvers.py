@@ -19,11 +19,10 @@ from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Link, Problem
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.registry import ENTRIES, Solver, create, entry, solver_names
-from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Result, Status, Stopped
+from remat_solvers.result import Limits, OnProgress, Order, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import baseline, store_all
-from remat_solvers.simulate import simulate
 from remat_solvers.solving import FITS, solve
-from remat_solvers.validate import validate
+from tests.solvers.checks import check_result
 from tests.solvers.makers import corpus_problem
 
 SOLVERS = (
@@ -72,28 +71,6 @@ BRIEFLY = Limits(work=5)  # slices of `auto`; test_optimal_laws.py and test_opti
 EVERY = pytest.mark.parametrize(("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v)))
 
 
-def check(problem: Problem, result: Result) -> None:
-    """A plan is valid, within the budget and costs what the result says; without one, the status says why."""
-    assert result.problem == problem.fingerprint
-    if result.plan is None:
-        assert result.status in (Status.INFEASIBLE, Status.NOT_FOUND, Status.NOT_APPLICABLE)
-        assert result.time_ns is result.peak_bytes is result.gap is None
-        assert result.status is not Status.INFEASIBLE or result.peak_bound_bytes > result.budget_bytes
-        assert result.reason or result.status is Status.NOT_FOUND
-        return
-    assert result.status in (Status.OPTIMAL, Status.FEASIBLE)
-    assert validate(problem, result.plan, result.budget_bytes) == []
-    line = simulate(problem, result.plan)
-    assert (result.time_ns, result.peak_bytes) == (line.time_ns, line.peak_bytes)
-    assert result.peak_bound_bytes <= line.peak_bytes <= result.budget_bytes
-    assert result.smallest_peak_bytes is not None
-    assert result.smallest_peak_bytes <= line.peak_bytes
-    assert line.time_ns >= time_bound_ns(problem)
-    if result.status is Status.OPTIMAL:
-        assert result.bound_ns == line.time_ns
-        assert result.gap == 0
-
-
 @EVERY
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6), link=st.booleans(), share=st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
@@ -102,7 +79,7 @@ def test_on_random_problems(name: str, options: dict[str, object], n: int, seed:
         unmodified = baseline(problem).peak_bytes
         floor = solve(problem, max(1, unmodified), solver="store-all").peak_bound_bytes
         for budget_bytes in {max(1, floor + int(share * (unmodified - floor))), max(1, floor - 1)}:
-            check(problem, solve(problem, budget_bytes, solver=create(name, **options), limits=BRIEFLY))
+            check_result(problem, solve(problem, budget_bytes, solver=create(name, **options), limits=BRIEFLY))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +100,7 @@ def test_chen_on_the_corpus(name: str, shares: tuple[float, ...]) -> None:
     unmodified = baseline(problem)
     for share in shares:
         result = solve(problem, int(share * unmodified.peak_bytes), solver="chen")
-        check(problem, result)
+        check_result(problem, result)
         assert result.time_ns is not None
         overhead = 100 * (result.time_ns / unmodified.time_ns - 1)
         assert proven.get(name, {}).get(share, 0) <= overhead <= studied.get(name, {}).get(share, 100)
@@ -254,7 +231,7 @@ def test_auto_is_no_slower_than_any_method_it_starts_from(name: str, share: floa
     budget_bytes = int(share * baseline(problem).peak_bytes)
     results = [solve(problem, budget_bytes, solver=method) for method in METHODS]
     for result in results:
-        check(problem, result)
+        check_result(problem, result)
     times = [result.time_ns for result in results if result.time_ns is not None]
     result = solve(problem, budget_bytes, limits=Limits(5))
     assert result.time_ns is not None

@@ -23,13 +23,11 @@ from remat_solvers.plan import Plan
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from tests.remat.models.building import seeded
-from tests.remat.modules import different, gradients_of, recomputing, roofline, storing_all
+from tests.remat.modules import PLANS, different, gradients_of, roofline, storing_all
 
 BATCH, STEPS, IN, UNITS = 3, 5, 4, 6
 FORWARD, BACKWARD = "remat.rnn_forward.default", "remat.rnn_backward.default"
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's, once
-PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
-
 LAYERS: dict[str, Callable[[], nn.RNNBase]] = {
     "lstm": lambda: nn.LSTM(IN, UNITS),
     "gru": lambda: nn.GRU(IN, UNITS),

@@ -14,18 +14,8 @@ from remat_solvers.bounds import time_bound_ns
 from remat_solvers.optimal.local_search.annealing import FoundSequence, SearchError, SequenceSearch
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import best_sequence
-from remat_solvers.schedule import plan_from_sequence
-from remat_solvers.simulate import simulate
-from remat_solvers.validate import validate
+from tests.solvers.checks import check_found
 from tests.solvers.makers import budget_above_static
-
-
-def assert_exact(problem: Problem, found: FoundSequence | None) -> None:
-    assert found is not None
-    plan = plan_from_sequence(problem, found.sequence)
-    replay = simulate(problem, plan)
-    assert (found.time_ns, found.peak_bytes) == (replay.time_ns, replay.peak_bytes)
-    assert validate(problem, plan) == []
 
 
 def random_problems(seed: int) -> list[Problem]:
@@ -42,13 +32,13 @@ def random_problems(seed: int) -> list[Problem]:
 def test_running_totals_equal_the_replay(seed: int, free_order: bool) -> None:
     for problem in random_problems(seed):
         search = SequenceSearch(problem, budget_above_static(problem, 0.6), free_order=free_order, seed=seed)
-        assert_exact(problem, search.current)
+        check_found(problem, search.current)
         for moves in (1, 7, 60, 400, 1000):
             search.run(moves=moves)
-            assert_exact(problem, search.current)
-        assert_exact(problem, search.smallest)
+            check_found(problem, search.current)
+        check_found(problem, search.smallest)
         if search.best is not None:
-            assert_exact(problem, search.best)
+            check_found(problem, search.best)
             assert search.best.peak_bytes <= budget_above_static(problem, 0.6)
 
 
@@ -159,7 +149,7 @@ def test_ctrl_c_leaves_the_best_so_far() -> None:
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         search.run(seconds=60)
-    assert_exact(problem, search.best)
+    check_found(problem, search.best)
 
 
 def test_seconds_are_a_limit() -> None:
@@ -173,7 +163,7 @@ def test_huge_values_are_exact_and_larger_ones_refused() -> None:
     problem = generate.chain(7, size_bytes=2**59)  # 14 values: 7 * 2**60 in all
     search = SequenceSearch(problem, 5 * 2**59, free_order=False, seed=0)
     search.run(moves=3000)
-    assert_exact(problem, search.best)
+    check_found(problem, search.best)
     with pytest.raises(SearchError, match="2\\*\\*63"):
         SequenceSearch(generate.chain(8, size_bytes=2**59), 5 * 2**59, free_order=False, seed=0)
 

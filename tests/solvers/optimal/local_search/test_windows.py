@@ -10,20 +10,13 @@ from remat_solvers import generate
 from remat_solvers.optimal.auto import Auto
 from remat_solvers.optimal.local_search.annealing import FoundSequence, SequenceSearch
 from remat_solvers.optimal.local_search.windows import WindowSearch
-from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force.solver import best_sequence
 from remat_solvers.result import Limits
 from remat_solvers.schedule import baseline, keeps_order, plan_from_sequence
 from remat_solvers.simulate import simulate
 from remat_solvers.validate import validate
+from tests.solvers.checks import check_found
 from tests.solvers.makers import budget_above_static, corpus_problem
-
-
-def assert_exact(problem: Problem, found: FoundSequence) -> None:
-    plan = plan_from_sequence(problem, found.sequence)
-    replay = simulate(problem, plan)
-    assert (found.time_ns, found.peak_bytes) == (replay.time_ns, replay.peak_bytes)
-    assert validate(problem, plan) == []
 
 
 def until_planned(search: SequenceSearch) -> FoundSequence:
@@ -49,7 +42,7 @@ def test_plans_are_exact_within_the_budget_and_never_slower_than_the_first(seed:
             if found is None:
                 assert before is None
                 continue
-            assert_exact(problem, found)
+            check_found(problem, found)
             assert found.peak_bytes <= budget
             assert before is None or found.time_ns <= before
             assert free_order or keeps_order(plan_from_sequence(problem, found.sequence))
@@ -124,7 +117,7 @@ def test_finds_more_in_the_same_moves_where_memory_is_tight() -> None:
         search = kind(problem, budget, free_order=False, seed=0)
         search.run(moves=1_000_000)
         assert search.best is not None
-        assert_exact(problem, search.best)
+        check_found(problem, search.best)
         overheads[kind] = search.best.time_ns / store_all_ns - 1
     assert overheads[WindowSearch] < overheads[SequenceSearch] - 0.01
     assert overheads[WindowSearch] < 0.385
