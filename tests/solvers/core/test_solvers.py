@@ -67,7 +67,7 @@ SOLVERS = (
     ("swap-only", {"tries": 20}),
     ("auto", {}),
 )
-BRIEFLY = Limits(work=5)  # slices of `auto`; test_optimal_laws.py and test_optimal_fuzz.py let it end
+BRIEFLY = Limits(work=5)  # slices of `auto`; test_auto_laws.py and test_auto_fuzz.py let it end
 EVERY = pytest.mark.parametrize(("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v)))
 
 

@@ -109,7 +109,7 @@ def test_an_export_that_fails_leaves_the_model_untouched() -> None:
 
     model = Fails()
     before = snapshot(model)
-    with pytest.raises(remat.ExportError, match=r"test_export.py:\d+: .*ValueError: not today"):
+    with pytest.raises(remat.ExportError, match=r"test_exported.py:\d+: .*ValueError: not today"):
         remat.export(model, (batch(),), costs="roofline")
     assert snapshot(model) == before
 
@@ -206,7 +206,7 @@ class Picks(Branches):
 @pytest.mark.parametrize("kind", [Branches, Loops, Picks])
 def test_control_flow_on_data_is_located(kind: type[nn.Module]) -> None:
     line = kind.forward.__code__.co_firstlineno + 2
-    with pytest.raises(remat.ExportError, match=rf"test_export.py:{line}: .*torch.where") as error:
+    with pytest.raises(remat.ExportError, match=rf"test_exported.py:{line}: .*torch.where") as error:
         remat.export(kind(), (batch(),), costs="roofline")
     assert "value of a tensor" in str(error.value)
 

@@ -352,7 +352,7 @@ def test_an_error_of_the_models_own_names_its_line() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         raise KeyError("mode")  # the line
 
-    with pytest.raises(remat.ExportError, match=r"test_models_captured\.py:\d+: .*KeyError: 'mode'"):
+    with pytest.raises(remat.ExportError, match=r"test_python_state\.py:\d+: .*KeyError: 'mode'"):
         roofline(Lambda(forward, body=mlp()), rows())
 
 
