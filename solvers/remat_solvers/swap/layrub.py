@@ -3,11 +3,11 @@
 PPoPP 2018 (poster); ACM TACO 15(3), 2018.
 
 Layrub reuses memory in two ways. Inside a layer (intra-layer) the gradient of its data takes the space of the data once
-the data's backward use is over, which halves what a layer needs. A plan takes as much of that as it can say: data goes
-with its last reader, so that from the op after it on the gradient has the space (`heap.pool_use` puts it there). What
-it cannot say is that the reader itself writes over its input: here every op has its inputs beside its outputs
-(docs/memory-model.md), so a layer whose gradient op is also the last reader of its data needs both at that moment. That
-saving is one of sharing, for an executor with ops in place, and not made here. Between layers (inter-layer), data of
+the data's backward use is over, which halves what a layer needs. A plan expresses as much of that as it can: data
+is freed with its last reader, so that from the op after it on the gradient has the space (superneurons/pool_allocator
+puts it there). A plan cannot express that the reader itself writes over its input: here every op has its inputs beside
+its outputs (docs/memory-model.md), so a layer whose gradient op is also the last reader of its data needs both at that
+moment. That saving needs an executor with ops in place, and is not made here. Between layers (inter-layer), data of
 different layers share the same slots:
 
 - The order in which layers access data is recorded. A count per data says how many layers of the forward pass still
@@ -21,7 +21,8 @@ cost (types came with Layup, the follow-up), and there is no budget to choose by
 
 Only the abstracts and descriptions of others were at hand, so this is in the manner of Layrub: migration by count and
 order is theirs, that copies overlap with one neighbouring layer is chosen here. On a graph of ops a layer is a forward
-op, with the backward ops that `layers` gives it. What the host has no room for stays. There is no bound.
+op, with the backward ops that `backward_layers` gives it. A value that the host has no room for stays. There is no
+bound.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.transfers.intervals import Absence, Trip, plan_with_trips
+from remat_solvers.toolkit.transfers.intervals import IdleInterval, Swap, plan_with_swaps
 from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
 from remat_solvers.toolkit.trials import Trials
 
@@ -43,7 +44,7 @@ __all__ = ["Layrub", "migrating_plan", "migrations"]
 
 @dataclass(frozen=True)
 class Layrub:
-    """Every layer's data to the host when its count is zero, and back before its backward."""
+    """Move every layer's data to the host when its count is zero, and back before its backward."""
 
     name: ClassVar[str] = "layrub"
     version: ClassVar[str] = "1"
@@ -61,8 +62,8 @@ class Layrub:
 
 
 def migrations(problem: Problem) -> list[tuple[int, int]]:
-    """(value, layer) in the order in which counts of forward readers reach zero; data that backward reads alone."""
-    wanted = {v for v, readers in enumerate(problem.consumers) if any(_backward(problem, r) for r in readers)}
+    """(value, layer) in the order in which counts of forward readers reach zero; only data that backward reads."""
+    read_later = {v for v, readers in enumerate(problem.consumers) if any(_backward(problem, r) for r in readers)}
     counts = Counter(v for op in problem.forward_ops for v in set(problem.ops[op].inputs))
     found: list[tuple[int, int]] = []
     for layer in problem.forward_ops:
@@ -70,7 +71,7 @@ def migrations(problem: Problem) -> list[tuple[int, int]]:
         for value in dict.fromkeys(op.inputs):
             counts[value] -= 1
         done = [v for v in dict.fromkeys((*op.inputs, *op.outputs)) if not counts[v]]
-        found += [(v, layer) for v in done if v in wanted and problem.producer[v] >= 0]
+        found += [(v, layer) for v in done if v in read_later and problem.producer[v] >= 0]
     return found
 
 
@@ -80,14 +81,14 @@ def _backward(problem: Problem, op: int) -> bool:
 
 def migrating_plan(problem: Problem) -> Plan:
     """The step in which every layer's data moves."""
-    away = {a.value: a for a in feature_maps(problem)}  # what is read again at once, or is a result, stays
-    moved: list[Absence] = [away[v] for v, _ in migrations(problem) if v in away]
-    starts = _neighbours(problem)
-    trips = []
-    for absence in within_host(problem, moved):
-        leave = absence.last + 1
-        trips.append(Trip(absence.value, absence.last, leave, max(leave + 1, starts[absence.back])))
-    return plan_with_trips(problem, range(len(problem.ops)), trips)
+    intervals = {i.value: i for i in feature_maps(problem)}  # values that are read at once, and results, stay
+    migrating: list[IdleInterval] = [intervals[v] for v, _ in migrations(problem) if v in intervals]
+    prefetch_at = _neighbours(problem)
+    swaps = []
+    for interval in within_host(problem, migrating):
+        free = interval.last + 1
+        swaps.append(Swap(interval.value, interval.last, free, max(free + 1, prefetch_at[interval.back])))
+    return plan_with_swaps(problem, range(len(problem.ops)), swaps)
 
 
 def _neighbours(problem: Problem) -> dict[int, int]:

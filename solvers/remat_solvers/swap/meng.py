@@ -1,6 +1,6 @@
 """Meng, Sun, Yang, Qiu, Gu: Training Deeper Models by GPU Memory Optimization on TensorFlow. NIPS workshop 2017.
 
-The ML Systems workshop. The data-flow graph is rewritten (`rewriting`): an edge from the forward to the backward
+The ML Systems workshop. The data-flow graph is rewritten (`graph_rewriting`): an edge from the forward to the backward
 is cut and goes through the host. Two choices are the paper's:
 
 which   A search over the forward graph in reverse topological order keeps values as long as a memory threshold allows:
@@ -13,13 +13,13 @@ when    swap_in of a value that e reads comes as late as its copy is still hidde
 
         by time, not by distance in the graph. swap_out is not delayed.
 
-What the paper leaves open, and what is done here: The threshold is compared with the bytes of values kept for backward,
-the value's own included. Completion times are those of the problem's order with nobody waiting (ops run one at a time,
-which is what list scheduling on one stream gives), copies are taken to be alone on the link, in whole ns rounded down.
-A trigger is no op before the value's last forward reader. Backward readers after the first find the value there: one
-swap_in per value. The threshold is searched for the fastest plan within the budget unless it is given.
+What is open in the paper, and what is done here: The threshold is compared with the bytes of values kept for backward,
+the value's own included. Completion times are those of the problem's order if nothing waits (ops run one at a time,
+which is what list scheduling on one stream gives), each copy is assumed to be alone on the link, in whole ns rounded
+down. A trigger is never an op before the value's last forward reader. Backward readers after the first find the value
+resident: one swap_in per value. The threshold is searched for the fastest plan within the budget unless it is given.
 
-The paper's other rewriting, which recomputes the sum inside an attention layer, changes ops and is no matter of plans.
+The paper's other rewriting, which recomputes the sum inside an attention layer, changes ops, which a plan cannot do.
 There is no bound.
 """
 
@@ -34,12 +34,17 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap, fastest_choice, smallest_peak
-from remat_solvers.toolkit.transfers.intervals import Absence, Clock
+from remat_solvers.toolkit.transfers.graph_rewriting import (
+    CutEdge,
+    GraphRewriting,
+    search_smallest_peak,
+    try_edge_counts,
+)
+from remat_solvers.toolkit.transfers.intervals import Clock, IdleInterval
 from remat_solvers.toolkit.transfers.layers import feature_maps
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["Meng", "swapped", "trigger"]
+__all__ = ["Meng", "edges_to_cut", "trigger"]
 
 
 @dataclass(frozen=True)
@@ -60,32 +65,32 @@ class Meng:
         """The fastest plan of any threshold. See `registry.Solver`."""
         if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
             return missing
-        rewriting = Rewriting(problem)
+        rewriting = GraphRewriting(problem)
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
-            swaps = swapped(problem, 0 if self.threshold_bytes is None else self.threshold_bytes)
+            edges = edges_to_cut(problem, 0 if self.threshold_bytes is None else self.threshold_bytes)
             if self.threshold_bytes is None:
-                fastest_choice(rewriting, trials, lambda number: swaps[:number], len(swaps), "threshold")
-            elif (plan := rewriting.plan(swaps, budget_bytes)) is not None:
+                try_edge_counts(rewriting, trials, lambda number: edges[:number], len(edges), "threshold")
+            elif (plan := rewriting.plan(edges, budget_bytes)) is not None:
                 trials.replay(plan, "threshold")
             if trials.best is None:
-                smallest_peak(rewriting, trials, swaps)
+                search_smallest_peak(rewriting, trials, edges)
         return trials.outcome()
 
 
-def swapped(problem: Problem, threshold_bytes: int) -> list[Swap]:
-    """The values that are swapped under a threshold, in the order in which the forward makes them."""
+def edges_to_cut(problem: Problem, threshold_bytes: int) -> list[CutEdge]:
+    """The edges of the values swapped under a threshold, in the order in which the forward computes the values."""
     clock = Clock(problem, range(len(problem.ops)))
-    maps = sorted(feature_maps(problem), key=lambda a: (problem.producer[a.value], a.value))
-    kept = list(accumulate(problem.values[a.value].bytes for a in reversed(maps)))
-    keep = sum(size <= threshold_bytes for size in kept)
-    return [Swap(a, trigger(problem, clock, a) + 1) for a in maps[: len(maps) - keep]]
+    maps = sorted(feature_maps(problem), key=lambda i: (problem.producer[i.value], i.value))
+    kept_bytes = accumulate(problem.values[i.value].bytes for i in reversed(maps))
+    kept = sum(size_bytes <= threshold_bytes for size_bytes in kept_bytes)
+    return [CutEdge(i, trigger(problem, clock, i) + 1) for i in maps[: len(maps) - kept]]
 
 
-def trigger(problem: Problem, clock: Clock, absence: Absence) -> int:
+def trigger(problem: Problem, clock: Clock, interval: IdleInterval) -> int:
     """The op after which the value's swap_in starts."""
     link = problem.link
     assert link is not None
-    copy_ns = link.latency_ns + problem.values[absence.value].bytes * 10**9 // link.to_device_bytes_per_s
-    latest = clock.last_starting_at(clock.starts[absence.back] - copy_ns) - 1
-    return max(absence.last, min(latest, absence.back - 1))
+    copy_ns = link.latency_ns + problem.values[interval.value].bytes * 10**9 // link.to_device_bytes_per_s
+    latest = clock.last_starting_at(clock.starts[interval.back] - copy_ns) - 1
+    return max(interval.last, min(latest, interval.back - 1))

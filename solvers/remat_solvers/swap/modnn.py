@@ -4,17 +4,18 @@ moDNN schedules offload and prefetch together with the choice of convolution alg
 enough splits the batch, so that it reaches any budget down to a theoretical lower bound. This method is in the manner
 of it: only the abstract was at hand, the rules below are from memory.
 
-- The step is scheduled op by op. Where memory is short the data whose next use is farthest away is offloaded, until the
-  op fits (`paging`). So whatever an op does not work on can be away, and the lower bound is the largest working set of
-  a single op (`lower_bound_bytes`), which is reached exactly if the host has room.
-- Offload starts as soon as the last use before is over, and compute waits for it only where an op would not fit
-  otherwise. Prefetch starts as soon as there is room for the data from then on up to its use (`traffic`), in the order
-  of use.
+- The step is scheduled op by op. Where memory is short, the data whose next use is farthest in the future is offloaded,
+  until the op fits (`demand_paging`). So all that an op does not use can be off the device, and the lower bound is the
+  largest working set of a single op (`lower_bound_bytes`), which is reached exactly if the host has room.
+- Offload starts as soon as the use before it is over, and compute waits for it only where an op would not fit
+  otherwise. Prefetch starts as soon as there is room for the data from then on up to its use (`schedule_copies`), in
+  the order of use.
 - Every op has one implementation in a problem. Where there are several, with their times and workspaces,
-  `workspaces.choose_workspaces` takes per op the fastest that fits the memory then free; solve the problem it returns.
+  `kernel_choice.choose_workspaces` takes per op the fastest that fits the memory then free; solve the problem that it
+  returns.
 - Sub-batches change the model's call, not its plan: `remat.SubBatches`; `remat.solve_in_parts` chooses their size.
 
-The same schedule without any copy ahead of need is tried too; the faster plan is the answer. Nothing is recomputed, and
+The same schedule without any copy ahead of need is tried too; the faster plan is returned. Nothing is recomputed, and
 without a link there is nothing to schedule. There is no bound on the time.
 """
 
@@ -27,8 +28,10 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.schedule import tangents_first
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.transfers.demand_paging import Paging, least_bytes, movable_values
-from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.transfers.demand_paging import DemandPaging, movable_values, smallest_paging_budget
+from remat_solvers.toolkit.transfers.device import Overflow
+from remat_solvers.toolkit.transfers.profile import StepProfile
+from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["ModNN", "lower_bound_bytes"]
@@ -36,7 +39,7 @@ __all__ = ["ModNN", "lower_bound_bytes"]
 
 @dataclass(frozen=True)
 class ModNN:
-    """Offload what is needed last, prefetch as soon as there is room."""
+    """Offload the data whose next use is farthest in the future, prefetch as soon as there is room."""
 
     name: ClassVar[str] = "modnn"
     version: ClassVar[str] = "1"
@@ -47,28 +50,25 @@ class ModNN:
         """The schedule within the budget, with and without copies ahead of need. See `registry.Solver`."""
         if missing := missing_requirement(problem, self.name, "link to the host"):
             return missing
-        traffic = Traffic(problem, range(len(problem.ops)))
+        profile = StepProfile.of(problem, range(len(problem.ops)))
         trials = Trials(problem, budget_bytes, limits, on_progress)
         with trials:
-            paged = Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "farthest").run()
+            paged = DemandPaging(profile, movable_values(problem, profile.sequence), budget_bytes, "farthest").run()
             if isinstance(paged, Overflow):
-                return self._does_not_fit(problem, traffic, paged)
+                return self._does_not_fit(problem, profile, paged)
             trials.replay(paged.plan, "on demand")
-            ahead = traffic.plan(paged.absences, budget_bytes, {a: a.last + 1 for a in paged.absences})
+            ahead = schedule_copies(profile, paged.intervals, budget_bytes, {i: i.last + 1 for i in paged.intervals})
             if not isinstance(ahead, Overflow):
                 trials.replay(ahead, "ahead of need")
         return trials.outcome()
 
-    def _does_not_fit(self, problem: Problem, traffic: Traffic, overflow: Overflow) -> Outcome:
+    def _does_not_fit(self, problem: Problem, profile: StepProfile, overflow: Overflow) -> Outcome:
         assert problem.link is not None
         unlimited = problem.link.host_bytes is None
-        where = "the results at the end"
-        if overflow.position < len(traffic.sequence):
-            where = problem.ops[traffic.sequence[overflow.position]].name
-        room = "" if unlimited else ", or the host has no room for what is beside it"
+        host = "" if unlimited else ", or the host has no room for the other values"
         return Outcome(
             Status.NOT_FOUND,
-            reason=f"{where} needs {overflow.excess_bytes} bytes more than the budget{room}",
+            reason=f"{overflow.place(profile)} needs {overflow.excess_bytes} bytes more than the budget{host}",
             smallest_peak_bytes=lower_bound_bytes(problem) if unlimited else None,
         )
 
@@ -76,8 +76,8 @@ class ModNN:
 def lower_bound_bytes(problem: Problem) -> int:
     """The largest working set of a single op, constants and reserve included: it suffices if the host has room.
 
-    A working set is what the op reads and makes and its workspace; from the last forward op on the forward results too,
-    which belong to the caller then. At the end it is the results.
+    A working set is the inputs, the outputs and the workspace of the op; from the last forward op on also the forward
+    results, which the caller owns then. At the end it is the results.
     """
     sequence = tangents_first(problem, range(len(problem.ops)))
-    return least_bytes(problem, sequence, movable_values(problem, sequence))
+    return smallest_paging_budget(problem, sequence, movable_values(problem, sequence))

@@ -1,18 +1,18 @@
 """swap-only: the fastest plan found that moves values to the host and recomputes nothing.
 
-What swapping alone can do, as a yardstick for the methods that recompute and for those that do both. The order of the
-ops is the problem's. What remains to choose is which values are away between which of their uses; when they move
-follows from that (`traffic`). Whole-tensor transfers with fixed order are strongly NP-hard already for chains
-(Beaumont, Eyraud-Dubois, Shilova: hal-02316266), so this is a search without a bound:
+It shows how far swapping alone gets, for comparison with the methods that recompute and with those that do both. The
+order of the ops is the problem's. It remains to choose which values are off the device between which of their uses;
+when they move follows from that (`schedule_copies`). Whole-tensor transfers with fixed order are strongly NP-hard
+already for chains (Beaumont, Eyraud-Dubois, Shilova: hal-02316266), so this is a search without a bound:
 
-- greedy: where the plan overflows, the absences around that position leave that have the most free time there, until
-  the bytes suffice. Free time is the time between the end of the copy out and the start of the copy back, were the link
-  idle; it is what Capuchin calls FT, and may be negative.
-- then descent: an absence leaves the choice, enters it, or takes another's place, at random; what is faster stays, of
-  what is as fast the smaller traffic.
+- greedy: where the plan overflows, those idle intervals around that position are chosen that have the most slack, until
+  the bytes suffice. Slack is the time between the end of the copy out and the start of the copy back, were the link
+  idle; Capuchin calls it FT. It may be negative.
+- then descent: an interval leaves the choice, enters it, or takes another's place, at random; a faster plan is kept,
+  and of equally fast ones the one that moves fewer bytes.
 
-The published methods that recompute nothing either, and are quick, are asked too: their triggers can be what `traffic`
-does not say. So nothing that they find is faster than the answer, as far as the time goes round.
+The published methods that recompute nothing either, and are quick, are run too, since `schedule_copies` cannot express
+all of their triggers. So none of them finds a faster plan, provided the time limit leaves room to run them.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from typing import ClassVar
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
+from remat_solvers.registry import create
+from remat_solvers.result import Limits, OnProgress, Outcome, Status, Stopped
 from remat_solvers.simulate import simulate
-from remat_solvers.swap.meng import Meng
-from remat_solvers.swap.modnn import ModNN
-from remat_solvers.swap.tflms import TFLMS
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.transfers.intervals import Absence, absences
-from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.transfers.device import Overflow
+from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
+from remat_solvers.toolkit.transfers.profile import StepProfile
+from remat_solvers.toolkit.transfers.scheduler import relieving_intervals, schedule_copies
+from remat_solvers.toolkit.trials import LeastTraffic
 
 __all__ = ["SwapOnly"]
 
-OTHERS_SHARE = 0.1  # of the time, for each of the methods asked beside the search
+PUBLISHED_METHODS = ("tflms", "meng", "modnn")  # that recompute nothing
+PUBLISHED_SHARE = 0.1  # of the time, for each of them
 
 
 @dataclass(frozen=True)
@@ -58,105 +60,63 @@ class SwapOnly:
         """The fastest plan of the search. See `registry.Solver`."""
         if missing := missing_requirement(problem, self.name, "link to the host"):
             return missing
-        search = _Search(problem, budget_bytes, Stopwatch(limits), on_progress, random.Random(seed))
-        others: list[tuple[int, Plan]] = []
-        try:
-            for method in (TFLMS(), Meng(), ModNN()):
-                share = limits.share(OTHERS_SHARE)
-                outcome = method.solve(problem, budget_bytes, limits=share, on_progress=None, seed=seed)
+        search = _Search(problem, budget_bytes, limits, on_progress, seed)
+        published: list[tuple[int, Plan]] = []
+        with search:
+            for name in PUBLISHED_METHODS:
+                share = limits.share(PUBLISHED_SHARE)
+                outcome = create(name).solve(problem, budget_bytes, limits=share, on_progress=None, seed=seed)
                 if outcome.plan is not None:
-                    others.append((simulate(problem, outcome.plan).time_ns, outcome.plan))
+                    published.append((simulate(problem, outcome.plan).time_ns, outcome.plan))
                 if outcome.stopped is Stopped.INTERRUPT:
                     raise KeyboardInterrupt
             if search.greedy():
                 search.descend(self.tries)
-        except KeyboardInterrupt:
-            search.stopped = Stopped.INTERRUPT
-        answer = search.outcome()
-        fastest = min(others, key=lambda other: other[0], default=None)
-        if fastest is not None and (search.best is None or fastest[0] < search.best[0][0]):
+        fastest = min(published, key=lambda found: found[0], default=None)
+        if fastest is not None and (search.best is None or fastest[0] < search.best.time_ns):
             return Outcome(status=Status.FEASIBLE, plan=fastest[1], stopped=search.stopped)
-        return answer
+        return search.outcome(search.reason)
 
 
-class _Search:
+class _Search(LeastTraffic):
     def __init__(
-        self, problem: Problem, budget_bytes: int, watch: Stopwatch, on_progress: OnProgress | None, rng: random.Random
+        self, problem: Problem, budget_bytes: int, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> None:
-        self.problem, self.budget_bytes, self.watch, self.on_progress = problem, budget_bytes, watch, on_progress
-        self.rng = rng
-        self.traffic = Traffic(problem, range(len(problem.ops)))
-        self.all = [a for a in absences(problem, self.traffic.sequence) if problem.values[a.value].bytes]
-        self.chosen: dict[Absence, None] = {}
-        self.best: tuple[tuple[int, int], Plan] | None = None
-        self.reason = ""
-        self.stopped = Stopped.COMPLETE
+        super().__init__(problem, budget_bytes, Stopwatch(limits), on_progress)
+        self.random = random.Random(seed)
+        self.profile = StepProfile.of(problem, range(len(problem.ops)))
+        self.intervals = [i for i in idle_intervals(problem, self.profile.sequence) if problem.values[i.value].bytes]
+        self.chosen: dict[IdleInterval, None] = {}  # a set that keeps its order
+        self.reason = ""  # why no plan was found
 
     def greedy(self) -> bool:
-        """Choose until it fits; whether it does."""
-        while True:
-            if self._keeps_time():
-                return False
-            answer = self.traffic.plan(self.chosen, self.budget_bytes)
+        """Choose intervals until the plan fits; whether it does."""
+        while not self.out_of_time():
+            answer = schedule_copies(self.profile, self.chosen, self.budget_bytes)
             if not isinstance(answer, Overflow):
-                self._take(answer, "greedy")
+                self.replay(answer, "greedy")
                 return True
-            if not self._relieve(answer):
-                op = self.problem.ops[self.traffic.sequence[answer.position]]
-                excess = f"{answer.excess_bytes} bytes too many beside {op.name}"
-                self.reason = f"{excess}, and nothing more can be away there"
+            relief = relieving_intervals(self.profile, self.intervals, self.chosen, answer)
+            if not relief:
+                excess = f"{answer.excess_bytes} bytes too many beside {answer.place(self.profile)}"
+                self.reason = f"{excess}, and no further value can be off the device there"
                 return False
-
-    def _relieve(self, overflow: Overflow) -> bool:
-        at = overflow.position
-        around = [a for a in self.all if a.last < at < a.back and a not in self.chosen]
-        around.sort(key=lambda a: (-self._free_ns(a), a.last, a.value))
-        missing = overflow.excess_bytes
-        for absence in around:
-            if missing <= 0:
-                break
-            self.chosen[absence] = None
-            missing -= self.problem.values[absence.value].bytes
-        return bool(around)
-
-    def _free_ns(self, absence: Absence) -> int:
-        traffic, clock = self.traffic, self.traffic.clock
-        gap = clock.starts[absence.back] - clock.ends[absence.last]
-        return gap - traffic.out_ns[absence.value] - traffic.back_ns[absence.value]
+            self.chosen.update(dict.fromkeys(relief))
+        return False
 
     def descend(self, tries: int) -> None:
-        """Change the choice at random, as long as it gets better."""
+        """Change the choice at random, and keep each change that does not make the plan worse."""
         for _ in range(tries):
-            if self._keeps_time() or self.best is None or self.best[0][0] <= self.traffic.clock.starts[-1]:
+            if self.out_of_time() or self.best is None or self.best.time_ns <= self.profile.clock.starts[-1]:
                 return
-            before = dict(self.chosen)
-            kind = self.rng.random()
-            if self.chosen and kind < 0.7:
-                del self.chosen[self.rng.choice(list(self.chosen))]
-            if kind > 0.3:
-                self.chosen[self.rng.choice(self.all)] = None
-            answer = self.traffic.plan(self.chosen, self.budget_bytes)
-            if isinstance(answer, Overflow) or not self._take(answer, "descent"):
-                self.chosen = before
-
-    def _take(self, plan: Plan, what: str) -> bool:
-        timeline = simulate(self.problem, plan)
-        key = (timeline.time_ns, timeline.host_bytes)
-        if self.best is not None and key > self.best[0]:
-            return False
-        faster = self.best is None or key[0] < self.best[0][0]
-        self.best = key, plan
-        if faster and self.on_progress is not None:
-            self.on_progress(Progress(self.watch.seconds, key[0], timeline.peak_bytes, None, what))
-        return True
-
-    def _keeps_time(self) -> bool:
-        if self.watch.expired:
-            self.stopped = Stopped.TIME
-        return self.watch.expired
-
-    def outcome(self) -> Outcome:
-        """What was found."""
-        if self.best is None:
-            return Outcome(status=Status.NOT_FOUND, reason=self.reason, stopped=self.stopped)
-        return Outcome(status=Status.FEASIBLE, plan=self.best[1], stopped=self.stopped)
+            chosen, best = dict(self.chosen), self.best
+            draw = self.random.random()
+            if self.chosen and draw < 0.7:
+                del self.chosen[self.random.choice(list(self.chosen))]
+            if draw > 0.3:
+                self.chosen[self.random.choice(self.intervals)] = None
+            answer = schedule_copies(self.profile, self.chosen, self.budget_bytes)
+            if not isinstance(answer, Overflow):
+                self.replay(answer, "descent")
+            if self.best is best:
+                self.chosen = chosen

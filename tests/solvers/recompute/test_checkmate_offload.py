@@ -17,14 +17,14 @@ from remat_solvers.problem import Link, Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.recompute.brute_force.solver import best_moving_plan
 from remat_solvers.recompute.checkmate import Checkmate
-from remat_solvers.recompute.checkmate.offload_program import choose, moments
-from remat_solvers.recompute.checkmate.offload_search import Joint, jointly
+from remat_solvers.recompute.checkmate.offload_program import choose_moments, solve_offload_program
+from remat_solvers.recompute.checkmate.offload_search import OffloadLocalSearch, search_offload_plans
 from remat_solvers.result import Limits, Status
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.modnn import lower_bound_bytes
-from remat_solvers.toolkit.transfers.scheduler import Traffic
+from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.validate import validate
 from tests.solvers.makers import constrained_linked_steps, corpus_problem, linked_step, poet_chain
 
@@ -35,7 +35,7 @@ def test_optima_of_poet_with_additive_times(layers: int, joint: int, alone: int,
     """T = 7: 7.6 against 8.0 without paging; T = 13: 15.4 against 18.0; room for 4 values. The plan is no slower."""
     problem = poet_chain(layers)
     at = range(len(problem.ops))
-    choice = choose(problem, 12, at, backend, swap_time="additive", seconds=None)  # type: ignore[arg-type]
+    choice = solve_offload_program(problem, 12, at, backend, swap_time="additive", seconds=None)  # type: ignore[arg-type]
     assert choice is not None
     assert choice.time_ns == pytest.approx(joint, rel=2e-3)  # of equal copies the earlier one is preferred at a price
     additive = solve(problem, 12, solver=Checkmate(swap_time="additive", backend=backend))  # type: ignore[arg-type]
@@ -150,7 +150,8 @@ def test_waits_are_never_more_than_the_copies(seed: int) -> None:
     room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
     at = range(len(problem.ops))
     overlapped, additive = (
-        choose(problem, room, at, "highs", swap_time=kind, seconds=None) for kind in ("overlapped", "additive")
+        solve_offload_program(problem, room, at, "highs", swap_time=kind, seconds=None)
+        for kind in ("overlapped", "additive")
     )
     assert (overlapped is None) is (additive is None)
     if overlapped is not None and additive is not None:
@@ -161,12 +162,12 @@ def test_waits_are_never_more_than_the_copies(seed: int) -> None:
 @settings(max_examples=100, deadline=None)
 def test_moments_are_ops_of_much_memory_and_the_last(seed: int, count: int) -> None:
     problem = training_graph(12, seed, link=True)
-    profile = Traffic(problem, range(len(problem.ops))).profile.tolist()
-    at = moments(problem, profile, count)
+    used_bytes = StepProfile.of(problem, range(len(problem.ops))).used_bytes.tolist()
+    at = choose_moments(problem, used_bytes, count)
     assert at == sorted(set(at))
     assert at[-1] == len(problem.ops) - 1
     assert len(at) <= count + 3
-    assert max(profile) in [profile[op] for op in at]
+    assert max(used_bytes) in [used_bytes[op] for op in at]
 
 
 @given(seed=st.integers(0, 10**6))
@@ -174,7 +175,7 @@ def test_moments_are_ops_of_much_memory_and_the_last(seed: int, count: int) -> N
 def test_steps_never_lose(seed: int) -> None:
     """A start without anything away is mended or given up, and what follows is never slower and always valid."""
     problem, budget_bytes, _ = linked_step(seed, 10)
-    search = Joint(problem, budget_bytes, Stopwatch(Limits(None)), seed)
+    search = OffloadLocalSearch(problem, budget_bytes, Stopwatch(Limits(None)), seed)
     plan = search.start(range(len(problem.ops)), ())
     if plan is None:
         return
@@ -182,8 +183,8 @@ def test_steps_never_lose(seed: int) -> None:
     for _ in range(8):
         search.improve(20)
         assert search.best is not None
-        assert validate(problem, search.best[1], budget_bytes) == []
-        times.append(simulate(problem, search.best[1]).time_ns)
+        assert validate(problem, search.best.plan, budget_bytes) == []
+        times.append(simulate(problem, search.best.plan).time_ns)
     assert times == sorted(times, reverse=True)
 
 
@@ -202,11 +203,11 @@ def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.Monk
     """A large problem in little time: the small steps go on from what needs no program."""
     problem = replace(corpus_problem("gpt"), link=Link(25 * 10**9, 25 * 10**9))
     budget_bytes = int(0.4 * baseline(problem).peak_bytes)
-    monkeypatch.setattr("remat_solvers.recompute.checkmate.offload_search.choose", lambda *_, **__: None)
+    monkeypatch.setattr("remat_solvers.recompute.checkmate.offload_search.solve_offload_program", lambda *_, **__: None)
     times = []
     for tries in (0, 1, 60):
         plans: list[Plan] = []
-        jointly(
+        search_offload_plans(
             problem,
             budget_bytes,
             backend="highs",

@@ -18,8 +18,8 @@ from remat_solvers.solving import solve
 from remat_solvers.swap.capuchin.guided import Swaps, late_fetches
 from remat_solvers.swap.capuchin.policy import Candidate, Choice, Lanes, candidates_of
 from remat_solvers.swap.capuchin.solver import Capuchin, passive
-from remat_solvers.toolkit.transfers.demand_paging import Paged, least_bytes, movable_values
-from remat_solvers.toolkit.transfers.scheduler import Overflow
+from remat_solvers.toolkit.transfers.demand_paging import PagedPlan, movable_values, smallest_paging_budget
+from remat_solvers.toolkit.transfers.device import Overflow
 from remat_solvers.validate import validate
 
 LINK = Link(10**9, 10**9)  # a byte takes one ns
@@ -171,7 +171,7 @@ def test_in_triggers_by_hand() -> None:
     by_value = {a.value: at for a, at in swaps.triggers().items()}
     assert by_value == {0: 6, 1: 6}  # 1's walks back to 5, which is in the peak period: the end of it
     late = swaps_of(problem, 59, (0, 1))
-    late.lead_ns = {a: a.value for a in late.absences}  # 1 was late, by feedback it starts 1 ns earlier, at 39
+    late.lead_ns = {a: a.value for a in late.intervals}  # 1 was late, by feedback it starts 1 ns earlier, at 39
     assert {a.value: at for a, at in late.triggers().items()} == {0: 6, 1: 3}
     calm = swaps_of(problem, 59, (0, 1))
     calm.in_peak = [False] * 10
@@ -218,15 +218,15 @@ def test_the_passive_iteration_fits_down_to_the_largest_op(n: int, seed: int, sh
     assert problem.link is not None
     problem = replace(problem, link=replace(problem.link, host_bytes=None))
     sequence = tangents_first(problem, range(len(problem.ops)))
-    least = least_bytes(problem, sequence, movable_values(problem, sequence))
+    least = smallest_paging_budget(problem, sequence, movable_values(problem, sequence))
     most = baseline(problem).peak_bytes
     assert isinstance(passive(problem, least - 1), Overflow)
     budget_bytes = least + int(share * (most - least))
     paged = passive(problem, budget_bytes)
-    assert isinstance(paged, Paged)
+    assert isinstance(paged, PagedPlan)
     assert validate(problem, paged.plan, budget_bytes) == []
-    for absence in paged.absences:  # from the start of the list of accesses
-        assert absence.last < absence.back
+    for interval in paged.intervals:  # from the start of the list of accesses
+        assert interval.last < interval.back
 
 
 def test_passive_evicts_from_the_start_of_the_access_list() -> None:
@@ -235,7 +235,7 @@ def test_passive_evicts_from_the_start_of_the_access_list() -> None:
     ops = tuple(Op(f"op{i}", "forward", r, (i,), 1) for i, r in enumerate(reads))
     values = tuple(Value(f"v{i}", size, "activation") for i, size in enumerate((10, 10, 0, 10, 0, 0)))
     paged = passive(Problem("trace", ops, values, (), LINK), 20)
-    assert isinstance(paged, Paged)
+    assert isinstance(paged, PagedPlan)
     assert [a.value for a in paged.plan if isinstance(a, Offload)] == [0]
 
 
@@ -246,7 +246,7 @@ def test_infinite_bandwidth_costs_nothing_wherever_every_op_fits() -> None:
         slow = tuple(replace(op, time_ns=op.time_ns * 10**6) for op in problem.ops)
         problem = replace(problem, ops=slow, link=Link(2**62, 2**62))
         order = range(len(slow))
-        least = least_bytes(problem, order, movable_values(problem, order))
+        least = smallest_paging_budget(problem, order, movable_values(problem, order))
         unmodified = baseline(problem)
         for budget_bytes in range(least, unmodified.peak_bytes):
             result = solve(problem, budget_bytes, solver="capuchin")

@@ -19,9 +19,9 @@ from remat_solvers.result import Status
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
-from remat_solvers.swap.meng import swapped
+from remat_solvers.swap.meng import edges_to_cut
 from remat_solvers.swap.modnn import lower_bound_bytes
-from remat_solvers.toolkit.transfers.graph_rewriting import Rewriting, Swap
+from remat_solvers.toolkit.transfers.graph_rewriting import CutEdge, GraphRewriting
 from remat_solvers.toolkit.transfers.layers import feature_maps
 from tests.solvers.makers import with_link
 
@@ -29,16 +29,16 @@ SIZES, SEEDS = st.integers(1, 16), st.integers(0, 10**6)
 INFINITE = 2**63 - 1
 
 
-def rewritten(problem: Problem, swaps: list[Swap]) -> nx.DiGraph:
+def rewritten(problem: Problem, swaps: list[CutEdge]) -> nx.DiGraph:
     """The data-flow graph after the rewriting, ops as numbers."""
     graph = nx.DiGraph()
-    away = {s.absence.value: s for s in swaps}
+    away = {s.interval.value: s for s in swaps}
     for reader, op in enumerate(problem.ops):
         for value in op.inputs:
             if problem.producer[value] < 0:
                 continue
             swap = away.get(value)
-            source = problem.producer[value] if swap is None or reader < swap.absence.back else ("in", value)
+            source = problem.producer[value] if swap is None or reader < swap.interval.back else ("in", value)
             graph.add_edge(source, reader)
     for value, swap in away.items():
         graph.add_edge(problem.producer[value], ("out", value))
@@ -51,8 +51,8 @@ def rewritten(problem: Problem, swaps: list[Swap]) -> nx.DiGraph:
 @settings(max_examples=300)
 def test_triggers_come_before_the_reader_and_close_no_cycle(n: int, seed: int, rate: int) -> None:
     problem = with_link(training_graph(n, seed), rate)
-    swaps = swapped(problem, 0)
-    assert all(s.absence.last <= s.fetch - 1 < s.absence.back for s in swaps)
+    swaps = edges_to_cut(problem, 0)
+    assert all(s.interval.last <= s.fetch - 1 < s.interval.back for s in swaps)
     assert nx.is_directed_acyclic_graph(rewritten(problem, swaps))
 
 
@@ -61,26 +61,26 @@ def test_triggers_come_before_the_reader_and_close_no_cycle(n: int, seed: int, r
 def test_a_trigger_is_the_latest_op_from_which_the_copy_is_hidden(n: int, seed: int, rate: int) -> None:
     problem = with_link(training_graph(n, seed), rate)
     finish = [sum(op.time_ns for op in problem.ops[: t + 1]) for t in range(len(problem.ops))]
-    for swap in swapped(problem, 0):
-        absence = swap.absence
-        moment = finish[absence.back - 1] - int(Fraction(problem.values[absence.value].bytes * 10**9, rate))
-        hidden = [t for t in range(absence.last, absence.back) if finish[t] <= moment]
-        assert swap.fetch - 1 == max(hidden, default=absence.last)
+    for swap in edges_to_cut(problem, 0):
+        interval = swap.interval
+        moment = finish[interval.back - 1] - int(Fraction(problem.values[interval.value].bytes * 10**9, rate))
+        hidden = [t for t in range(interval.last, interval.back) if finish[t] <= moment]
+        assert swap.fetch - 1 == max(hidden, default=interval.last)
 
 
 @given(n=SIZES, seed=SEEDS)
 @settings(max_examples=200)
 def test_on_an_infinite_link_the_trigger_is_the_op_before(n: int, seed: int) -> None:
-    for swap in swapped(with_link(training_graph(n, seed), INFINITE), 0):
-        assert swap.fetch - 1 == swap.absence.back - 1
+    for swap in edges_to_cut(with_link(training_graph(n, seed), INFINITE), 0):
+        assert swap.fetch - 1 == swap.interval.back - 1
 
 
 @given(n=SIZES, seed=SEEDS, rate=st.integers(2, 10**11))
 @settings(max_examples=200)
 def test_half_the_bandwidth_moves_no_trigger_later(n: int, seed: int, rate: int) -> None:
     problem = training_graph(n, seed)
-    fast, slow = swapped(with_link(problem, rate), 0), swapped(with_link(problem, rate // 2), 0)
-    assert [s.absence for s in fast] == [s.absence for s in slow]
+    fast, slow = edges_to_cut(with_link(problem, rate), 0), edges_to_cut(with_link(problem, rate // 2), 0)
+    assert [s.interval for s in fast] == [s.interval for s in slow]
     assert all(b.fetch <= a.fetch for a, b in zip(fast, slow, strict=True))
 
 
@@ -88,7 +88,7 @@ def test_half_the_bandwidth_moves_no_trigger_later(n: int, seed: int, rate: int)
 @settings(max_examples=200)
 def test_a_threshold_of_the_unmodified_peak_swaps_nothing(n: int, seed: int) -> None:
     problem = with_link(training_graph(n, seed), 10**9)
-    assert swapped(problem, baseline(problem).peak_bytes) == []
+    assert edges_to_cut(problem, baseline(problem).peak_bytes) == []
 
 
 @pytest.mark.parametrize("threshold_bytes", range(0, 100, 7))
@@ -97,7 +97,7 @@ def test_on_a_uniform_chain_the_last_values_are_kept(threshold_bytes: int) -> No
     maps = [a.value for a in feature_maps(problem)]
     assert maps == list(range(8))  # v8 and v9 are read at once
     kept = threshold_bytes // 10
-    assert [s.absence.value for s in swapped(problem, threshold_bytes)] == maps[: max(0, 8 - kept)]
+    assert [s.interval.value for s in edges_to_cut(problem, threshold_bytes)] == maps[: max(0, 8 - kept)]
 
 
 def test_the_first_value_that_is_too_large_ends_what_is_kept() -> None:
@@ -106,20 +106,20 @@ def test_the_first_value_that_is_too_large_ends_what_is_kept() -> None:
     values = list(problem.values)
     values[2] = replace(values[2], bytes=50)
     problem = replace(problem, values=tuple(values))
-    assert [s.absence.value for s in swapped(problem, 39)] == [0, 1, 2]
+    assert [s.interval.value for s in edges_to_cut(problem, 39)] == [0, 1, 2]
 
 
 def events(problem: Problem, budget_bytes: int) -> tuple[str, int]:
     """What happens to the swapped values among the ops, and how long ops wait."""
-    swaps = swapped(problem, 0)
-    plan = Rewriting(problem).plan(swaps, budget_bytes)
+    swaps = edges_to_cut(problem, 0)
+    plan = GraphRewriting(problem).plan(swaps, budget_bytes)
     assert plan is not None
     words = {Offload: "out", Free: "free", Fetch: "in"}
     told = []
     for action in plan:
         if isinstance(action, Compute):
             told.append(problem.ops[action.op].target)
-        elif action.value in {s.absence.value for s in swaps}:
+        elif action.value in {s.interval.value for s in swaps}:
             told.append(f"{words[type(action)]}{action.value}")
     return " ".join(told), simulate(problem, plan).wait_ns
 
@@ -130,11 +130,11 @@ def test_executions_by_hand() -> None:
     B4 holds v2, v3 and its gradient: in 30 bytes v1 starts to come when it is over, and B3 waits; then B2 for v0.
     """
     problem = with_link(chain(4, size_bytes=10, forward_ns=10, backward_ns=10), 10**9)
-    assert [(s.absence.value, s.fetch - 1) for s in swapped(problem, 0)] == [(0, 4), (1, 3)]
+    assert [(s.interval.value, s.fetch - 1) for s in edges_to_cut(problem, 0)] == [(0, 4), (1, 3)]
     forward = "F1 out0 F2 out1 free0 F3 free1 F4 "
     assert events(problem, 40) == (forward + "in1 B4 in0 B3 free1 B2 free0 B1", 0)
     assert events(problem, 30) == (forward + "B4 in1 B3 free1 in0 B2 free0 B1", 20)
-    assert Rewriting(problem).plan(swapped(problem, 0), 29) is None
+    assert GraphRewriting(problem).plan(edges_to_cut(problem, 0), 29) is None
 
 
 @pytest.mark.parametrize("n", [6, 12, 25])

@@ -16,7 +16,12 @@ from remat_solvers.result import Limits, Outcome, Status
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.modnn import ModNN, lower_bound_bytes
-from remat_solvers.toolkit.transfers.kernel_choice import Workspaces, choose_beside, choose_workspaces, fastest_within
+from remat_solvers.toolkit.transfers.kernel_choice import (
+    Workspaces,
+    choose_workspaces,
+    choose_workspaces_for_plan,
+    fastest_within,
+)
 from remat_solvers.validate import validate
 
 LINK = Link(10**9, 10**9)  # a byte takes one ns
@@ -166,9 +171,9 @@ def test_beside_a_plan_the_fastest_that_fits_every_run(n: int, seed: int) -> Non
     plan = random_plan(problem, seed)
     ops = range(len(problem.ops))
     alternatives: Workspaces = dict.fromkeys(ops, ((30, 0), (20, 1 + seed % 7), (10, 5 + seed % 13)))
-    smallest = choose_beside(problem, plan, 0, alternatives)
+    smallest = choose_workspaces_for_plan(problem, plan, 0, alternatives)
     budget_bytes = simulate(smallest, plan).peak_bytes + seed % 9
-    chosen = choose_beside(problem, plan, budget_bytes, alternatives)
+    chosen = choose_workspaces_for_plan(problem, plan, budget_bytes, alternatives)
     assert simulate(chosen, plan).peak_bytes <= budget_bytes
     for op in ops:
         for time_ns, workspace_bytes in alternatives[op]:

@@ -24,7 +24,8 @@ from remat_solvers.swap.pofo.program import Program, solve_chain
 from remat_solvers.swap.pofo.solver import moved_values, steps_of
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
 from remat_solvers.toolkit.chains.schedule import sequence_of
-from remat_solvers.toolkit.transfers.scheduler import Traffic
+from remat_solvers.toolkit.transfers.profile import StepProfile
+from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 from tests.solvers.makers import corpus_problem
 
 SEEDS = st.integers(0, 10**6)
@@ -194,8 +195,8 @@ def test_the_program_says_what_the_replay_measures(rate: int, memory_bytes: int)
     program = Program.of(view, memory_bytes, memory_bytes // 100)
     found = solve_chain(program, Link(rate, rate), memory_bytes, memory_bytes // 10)
     assert found is not None
-    traffic = Traffic(problem, sequence_of(view, steps_of(program, found.choices)))
-    plan = traffic.plan(moved_values(view, traffic.sequence, found.choices), memory_bytes)
+    profile = StepProfile.of(problem, sequence_of(view, steps_of(program, found.choices)))
+    plan = schedule_copies(profile, moved_values(view, profile.sequence, found.choices), memory_bytes)
     assert isinstance(plan, Plan)
     assert any(isinstance(action, Offload) for action in plan)
     forward_ns = 24 * 100

@@ -18,8 +18,15 @@ from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
 from remat_solvers.swap.superneurons import SuperNeurons
 from remat_solvers.swap.superneurons.tensor_pool import Ladder, ladder, pooled, prefetches
-from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, Victims, least_bytes, movable_values
-from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.transfers.demand_paging import (
+    DemandPaging,
+    PagedPlan,
+    VictimOrder,
+    movable_values,
+    smallest_paging_budget,
+)
+from remat_solvers.toolkit.transfers.device import Overflow
+from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.validate import validate
 
 NS_PER_BYTE = 10**9  # bytes per second at which a byte takes one ns
@@ -86,11 +93,11 @@ def test_the_pool_gives_a_plan_down_to_the_rung_exactly(n: int, seed: int, cache
             <= rungs.liveness_bytes
             <= rungs.baseline_bytes + sum(o.workspace_bytes for o in problem.ops)
         )
-        traffic = Traffic(problem, sequence)
-        least, most = rungs.recompute_bytes, int(traffic.profile.max())
-        assert pooled(traffic, movable, least - 1, cache=cache) is None
+        profile = StepProfile.of(problem, sequence)
+        least, most = rungs.recompute_bytes, int(profile.used_bytes.max())
+        assert pooled(profile, movable, least - 1, cache=cache) is None
         budget_bytes = least + int(share * (most - least))
-        plan = pooled(traffic, movable, budget_bytes, cache=cache)
+        plan = pooled(profile, movable, budget_bytes, cache=cache)
         assert plan is not None
         assert validate(problem, plan, budget_bytes) == []
 
@@ -103,13 +110,13 @@ def test_the_answer_tells_of_its_pool() -> None:
 
 def test_nothing_moves_where_memory_suffices() -> None:
     problem = net("crrcrrrc")
-    traffic = Traffic(problem, range(len(problem.ops)))
+    profile = StepProfile.of(problem, range(len(problem.ops)))
     movable = SuperNeurons().movable(problem, "conv")
-    most = int(traffic.profile.max())
-    plan = pooled(traffic, movable, most, cache=True)
+    most = int(profile.used_bytes.max())
+    plan = pooled(profile, movable, most, cache=True)
     assert plan is not None
     assert not any(isinstance(a, Offload | Fetch) for a in plan)
-    short = pooled(traffic, movable, most - 1, cache=True)
+    short = pooled(profile, movable, most - 1, cache=True)
     assert short is not None
     assert [a for a in short if isinstance(a, Offload)] == [Offload(0)]  # one is enough: the least recently used
 
@@ -118,17 +125,17 @@ def test_without_the_cache_convolutions_leave_while_the_forward_goes_on_and_come
     """A copy takes 4 ns, a layer 10: each is over when the next layer ends. The last CONV's is needed at once, and its
     copy, made in vain, is left out. In backward nobody waits: each comes back one CONV ahead."""
     problem = net("crrcrrcrrc")
-    traffic = Traffic(problem, range(len(problem.ops)))
+    profile = StepProfile.of(problem, range(len(problem.ops)))
     movable = SuperNeurons().movable(problem, "conv")
     assert movable == {0, 3, 6, 9}
-    plan = pooled(traffic, movable, 10**6, cache=False)
+    plan = pooled(profile, movable, 10**6, cache=False)
     assert plan is not None
     assert steps(plan)[:9] == ["op0", ">0", "op1", "-0", "op2", "op3", ">3", "op4", "-3"]
     assert Offload(9) not in plan
     timeline = simulate(problem, plan)
     assert timeline.wait_ns == 0
     first_read = {9: 10, 6: 12, 3: 15, 0: 18}  # value -> the backward op that reads it first
-    assert prefetches(problem, traffic.sequence, movable) == {10: 6, 12: 3, 15: 0}
+    assert prefetches(problem, profile.sequence, movable) == {10: 6, 12: 3, 15: 0}
     for value, ahead in ((9, 6), (6, 3), (3, 0)):
         assert plan[plan.index(Fetch(ahead)) + 1] == Compute(first_read[value])
 
@@ -136,10 +143,10 @@ def test_without_the_cache_convolutions_leave_while_the_forward_goes_on_and_come
 def test_a_prefetch_needs_room_beside_the_layer() -> None:
     """In the smallest budget every tensor comes back at the layer that reads it."""
     problem = net("crrcrrcrrc")
-    traffic = Traffic(problem, range(len(problem.ops)))
+    profile = StepProfile.of(problem, range(len(problem.ops)))
     movable = SuperNeurons().movable(problem, "conv")
-    budget_bytes = least_bytes(problem, traffic.sequence, movable)
-    plan = pooled(traffic, movable, budget_bytes, cache=False)
+    budget_bytes = smallest_paging_budget(problem, profile.sequence, movable)
+    plan = pooled(profile, movable, budget_bytes, cache=False)
     assert plan is not None
     assert plan[plan.index(Fetch(6)) + 1] == Compute(12)
     assert simulate(problem, plan).wait_ns > 0
@@ -148,18 +155,18 @@ def test_a_prefetch_needs_room_beside_the_layer() -> None:
 def test_a_copy_that_would_be_in_vain_is_left_out() -> None:
     """At a byte per 1000 ns no copy is over within the step, so where memory suffices nothing is copied."""
     problem = net("crrcrrcrrc", rate=NS_PER_BYTE // 1000)
-    traffic = Traffic(problem, range(len(problem.ops)))
-    plan = pooled(traffic, {0, 3, 6, 9}, 10**6, cache=False)
+    profile = StepProfile.of(problem, range(len(problem.ops)))
+    plan = pooled(profile, {0, 3, 6, 9}, 10**6, cache=False)
     assert plan is not None
     assert not any(isinstance(a, Offload) for a in plan)
 
 
-def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> Traffic:
+def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> StepProfile:
     """Forward ops: op i reads reads[i] and makes value i of sizes[i] bytes; 1 ns each, a byte moves in 1 ns."""
     ops = tuple(Op(f"op{i}", "forward", r, (i,), 1) for i, r in enumerate(reads))
     values = tuple(Value(f"v{i}", s, "activation") for i, s in enumerate(sizes))
     link = Link(NS_PER_BYTE, NS_PER_BYTE)
-    return Traffic(Problem("trace", ops, values, (len(reads) - 1,), link), range(len(reads)))
+    return StepProfile.of(Problem("trace", ops, values, (len(reads) - 1,), link), range(len(reads)))
 
 
 @pytest.mark.parametrize(
@@ -170,28 +177,28 @@ def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> Traffic:
         ("farthest", [2, 1]),  # read at the end, before it, and first
     ],
 )
-def test_the_order_of_victims(victims: Victims, expected: list[int]) -> None:
+def test_the_order_of_victims(victims: VictimOrder, expected: list[int]) -> None:
     """Values 0, 1, 2 of one byte; 0 is read by op 3; op 4 makes two bytes where three and its own 2 are one too many,
     then op 5 three: one more. Then 0, 1 and 2 are read in turn."""
-    traffic = trace((), (), (), (0,), (), (4,), (0, 5), (1, 6), (2, 7), sizes=(1, 1, 1, 0, 2, 1, 0, 0, 0))
-    paged = Paging(traffic, {0, 1, 2}, 4, victims).run()
-    assert isinstance(paged, Paged)
+    profile = trace((), (), (), (0,), (), (4,), (0, 5), (1, 6), (2, 7), sizes=(1, 1, 1, 0, 2, 1, 0, 0, 0))
+    paged = DemandPaging(profile, {0, 1, 2}, 4, victims).run()
+    assert isinstance(paged, PagedPlan)
     victims_in_order = [a.value for a in paged.plan if isinstance(a, Offload)]
     assert victims_in_order == expected
-    assert simulate(traffic.problem, paged.plan).peak_bytes == 4
+    assert simulate(profile.problem, paged.plan).peak_bytes == 4
 
 
 def test_what_a_layer_works_on_is_locked() -> None:
-    traffic = trace((), (), (0, 1), (0, 1), sizes=(2, 3, 2, 1))
-    assert isinstance(Paging(traffic, {0, 1, 2}, 6, "lru").run(), Overflow)  # op 2 holds 0, 1 and 2
-    assert isinstance(Paging(traffic, {0, 1, 2}, 7, "lru").run(), Paged)
+    profile = trace((), (), (0, 1), (0, 1), sizes=(2, 3, 2, 1))
+    assert isinstance(DemandPaging(profile, {0, 1, 2}, 6, "lru").run(), Overflow)  # op 2 holds 0, 1 and 2
+    assert isinstance(DemandPaging(profile, {0, 1, 2}, 7, "lru").run(), PagedPlan)
 
 
 def test_a_second_eviction_needs_no_second_copy() -> None:
     """Value 0 leaves for 1, comes back for op 2, and leaves again for 3: one Offload, two Fetches."""
-    traffic = trace((), (), (0,), (), (0,), sizes=(2, 3, 0, 3, 0))
-    paged = Paging(traffic, {0}, 4, "lru").run()
-    assert isinstance(paged, Paged)
+    profile = trace((), (), (0,), (), (0,), sizes=(2, 3, 0, 3, 0))
+    paged = DemandPaging(profile, {0}, 4, "lru").run()
+    assert isinstance(paged, PagedPlan)
     assert steps(paged.plan) == [
         *("op0", ">0", "-0", "op1", "-1", "+0", "op2", "-2", "-0", "op3", "-3", "+0", "op4", "-0"),
     ]
@@ -199,22 +206,22 @@ def test_a_second_eviction_needs_no_second_copy() -> None:
 
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6), victims=st.sampled_from(["lru", "list", "farthest"]))
 @settings(max_examples=200, deadline=None)
-def test_paging_keeps_the_limit_of_the_host_and_knows_the_time(n: int, seed: int, victims: Victims) -> None:
+def test_paging_keeps_the_limit_of_the_host_and_knows_the_time(n: int, seed: int, victims: VictimOrder) -> None:
     problem = training_graph(n, seed, link=True)
     assert problem.link is not None
     sequence = tangents_first(problem, range(len(problem.ops)))
-    traffic = Traffic(problem, sequence)
+    profile = StepProfile.of(problem, sequence)
     movable = movable_values(problem, sequence)
-    least, most = least_bytes(problem, sequence, movable), int(traffic.profile.max())
+    least, most = smallest_paging_budget(problem, sequence, movable), int(profile.used_bytes.max())
     for budget_bytes in {least, (least + most) // 2, most}:
-        paging = Paging(traffic, movable, budget_bytes, victims, eager=movable)
+        paging = DemandPaging(profile, movable, budget_bytes, victims, eager=movable)
         paged = paging.run()
         if problem.link.host_bytes is None:
-            assert isinstance(paged, Paged)
-        if isinstance(paged, Paged):
+            assert isinstance(paged, PagedPlan)
+        if isinstance(paged, PagedPlan):
             assert validate(problem, paged.plan, budget_bytes) == []
-            arrived = [paging.arrival.get(v, 0) for v in problem.results]
-            assert simulate(problem, paged.plan).time_ns == max([paging.now, *arrived])
+            arrived = [paging.fetch_end_ns.get(v, 0) for v in problem.results]
+            assert simulate(problem, paged.plan).time_ns == max([paging.now_ns, *arrived])
 
 
 def test_over_a_link_recomputation_alone_is_still_an_answer() -> None:

@@ -17,7 +17,7 @@ from remat_solvers.registry import create
 from remat_solvers.result import Status
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
-from remat_solvers.swap.tflms import STRATEGIES, Graph, Strategy
+from remat_solvers.swap.tflms import STRATEGIES, OrderedGraph, Strategy
 from tests.solvers.makers import with_link
 from tests.solvers.swap.test_meng import rewritten
 
@@ -39,7 +39,7 @@ def fork(first_bytes: int = 10) -> Problem:
 
 
 def test_orders() -> None:
-    graph = Graph(fork())
+    graph = OrderedGraph(fork())
     assert graph.order == [0, 1, 2, 1, 3, 4, 5, 5, 6, 7]
     assert graph.backward_from == 4
     assert [graph.problem.ops[op].name for op in graph.breadth_first()] == ["a", "b", "c", "d", "e"]
@@ -49,7 +49,7 @@ def test_orders() -> None:
 def test_chain_rule_on_a_chain(lb: int) -> None:
     """F1..F9 and B9..B1: the output of F1 is read by B2. F(1+lb) makes what B(2+lb) reads, lb ops before B2."""
     problem = with_link(chain(9))
-    graph = Graph(problem)
+    graph = OrderedGraph(problem)
     b2 = next(k for k, op in enumerate(problem.ops) if op.target == "B2")
     trigger = graph.trigger(0, b2, lb, 10_000, "chain_rule")
     assert trigger is not None
@@ -60,7 +60,7 @@ def test_chain_rule_on_a_chain(lb: int) -> None:
 def test_direct_order_on_a_chain() -> None:
     """Orders on a chain are places. Below order(B2) - lb, above order(B2) - ub and the order of F1."""
     problem = with_link(chain(9))
-    graph = Graph(problem)
+    graph = OrderedGraph(problem)
     b2 = next(k for k, op in enumerate(problem.ops) if op.target == "B2")
     assert [graph.trigger(0, b2, lb, 10_000, "direct_order") for lb in (1, 2, 5)] == [b2 - 2, b2 - 3, b2 - 6]
     assert graph.trigger(0, b2, 3, 4, "direct_order") is None
@@ -70,7 +70,7 @@ def test_direct_order_on_a_chain() -> None:
 def test_near_the_start_of_backward_chain_rule_is_direct_order() -> None:
     """B8 stands one order above the first of backward: less than 2."""
     problem = with_link(chain(9))
-    graph = Graph(problem)
+    graph = OrderedGraph(problem)
     b8 = next(k for k, op in enumerate(problem.ops) if op.target == "B8")
     assert graph.trigger(6, b8, 1, 10_000, "chain_rule") == b8 - 1 == graph.order[b8] - 1
     assert graph.trigger(6, b8, 2, 10_000, "chain_rule") == graph.trigger(6, b8, 2, 10_000, "direct_order")
@@ -80,7 +80,7 @@ def test_a_trigger_runs_before_the_reader() -> None:
     """Next to a, E, D and B read b's and c's outputs. E alone has an order below C's, all have below A's."""
     problem = fork()
     names = [op.name for op in problem.ops]
-    graph = Graph(problem)
+    graph = OrderedGraph(problem)
     assert graph.trigger(0, names.index("A"), 1, 10_000, "chain_rule") == names.index("B")
     assert graph.trigger(0, names.index("C"), 1, 10_000, "chain_rule") == names.index("E")
 
@@ -89,15 +89,15 @@ def test_a_trigger_runs_before_the_reader() -> None:
 @settings(max_examples=200)
 def test_triggers_close_no_cycle(n: int, seed: int, lb: int, strategy: Strategy) -> None:
     problem = with_link(training_graph(n, seed))
-    swaps = [s for own in Graph(problem).swaps(lb, 10_000, strategy, True) for s in own]
-    assert all(s.absence.last <= s.fetch - 1 < s.absence.back for s in swaps)
+    swaps = [s for own in OrderedGraph(problem).edges_to_cut(lb, 10_000, strategy, True) for s in own]
+    assert all(s.interval.last <= s.fetch - 1 < s.interval.back for s in swaps)
     assert nx.is_directed_acyclic_graph(rewritten(problem, swaps))
 
 
 def test_the_first_values_in_breadth_first_order_are_swapped() -> None:
     """Backward reads v2, v3 and v4 at once."""
-    cuts = Graph(fork()).swaps(1, 10_000, "chain_rule", True)
-    assert [[s.absence.value for s in own] for own in cuts] == [[0], [1]]
+    cuts = OrderedGraph(fork()).edges_to_cut(1, 10_000, "chain_rule", True)
+    assert [[s.interval.value for s in own] for own in cuts] == [[0], [1]]
     problem = with_link(chain(9, size_bytes=10))
     plan = solve(problem, 89, solver=create("tflms", n_tensors=2, lb=1, strategy="chain_rule")).plan
     assert plan is not None
@@ -106,11 +106,11 @@ def test_the_first_values_in_breadth_first_order_are_swapped() -> None:
 
 def test_every_reader_its_own_swap_in_or_one_for_all() -> None:
     """v0 is read by C and by A: away before C, and without fusing again between C and A."""
-    graph = Graph(fork())
+    graph = OrderedGraph(fork())
     names = [op.name for op in graph.problem.ops]
-    fused, single = (graph.swaps(1, 10_000, "chain_rule", fuse)[0] for fuse in (True, False))
-    assert [(names[s.absence.last], names[s.absence.back]) for s in fused] == [("c", "C")]
-    assert [(names[s.absence.last], names[s.absence.back]) for s in single] == [("c", "C"), ("C", "A")]
+    fused, single = (graph.edges_to_cut(1, 10_000, "chain_rule", fuse)[0] for fuse in (True, False))
+    assert [(names[s.interval.last], names[s.interval.back]) for s in fused] == [("c", "C")]
+    assert [(names[s.interval.last], names[s.interval.back]) for s in single] == [("c", "C"), ("C", "A")]
 
 
 def test_a_value_dropped_twice_is_copied_to_the_host_once() -> None:

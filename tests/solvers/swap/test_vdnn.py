@@ -14,7 +14,7 @@ from remat_solvers.result import Limits, Status
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
-from remat_solvers.swap.vdnn import VDNN, dynamic_step, managed, offloading_plan
+from remat_solvers.swap.vdnn.solver import VDNN, dynamic_step, managed, offloading_plan
 from remat_solvers.toolkit.transfers.layers import backward_layers
 from remat_solvers.validate import validate
 

@@ -20,7 +20,7 @@ from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
-from remat_solvers.swap.vdnn import offloading_plan
+from remat_solvers.swap.vdnn.solver import offloading_plan
 from remat_solvers.validate import validate
 from tests.solvers.swap.vdnn_networks import Network, alexnet, googlenet, overfeat, vgg16
 

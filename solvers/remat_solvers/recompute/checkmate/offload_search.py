@@ -1,19 +1,19 @@
-"""What runs again and what moves, chosen together: plans for the choice of a program, made better by small steps.
+"""Local search over recomputation and offloading, started from the choice of a program.
 
-The program over a few moments (fluid.py) says which ops run again and which values are away. Where that choice, were
-copies instant, would be above the budget between two moments, the op of the highest excess becomes a moment too, and
-the program is solved again. `Traffic` makes the plan of the choice, exact in every event, and the replay says its time.
-What does not fit even so is mended: the absences around the op that does not fit leave too, those of most free time
-first; where there are none, the search starts from the problem's order with nothing away. In case the program had too
-little time, a plan that recomputes only, by Belady's rule, is a second start, and the faster one goes on. Both are
-tried before any program, too: so there is a plan at once, and a search where no program found a point. (Where neither
-fits, there is the plan of moDNN's rules: absences leave out results of the forward.) The choice changes at random, and
-what is faster stays, of what is as fast what moves fewer bytes:
+The program over a few moments (offload_program.py) says which ops are recomputed and which values are offloaded. Where
+that choice, were copies instant, would be above the budget between two moments, the op of the highest excess becomes a
+moment too, and the program is solved again. `schedule_copies` makes the plan of the choice, exact in every event, and
+the replay gives its time. What does not fit even so is repaired: further idle intervals around the op that does not
+fit are chosen, those of most slack first; where there are none, the search starts from the problem's order with nothing
+offloaded. In case the program had too little time, a plan that recomputes only, by Belady's rule, is a second start,
+and the faster one is continued. Both are also tried before any program: so there is a plan at once, and a search where
+no program found a point. (Where neither fits, there is the plan of moDNN's rules: idle intervals exclude results of the
+forward.) The choice changes at random; a faster plan is kept, and of equally fast ones the one that moves fewer bytes:
 
-- an absence enters the choice, leaves it, or takes another's place
-- a value is made again before a use, instead of being kept or moved until then; where it is made from what is gone,
-  that is kept or, every other time, made again as well
-- something is not made again
+- an idle interval enters the choice, leaves it, or takes another's place
+- a value is recomputed before a use, instead of being kept or moved until then; where an input of that is not
+  resident, it is kept or, every other time, recomputed as well
+- a recomputation is left out
 """
 
 from __future__ import annotations
@@ -22,38 +22,41 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from remat_solvers.errors import PlanError
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.recompute.belady import Belady
-from remat_solvers.recompute.checkmate.offload_program import choose, moments
-from remat_solvers.recompute.checkmate.solver import SwapTime
+from remat_solvers.recompute.checkmate.offload_program import SwapTime, choose_moments, solve_offload_program
+from remat_solvers.registry import create
 from remat_solvers.result import Limits, Stopped
-from remat_solvers.simulate import simulate
-from remat_solvers.swap.modnn import ModNN
 from remat_solvers.toolkit.programs.pulp_backend import Backend
 from remat_solvers.toolkit.sequences.pruning import repeat_positions, useful_positions
-from remat_solvers.toolkit.transfers.intervals import Absence, absences
-from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.transfers.device import Overflow
+from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
+from remat_solvers.toolkit.transfers.profile import StepProfile
+from remat_solvers.toolkit.transfers.scheduler import relieving_intervals, schedule_copies
+from remat_solvers.toolkit.trials import LeastTraffic
 
-__all__ = ["Joint", "jointly"]
+__all__ = ["OffloadLocalSearch", "search_offload_plans"]
 
 EVERY_OP = 16  # problems of at most so many ops have a moment per op
 MOMENTS = 5  # of larger ones, at first
-ADDED = 3  # moments per round, where the budget is exceeded
+ADDED_MOMENTS = 3  # per round, where the budget is exceeded
 ROUNDS = 4  # programs
-ALONE_SHARE = 0.15  # of the time, for a plan that recomputes only
+RECOMPUTING_SHARE = 0.15  # of the time, for a plan that recomputes only
 PROGRAM_SHARE = 0.65  # of the time that is left, for one program
 
-QUICK = "recompute and swap, without a program"
-SMALL_PART = 2_000  # values below this part of the budget are left where they are
-TWICE = 0.3  # of the changes are two at once
-DEPTH = 3  # of ops that are made again for another one
+WITHOUT_PROGRAM = "recompute and swap, without a program"
+SMALL_PART = 2_000  # values below this part of the budget are not offloaded
+TWO_CHANGES = 0.3  # of the steps are two changes at once
+DEPTH = 3  # of ops that are recomputed for another one
+
+Offer: TypeAlias = Callable[[Plan, str], object]  # takes a plan, and how it was found
 
 
-def jointly(
+def search_offload_plans(
     problem: Problem,
     budget_bytes: int,
     *,
@@ -62,244 +65,235 @@ def jointly(
     tries: int,
     watch: Stopwatch,
     seed: int,
-    offer: Callable[[Plan, str], object],
+    offer: Offer,
 ) -> None:
-    """Solve the programs, and offer the best plan of each, after up to `tries` random changes."""
-    room_bytes = budget_bytes - problem.constant_bytes - problem.reserve_bytes
-    given = Traffic(problem, range(len(problem.ops)))
+    """Solve the programs, and offer the best plan of each after up to `tries` random changes.
+
+    An interrupt (KeyboardInterrupt) goes to the caller, after the best plan so far has been offered.
+    """
+    room_bytes = budget_bytes - problem.static_bytes
+    given = StepProfile.of(problem, range(len(problem.ops)))
     every_op = len(problem.ops) <= EVERY_OP
-    at = list(range(len(problem.ops))) if every_op else moments(problem, given.profile.tolist(), MOMENTS)
-    alone = _recomputing_alone(problem, budget_bytes, watch) if tries else None
-    quick = Joint(problem, budget_bytes, watch, seed)
+    anchors = list(range(len(problem.ops)))
+    if not every_op:
+        anchors = choose_moments(problem, given.used_bytes.tolist(), MOMENTS)
+    recomputing = _recomputing_sequence(problem, budget_bytes, watch) if tries else None
+    quick = OffloadLocalSearch(problem, budget_bytes, watch, seed)
     if tries:
         quick.start(range(len(problem.ops)), ())
-        if alone is not None:
-            quick.start(alone, ())
-        quick.tell(offer, QUICK)
+        if recomputing is not None:
+            quick.start(recomputing, ())
+        quick.offer_best(offer, WITHOUT_PROGRAM)
         if quick.best is None:
-            _moving_alone(problem, budget_bytes, watch, offer)
+            _offer_modnn(problem, budget_bytes, watch, offer)
     for _ in range(ROUNDS):
         if watch.expired:
             return
         seconds = None if watch.remaining is None else PROGRAM_SHARE * watch.remaining
-        choice = choose(problem, room_bytes, at, backend, swap_time=swap_time, seconds=seconds)
+        choice = solve_offload_program(problem, room_bytes, anchors, backend, swap_time=swap_time, seconds=seconds)
         if choice is None:
             try:
                 quick.improve(tries)
             finally:
-                quick.tell(offer, QUICK)
+                quick.offer_best(offer, WITHOUT_PROGRAM)
             return
-        search = Joint(problem, budget_bytes, watch, seed)
-        form = f"recompute and swap, {len(at)} moments"
+        search = OffloadLocalSearch(problem, budget_bytes, watch, seed)
+        form = f"recompute and swap, {len(anchors)} moments"
         try:
-            if search.start(choice.sequence, choice.away) is None:
+            if search.start(choice.sequence, choice.offloaded) is None:
                 search.start(range(len(problem.ops)), ())
-            if alone is not None:
-                search.start(alone, ())
-            search.tell(offer, form)
+            if recomputing is not None:
+                search.start(recomputing, ())
+            search.offer_best(offer, form)
             if choice.interrupted:
                 raise KeyboardInterrupt
             search.improve(tries)
         finally:
-            search.tell(offer, form)
-        more = _exceeded(problem, budget_bytes, choice.sequence, choice.away, at)
-        if not more:
+            search.offer_best(offer, form)
+        added = _crowded_ops(problem, budget_bytes, choice.sequence, choice.offloaded, anchors)
+        if not added:
             return
-        at = sorted({*at, *more})
+        anchors = sorted({*anchors, *added})
 
 
-def _recomputing_alone(problem: Problem, budget_bytes: int, watch: Stopwatch) -> list[int] | None:
+def _recomputing_sequence(problem: Problem, budget_bytes: int, watch: Stopwatch) -> list[int] | None:
     """The ops of a plan of Belady's rule, where it finds one."""
-    seconds = None if watch.remaining is None else ALONE_SHARE * watch.remaining
-    found = Belady().solve(problem, budget_bytes, limits=Limits(seconds), on_progress=None, seed=0)
-    if found.stopped is Stopped.INTERRUPT:
+    seconds = None if watch.remaining is None else RECOMPUTING_SHARE * watch.remaining
+    outcome = create("belady").solve(problem, budget_bytes, limits=Limits(seconds), on_progress=None, seed=0)
+    if outcome.stopped is Stopped.INTERRUPT:
         raise KeyboardInterrupt
-    return None if found.plan is None else found.plan.sequence
+    return None if outcome.plan is None else outcome.plan.sequence
 
 
-def _moving_alone(problem: Problem, budget_bytes: int, watch: Stopwatch, offer: Callable[[Plan, str], object]) -> None:
-    """Offer the plan of moDNN's rules, which also move results of the forward, before they are the caller's."""
-    found = ModNN().solve(problem, budget_bytes, limits=Limits(watch.remaining), on_progress=None, seed=0)
-    if found.plan is not None:
-        offer(found.plan, "moves alone")
-    if found.stopped is Stopped.INTERRUPT:
+def _offer_modnn(problem: Problem, budget_bytes: int, watch: Stopwatch, offer: Offer) -> None:
+    """Offer the plan of moDNN's rules, which also move results of the forward, before the caller owns them."""
+    outcome = create("modnn").solve(problem, budget_bytes, limits=Limits(watch.remaining), on_progress=None, seed=0)
+    if outcome.plan is not None:
+        offer(outcome.plan, "moves alone")
+    if outcome.stopped is Stopped.INTERRUPT:
         raise KeyboardInterrupt
 
 
-def _exceeded(
-    problem: Problem, budget_bytes: int, sequence: Sequence[int], away: Iterable[Absence], at: Sequence[int]
+def _crowded_ops(
+    problem: Problem,
+    budget_bytes: int,
+    sequence: Sequence[int],
+    offloaded: Iterable[IdleInterval],
+    anchors: Sequence[int],
 ) -> list[int]:
     """The ops between moments at which the budget is exceeded most, were copies instant."""
-    traffic = Traffic(problem, sequence)
-    profile = traffic.profile.copy()
-    for absence in away:
-        profile[absence.last + 1 : absence.back] -= problem.values[absence.value].bytes
+    profile = StepProfile.of(problem, sequence)
+    used_bytes = profile.used_bytes_without(offloaded)
     worst: dict[int, tuple[int, int]] = {}  # per stage: excess, op
-    first = 0  # what ran for the first time last
-    for position, op in enumerate(traffic.sequence):
+    first = 0  # the latest first computation
+    for position, op in enumerate(profile.sequence):
         first = max(first, op)
-        excess = int(profile[position]) - budget_bytes
-        stage = bisect_left(at, first)
-        if excess > 0 and first not in at and (stage not in worst or excess > worst[stage][0]):
+        excess = int(used_bytes[position]) - budget_bytes
+        stage = bisect_left(anchors, first)
+        if excess > 0 and first not in anchors and (stage not in worst or excess > worst[stage][0]):
             worst[stage] = excess, first
-    return [op for _, op in sorted(worst.values(), reverse=True)[:ADDED]]
+    return [op for _, op in sorted(worst.values(), reverse=True)[:ADDED_MOMENTS]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """A sequence with what is away."""
+class _Candidate:
+    """A sequence with the idle intervals that are chosen for offloading."""
 
-    traffic: Traffic
-    all: tuple[Absence, ...]  # of the values that are worth it
-    away: frozenset[Absence]
+    profile: StepProfile
+    intervals: tuple[IdleInterval, ...]  # all of values that are large enough
+    offloaded: frozenset[IdleInterval]
 
 
-class Joint:
-    """The search for one problem and one budget, and its best plan."""
+class OffloadLocalSearch(LeastTraffic):
+    """The search for one problem and one budget."""
 
     def __init__(self, problem: Problem, budget_bytes: int, watch: Stopwatch, seed: int) -> None:
-        self.problem = problem
-        self.budget_bytes = budget_bytes
-        self.watch = watch
+        super().__init__(problem, budget_bytes, watch, None)
         self.random = random.Random(seed)
-        self.best: tuple[tuple[int, int], Plan] | None = None  # (time, bytes moved)
-        self.least_ns = sum(op.time_ns for op in problem.ops)
-        self._current: _Choice | None = None  # whose plan is the best
+        self.work_ns = sum(op.time_ns for op in problem.ops)  # no plan is faster
+        self._current: _Candidate | None = None  # whose plan is the best
 
-    def start(self, sequence: Sequence[int], away: Iterable[Absence]) -> Plan | None:
-        """The plan of a choice, mended where it does not fit; None: that cannot be done, or not in time."""
-        choice = self._choice(sequence, away)
+    def start(self, sequence: Sequence[int], offloaded: Iterable[IdleInterval]) -> Plan | None:
+        """The plan of a choice, repaired where it does not fit; None: that cannot be done, or not in time."""
+        candidate = self._candidate(sequence, offloaded)
         while True:
-            answer = choice.traffic.plan(choice.away, self.budget_bytes)
+            answer = schedule_copies(candidate.profile, candidate.offloaded, self.budget_bytes)
             if not isinstance(answer, Overflow):
-                self._consider(answer, choice)
+                self._accept(answer, candidate)
                 return answer
-            more = self._relief(choice, answer)
-            if not more or self.watch.expired:
+            relief = relieving_intervals(candidate.profile, candidate.intervals, candidate.offloaded, answer)
+            if not relief or self.watch.expired:
                 return None
-            choice = _Choice(choice.traffic, choice.all, choice.away | more)
+            candidate = _Candidate(candidate.profile, candidate.intervals, candidate.offloaded | set(relief))
 
-    def tell(self, offer: Callable[[Plan, str], object], form: str) -> None:
+    def offer_best(self, offer: Offer, form: str) -> None:
         """Offer the best plan, where there is one."""
         if self.best is not None:
-            offer(self.best[1], form)
+            offer(self.best.plan, form)
 
     def improve(self, tries: int) -> None:
         """Up to so many random changes of the best choice."""
         for _ in range(tries):
-            if self._current is None or self.best is None or self.best[0][0] <= self.least_ns or self.watch.expired:
+            if self._current is None or self.best is None or self.best.time_ns <= self.work_ns or self.watch.expired:
                 return
-            choice: _Choice | None = self._current
-            for _ in range(2 if self.random.random() < TWICE else 1):
-                choice = choice and self._changed(choice)
-            if choice is not None:
-                answer = choice.traffic.plan(choice.away, self.budget_bytes)
+            candidate: _Candidate | None = self._current
+            for _ in range(2 if self.random.random() < TWO_CHANGES else 1):
+                candidate = candidate and self._changed(candidate)
+            if candidate is not None:
+                answer = schedule_copies(candidate.profile, candidate.offloaded, self.budget_bytes)
                 if not isinstance(answer, Overflow):
-                    self._consider(answer, choice)
+                    self._accept(answer, candidate)
 
-    def _choice(self, sequence: Sequence[int], away: Iterable[Absence]) -> _Choice:
-        traffic = Traffic(self.problem, sequence)
-        worth = tuple(
-            a
-            for a in absences(self.problem, traffic.sequence)
-            if self.problem.values[a.value].bytes * SMALL_PART >= self.budget_bytes
+    def _candidate(self, sequence: Sequence[int], offloaded: Iterable[IdleInterval]) -> _Candidate:
+        profile = StepProfile.of(self.problem, sequence)
+        large = tuple(
+            i
+            for i in idle_intervals(self.problem, profile.sequence)
+            if self.problem.values[i.value].bytes * SMALL_PART >= self.budget_bytes
         )
-        return _Choice(traffic, worth, frozenset(away))
+        return _Candidate(profile, large, frozenset(offloaded))
 
-    def _consider(self, plan: Plan, choice: _Choice) -> None:
-        line = simulate(self.problem, plan)
-        key = line.time_ns, line.host_bytes
-        if self.best is None or key <= self.best[0]:
-            self.best = key, plan
-            self._current = choice
+    def _accept(self, plan: Plan, candidate: _Candidate) -> None:
+        """Replay the plan; where it becomes the best, the search goes on from its candidate."""
+        before = self.best
+        self.replay(plan, "")
+        if self.best is not before:
+            self._current = candidate
 
-    def _relief(self, choice: _Choice, overflow: Overflow) -> set[Absence]:
-        at, missing = overflow.position, overflow.excess_bytes
-        around = [a for a in choice.all if a.last < at < a.back and a not in choice.away]
-        around.sort(key=lambda a: (-self._free_ns(choice.traffic, a), a.last, a.value))
-        more: set[Absence] = set()
-        for absence in around:
-            if missing <= 0:
-                break
-            more.add(absence)
-            missing -= self.problem.values[absence.value].bytes
-        return more
-
-    def _free_ns(self, traffic: Traffic, absence: Absence) -> int:
-        gap = traffic.clock.starts[absence.back] - traffic.clock.ends[absence.last]
-        return gap - traffic.out_ns[absence.value] - traffic.back_ns[absence.value]
-
-    def _changed(self, choice: _Choice) -> _Choice | None:
-        kind = self.random.random()
-        if kind < 0.5:
-            away = set(choice.away)
-            if away and kind < 0.35:
-                away.discard(self.random.choice(sorted(away, key=_order)))
-            if choice.all and kind > 0.15:
-                away.add(self.random.choice(choice.all))
-            return _Choice(choice.traffic, choice.all, frozenset(away))
-        sequence = choice.traffic.sequence
-        if kind < 0.75:
-            return self._made_again(choice) if choice.all else None
+    def _changed(self, candidate: _Candidate) -> _Candidate | None:
+        draw = self.random.random()
+        if draw < 0.5:
+            offloaded = set(candidate.offloaded)
+            if offloaded and draw < 0.35:
+                offloaded.discard(self.random.choice(sorted(offloaded, key=_order)))
+            if candidate.intervals and draw > 0.15:
+                offloaded.add(self.random.choice(candidate.intervals))
+            return _Candidate(candidate.profile, candidate.intervals, frozenset(offloaded))
+        sequence = candidate.profile.sequence
+        if draw < 0.75:
+            return self._with_recomputation(candidate) if candidate.intervals else None
         repeats = repeat_positions(sequence)
         if not repeats:
             return None
-        gone = self.random.choice(repeats)
-        return self._with_sequence(choice, [(p, op) for p, op in enumerate(sequence) if p != gone])
+        dropped = self.random.choice(repeats)
+        return self._with_sequence(candidate, [(p, op) for p, op in enumerate(sequence) if p != dropped])
 
-    def _made_again(self, choice: _Choice) -> _Choice | None:
-        """Before the end of an absence its value is made again."""
-        among = sorted(choice.away, key=_order) if choice.away and self.random.random() < 0.5 else choice.all
-        absence = self.random.choice(among)
-        sequence = choice.traffic.sequence
-        again: list[int] = []
-        if not self._chain(absence.value, absence.back, choice, again, DEPTH):
+    def _with_recomputation(self, candidate: _Candidate) -> _Candidate | None:
+        """Before the end of an idle interval its value is recomputed."""
+        from_offloaded = candidate.offloaded and self.random.random() < 0.5
+        eligible = sorted(candidate.offloaded, key=_order) if from_offloaded else candidate.intervals
+        interval = self.random.choice(eligible)
+        sequence = candidate.profile.sequence
+        recomputed: list[int] = []
+        if not self._add_lineage(interval.value, interval.back, candidate, recomputed, DEPTH):
             return None
-        added: list[tuple[int | None, int]] = [(None, op) for op in again]
+        added: list[tuple[int | None, int]] = [(None, op) for op in recomputed]
         old: list[tuple[int | None, int]] = list(enumerate(sequence))
-        without = _Choice(choice.traffic, choice.all, choice.away - {absence})
-        return self._with_sequence(without, [*old[: absence.back], *added, *old[absence.back :]])
+        without = _Candidate(candidate.profile, candidate.intervals, candidate.offloaded - {interval})
+        return self._with_sequence(without, [*old[: interval.back], *added, *old[interval.back :]])
 
-    def _chain(self, value: int, before: int, choice: _Choice, again: list[int], depth: int) -> bool:
-        """Add the ops that make `value` before a position; whether that can be done."""
+    def _add_lineage(self, value: int, position: int, candidate: _Candidate, recomputed: list[int], depth: int) -> bool:
+        """Add to `recomputed` the ops that compute `value` before a position; whether that can be done."""
         producer = self.problem.producer[value]
         if producer < 0 or not self.problem.ops[producer].recomputable:
             return False
-        if producer in again:
+        if producer in recomputed:
             return True
         for read in self.problem.ops[producer].inputs:
-            gone = depth and self.problem.producer[read] >= 0 and not self._held(read, before, choice)
-            if gone and self.random.random() < 0.5:
-                self._chain(read, before, choice, again, depth - 1)
-        again.append(producer)
+            absent = depth and self.problem.producer[read] >= 0 and not self._resident(read, position, candidate)
+            if absent and self.random.random() < 0.5:
+                self._add_lineage(read, position, candidate, recomputed, depth - 1)
+        recomputed.append(producer)
         return True
 
-    def _held(self, value: int, position: int, choice: _Choice) -> bool:
-        """Whether an instance of the value is used both before and after the position, and not away there."""
-        ops, sequence = self.problem.ops, choice.traffic.sequence
+    def _resident(self, value: int, position: int, candidate: _Candidate) -> bool:
+        """Whether an instance of the value is used both before and after the position, and not offloaded there."""
+        ops, sequence = self.problem.ops, candidate.profile.sequence
         for op in sequence[position:]:
             if value in ops[op].outputs:
                 return False
             if value in ops[op].inputs:
-                return not any(a.value == value and a.last < position < a.back for a in choice.away)
+                return not any(i.value == value and i.last < position < i.back for i in candidate.offloaded)
         return False
 
-    def _with_sequence(self, choice: _Choice, marked: Sequence[tuple[int | None, int]]) -> _Choice | None:
-        """The choice for a changed sequence, whose ops come with their old positions; what was away stays away."""
+    def _with_sequence(self, candidate: _Candidate, marked: Sequence[tuple[int | None, int]]) -> _Candidate | None:
+        """The choice for a changed sequence, given as (old position or None, op); offloaded values stay offloaded."""
         try:
             marked = [marked[p] for p in useful_positions(self.problem, [op for _, op in marked])]
-            new = self._choice([op for _, op in marked], ())
+            new = self._candidate([op for _, op in marked], ())
         except PlanError:
-            return None  # what is not made again was needed
-        places = [(position, p) for p, (position, _) in enumerate(marked) if position is not None]
-        places.append((len(choice.traffic.sequence), len(marked)))
-        intervals: dict[int, list[tuple[int, int]]] = {}
-        for a in choice.away:
-            last, back = (places[bisect_left(places, (at, 0))][1] for at in (a.last, a.back))
-            intervals.setdefault(a.value, []).append((last, back))
-        away = {a for a in new.all if any(a.last < back and last < a.back for last, back in intervals.get(a.value, ()))}
-        return _Choice(new.traffic, new.all, frozenset(away))
+            return None  # the recomputation that was left out was needed
+        positions = [(old, p) for p, (old, _) in enumerate(marked) if old is not None]
+        positions.append((len(candidate.profile.sequence), len(marked)))
+        ranges: dict[int, list[tuple[int, int]]] = {}  # value -> its offloaded intervals in the new positions
+        for i in candidate.offloaded:
+            last, back = (positions[bisect_left(positions, (old, 0))][1] for old in (i.last, i.back))
+            ranges.setdefault(i.value, []).append((last, back))
+        offloaded = {
+            i for i in new.intervals if any(i.last < back and last < i.back for last, back in ranges.get(i.value, ()))
+        }
+        return _Candidate(new.profile, new.intervals, frozenset(offloaded))
 
 
-def _order(absence: Absence) -> tuple[int, int, int]:
-    return absence.last, absence.back, absence.value
+def _order(interval: IdleInterval) -> tuple[int, int, int]:
+    return interval.last, interval.back, interval.value

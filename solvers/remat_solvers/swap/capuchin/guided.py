@@ -12,8 +12,10 @@ from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.simulate import copy_ns
 from remat_solvers.swap.capuchin.policy import Candidate, peak_ops
-from remat_solvers.toolkit.transfers.intervals import Absence, absences
-from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.transfers.device import Overflow
+from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
+from remat_solvers.toolkit.transfers.profile import StepProfile
+from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 
 __all__ = ["Guided", "Swaps", "late_fetches"]
 
@@ -79,41 +81,38 @@ class Swaps:
         assert problem.link is not None
         self.problem = problem
         self.budget_bytes = budget_bytes
-        self.traffic = Traffic(problem, sequence)
+        self.profile = StepProfile.of(problem, sequence)
         rate = problem.link.to_device_bytes_per_s
         self.swap_in_ns = {v: copy_ns(c.size_bytes, rate, 0) for v, c in swapped.items()}
-        self.absences = self._absences(swapped)
+        self.intervals = self._intervals(swapped)
         self.in_peak = self._in_peak()
-        self.lead_ns = dict.fromkeys(self.absences, 0)  # by feedback, and whether it was ever late
+        self.lead_ns = dict.fromkeys(self.intervals, 0)  # by feedback, and whether it was ever late
 
-    def _absences(self, swapped: Mapping[int, Candidate]) -> list[Absence]:
+    def _intervals(self, swapped: Mapping[int, Candidate]) -> list[IdleInterval]:
         """Where the swapped ones are away: from evicted-access to back-access, recomputations that read them between.
 
         Of the parts between those, the longest, and those that are long enough for a swap."""
         first: dict[int, int] = {}
-        for position, op in enumerate(self.traffic.sequence):
+        for position, op in enumerate(self.profile.sequence):
             first.setdefault(op, position)
-        parts: dict[int, list[Absence]] = {}
-        for absence in absences(self.problem, self.traffic.sequence):
-            candidate = swapped.get(absence.value)
-            if candidate is None or absence.back == len(self.traffic.sequence):
+        parts: dict[int, list[IdleInterval]] = {}
+        for interval in idle_intervals(self.problem, self.profile.sequence):
+            candidate = swapped.get(interval.value)
+            if candidate is None or interval.back == len(self.profile.sequence):
                 continue
-            if first[candidate.evicted_access] <= absence.last and absence.back <= first[candidate.back_access]:
-                parts.setdefault(absence.value, []).append(absence)
+            if first[candidate.evicted_access] <= interval.last and interval.back <= first[candidate.back_access]:
+                parts.setdefault(interval.value, []).append(interval)
         found = []
         for value, of_value in parts.items():
-            transfers = self.traffic.out_ns[value] + self.traffic.back_ns[value]
-            longest = max(of_value, key=self._gap_ns)
-            found += [a for a in of_value if a is longest or self._gap_ns(a) >= transfers]
+            transfers = self.profile.offload_ns[value] + self.profile.fetch_ns[value]
+            longest = max(of_value, key=self.profile.idle_ns)
+            found += [a for a in of_value if a is longest or self.profile.idle_ns(a) >= transfers]
         return sorted(found, key=lambda a: (a.back, a.last, a.value))
-
-    def _gap_ns(self, absence: Absence) -> int:
-        return self.traffic.clock.starts[absence.back] - self.traffic.clock.ends[absence.last]
 
     def _in_peak(self) -> list[bool]:
         """Per position whether it is in the peak period; a recomputation is where the access it is for is."""
         above = peak_ops(self.problem, self.budget_bytes)
-        sequence = self.traffic.sequence
+        sequence = self.profile.sequence
         first = {op: position for position, op in reversed(list(enumerate(sequence)))}
         inside = False
         found = [False] * (len(sequence) + 1)
@@ -127,36 +126,35 @@ class Swaps:
     @property
     def excess_bytes(self) -> int:
         """How much is too many even if everything is away when it should be."""
-        held = self.traffic.profile.copy()
-        for absence in self.absences:
-            held[absence.last + 1 : absence.back] -= self.traffic.size[absence.value]
-        return int(held.max()) - self.budget_bytes
+        return int(self.profile.used_bytes_without(self.intervals).max()) - self.budget_bytes
 
-    def triggers(self) -> dict[Absence, int]:
+    def triggers(self) -> dict[IdleInterval, int]:
         """In-triggers: the positions from which the swapped ones come in."""
-        clock = self.traffic.clock
-        found: dict[Absence, int] = {}
+        clock = self.profile.clock
+        found: dict[IdleInterval, int] = {}
         lane_ns = clock.starts[-1]
-        for absence in reversed(self.absences):
-            lane_ns = min(lane_ns, clock.starts[absence.back]) - self.swap_in_ns[absence.value] - self.lead_ns[absence]
-            at = min(absence.back, clock.last_starting_at(lane_ns))
-            if not self.in_peak[absence.back] and not self.lead_ns[absence]:
+        for interval in reversed(self.intervals):
+            lane_ns = (
+                min(lane_ns, clock.starts[interval.back]) - self.swap_in_ns[interval.value] - self.lead_ns[interval]
+            )
+            at = min(interval.back, clock.last_starting_at(lane_ns))
+            if not self.in_peak[interval.back] and not self.lead_ns[interval]:
                 while at >= 0 and self.in_peak[at]:
                     at += 1
-            found[absence] = at
+            found[interval] = at
         return found
 
     def iterations(self) -> Iterator[Plan | Overflow]:
         """Guided executions, until none is late or one does not fit. Feedback comes between two."""
         while True:
-            plan = self.traffic.plan(self.absences, self.budget_bytes, self.triggers())
+            plan = schedule_copies(self.profile, self.intervals, self.budget_bytes, self.triggers())
             yield plan
             late = set() if isinstance(plan, Overflow) else late_fetches(self.problem, plan)
-            to_move = [a for a in self.absences if (a.value, a.back) in late]
+            to_move = [a for a in self.intervals if (a.value, a.back) in late]
             if not to_move:
                 return
-            for absence in to_move:
-                self.lead_ns[absence] += max(1, self.swap_in_ns[absence.value] // FEEDBACK)
+            for interval in to_move:
+                self.lead_ns[interval] += max(1, self.swap_in_ns[interval.value] // FEEDBACK)
 
 
 def late_fetches(problem: Problem, plan: Plan) -> set[tuple[int, int]]:

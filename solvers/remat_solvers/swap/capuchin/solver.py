@@ -69,8 +69,14 @@ from remat_solvers.schedule import baseline, tangents_first
 from remat_solvers.swap.capuchin.guided import Guided, Swaps
 from remat_solvers.swap.capuchin.policy import Candidate, Choice, Lanes, candidates_of
 from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, least_bytes, movable_values
-from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.transfers.demand_paging import (
+    DemandPaging,
+    PagedPlan,
+    movable_values,
+    smallest_paging_budget,
+)
+from remat_solvers.toolkit.transfers.device import Overflow
+from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["Capuchin"]
@@ -105,9 +111,9 @@ class Capuchin:
             if problem.link is not None and self.most_swaps != 0:
                 if problem.link.host_bytes is None:
                     order = tangents_first(problem, range(len(problem.ops)))
-                    trials.observe_peak(least_bytes(problem, order, movable_values(problem, order)))
+                    trials.observe_peak(smallest_paging_budget(problem, order, movable_values(problem, order)))
                 paged = passive(problem, budget_bytes)
-                if isinstance(paged, Paged):
+                if isinstance(paged, PagedPlan):
                     trials.replay(paged.plan, "passive")
                 swap_limits = [self.most_swaps]
             collectives = (True, False) if self.collective is None else (self.collective,)
@@ -119,10 +125,10 @@ class Capuchin:
         return trials.outcome()
 
 
-def passive(problem: Problem, budget_bytes: int) -> Paged | Overflow:
+def passive(problem: Problem, budget_bytes: int) -> PagedPlan | Overflow:
     """Measured execution, or the first op that does not fit."""
-    traffic = Traffic(problem, range(len(problem.ops)))
-    return Paging(traffic, movable_values(problem, traffic.sequence), budget_bytes, "list").run()
+    profile = StepProfile.of(problem, range(len(problem.ops)))
+    return DemandPaging(profile, movable_values(problem, profile.sequence), budget_bytes, "list").run()
 
 
 def _evict_until_it_fits(trials: Trials, candidates: list[Candidate], collective: bool, most_swaps: int | None) -> int:

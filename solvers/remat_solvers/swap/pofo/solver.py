@@ -21,7 +21,7 @@ Not all of it was at hand in the paper's own words. Read from the formulas of a 
 From the chain to a training step: states are sets of values. One that is in the next state too is counted with that,
 and is moved or kept with the last state it is in. Copies have no latency in the program, and host memory is unlimited.
 
-The replay decides. The schedule becomes an op sequence, what is moved its absences, and `traffic` times whole values
+The replay decides. The schedule becomes an op sequence, what is moved its absences, and `profile` times whole values
 under the budget. The program's memory is searched for the largest share of what the budget leaves (`SHARES`, by
 bisection) whose plan fits. Where latency counts, or single values are large, the program may be far off; so rotor's
 own plan, in which nothing moves, is tried as well. The method is optimal for its model of a chain only, so it reports
@@ -44,8 +44,10 @@ from remat_solvers.toolkit.chains.persistent import persistent_schedule
 from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, keep_nothing_steps, sequence_of
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.transfers.intervals import Absence, absences
-from remat_solvers.toolkit.transfers.scheduler import Overflow, Traffic
+from remat_solvers.toolkit.transfers.device import Overflow
+from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
+from remat_solvers.toolkit.transfers.profile import StepProfile
+from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["POFO", "moved_values", "steps_of"]
@@ -117,8 +119,8 @@ class POFO:
         found = solve_chain(program, link, memory_bytes, self.cells, trials.watch)
         if found is None:
             return True
-        traffic = Traffic(chain.problem, sequence_of(chain, steps_of(program, found.choices)))
-        plan = traffic.plan(moved_values(chain, traffic.sequence, found.choices), trials.budget_bytes)
+        profile = StepProfile.of(chain.problem, sequence_of(chain, steps_of(program, found.choices)))
+        plan = schedule_copies(profile, moved_values(chain, profile.sequence, found.choices), trials.budget_bytes)
         if isinstance(plan, Overflow):
             return False
         return trials.replay(plan, f"{memory_bytes} bytes for the chain").peak_bytes <= trials.budget_bytes
@@ -140,7 +142,7 @@ def steps_of(program: Program, choices: Sequence[Choice]) -> list[ChainStep]:
     return [*forward, *(step for steps in reversed(backward) for step in steps)]
 
 
-def moved_values(chain: Chain, sequence: Sequence[int], choices: Sequence[Choice]) -> list[Absence]:
+def moved_values(chain: Chain, sequence: Sequence[int], choices: Sequence[Choice]) -> list[IdleInterval]:
     """What the decisions move: away from its last use in the first forward to the first in backward."""
     moved: set[int] = set()
     for choice in choices:
@@ -151,7 +153,7 @@ def moved_values(chain: Chain, sequence: Sequence[int], choices: Sequence[Choice
                 own |= set(before.saved).difference(before.state)
             moved |= own.difference(chain.state(choice.end))
     turn = _turn(chain, sequence)
-    return [a for a in absences(chain.problem, sequence) if a.value in moved and a.last <= turn < a.back]
+    return [a for a in idle_intervals(chain.problem, sequence) if a.value in moved and a.last <= turn < a.back]
 
 
 def _turn(chain: Chain, sequence: Sequence[int]) -> int:

@@ -50,7 +50,8 @@ A plan has bytes and no addresses. Where the pool's heap of 1 KB blocks puts eve
 the peak, the answer's reason says (`heap.pool_use`). So the budget holds for bytes; the pool may need a little more.
 
 Dynamic workspace: per CONV the fastest algorithm whose workspace fits the bytes left free at that step. A problem has
-one implementation per op; `workspaces.choose_beside` chooses among those that the caller states, beside a plan.
+one implementation per op; `choose_workspaces_for_plan` (toolkit/transfers/kernel_choice) chooses among those that the
+caller states, for a given plan.
 
 Sources: the paper's abstract and the released code for the checkpoints and thresholds; its formulas, the pool and the
 cache by secondary notes. That tensors are locked while a layer works on them is from memory.
@@ -71,8 +72,8 @@ from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
-from remat_solvers.toolkit.transfers.demand_paging import least_bytes
-from remat_solvers.toolkit.transfers.scheduler import Traffic
+from remat_solvers.toolkit.transfers.demand_paging import smallest_paging_budget
+from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.trials import Trials
 
 __all__ = ["STRATEGIES", "SuperNeurons", "checkpoint_ops", "memory_centric", "segments_between"]
@@ -122,15 +123,15 @@ class SuperNeurons:
 
     def _move(self, sequence: list[int], trials: Trials, form: str) -> None:
         problem = trials.problem
-        traffic = Traffic(problem, sequence)
+        profile = StepProfile.of(problem, sequence)
         for offload in OFFLOADS if self.offload is None else (self.offload,):
             movable = self.movable(problem, offload)
             if problem.link is not None and problem.link.host_bytes is None:
-                trials.observe_peak(least_bytes(problem, traffic.sequence, movable))
+                trials.observe_peak(smallest_paging_budget(problem, profile.sequence, movable))
             for cache in (True, False) if self.cache is None else (self.cache,):
                 if trials.expired or trials.cannot_improve(sequence):
                     return
-                plan = pooled(traffic, movable, trials.budget_bytes, cache=cache)
+                plan = pooled(profile, movable, trials.budget_bytes, cache=cache)
                 if plan is not None:
                     trials.replay(plan, f"{form}, {offload} {'cached' if cache else 'moved'}")
 

@@ -12,23 +12,28 @@ from itertools import pairwise
 from remat_solvers.plan import Fetch, Offload, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.schedule import baseline, boundary_of, tangents_first
-from remat_solvers.toolkit.transfers.demand_paging import Paged, Paging, least_bytes, movable_values
-from remat_solvers.toolkit.transfers.scheduler import Traffic
+from remat_solvers.toolkit.transfers.demand_paging import (
+    DemandPaging,
+    PagedPlan,
+    movable_values,
+    smallest_paging_budget,
+)
+from remat_solvers.toolkit.transfers.profile import StepProfile
 
 __all__ = ["Ladder", "ladder", "pooled", "prefetches"]
 
 
-def pooled(traffic: Traffic, movable: set[int], budget_bytes: int, *, cache: bool) -> Plan | None:
-    """The plan of `traffic`'s sequence in which values of `movable` move; None: an op does not fit.
+def pooled(profile: StepProfile, movable: set[int], budget_bytes: int, *, cache: bool) -> Plan | None:
+    """The plan of `profile`'s sequence in which values of `movable` move; None: an op does not fit.
 
     cache: they move where memory is short, not as soon as they are made.
     """
-    movable = movable & movable_values(traffic.problem, traffic.sequence)
+    movable = movable & movable_values(profile.problem, profile.sequence)
     eager = set() if cache else movable
-    prefetch = prefetches(traffic.problem, traffic.sequence, movable)
+    prefetch = prefetches(profile.problem, profile.sequence, movable)
     while True:
-        paged = Paging(traffic, movable, budget_bytes, "lru", eager=eager, prefetch=prefetch).run()
-        if not isinstance(paged, Paged):
+        paged = DemandPaging(profile, movable, budget_bytes, "lru", eager=eager, prefetch=prefetch).run()
+        if not isinstance(paged, PagedPlan):
             return None
         fetched = {action.value for action in paged.plan if isinstance(action, Fetch)}
         in_vain = {action.value for action in paged.plan if isinstance(action, Offload)} - fetched
@@ -75,6 +80,6 @@ def ladder(problem: Problem, recomputing: Sequence[int], movable: set[int]) -> L
     return Ladder(
         baseline_bytes=base + sum(v.bytes for v in problem.values if v.kind != "constant"),
         liveness_bytes=baseline(problem).peak_bytes,
-        offload_bytes=least_bytes(problem, order, movable & movable_values(problem, order)),
-        recompute_bytes=least_bytes(problem, recomputing, movable & movable_values(problem, recomputing)),
+        offload_bytes=smallest_paging_budget(problem, order, movable & movable_values(problem, order)),
+        recompute_bytes=smallest_paging_budget(problem, recomputing, movable & movable_values(problem, recomputing)),
     )

@@ -1,21 +1,21 @@
-"""Which implementation of an op runs, where there are several: moDNN's choice of convolution algorithms.
+"""Chooses one implementation per op where there are several, as moDNN does for convolution algorithms.
 
-Chen, Chen, Hu: moDNN, DATE 2018, in the manner of (see `modnn`): per op the fastest implementation whose workspace fits
+In the manner of Chen, Chen, Hu: moDNN, DATE 2018 (see `modnn`): per op the fastest implementation whose workspace fits
 the memory that is free at that op in the schedule; where none fits, the one of the smallest workspace, and other data
 makes room for it.
 
-SuperNeurons and vDNN choose beside a plan that is there already (`choose_beside`): whatever a plan moves or computes
-again, per op the fastest implementation whose workspace fits the bytes that the plan leaves free at that step.
+SuperNeurons and vDNN choose for a given plan (`choose_workspaces_for_plan`): whatever a plan moves or recomputes, per
+op the fastest implementation whose workspace fits the bytes that the plan leaves free at that step.
 
 A problem's op has one time and one workspace. The alternatives are the caller's to state, by op index or by target, as
-(time_ns, workspace_bytes) each; what was chosen is a problem of its own, for any solver:
+(time_ns, workspace_bytes) each; the choice gives a problem of its own, for any solver:
 
     workspaces = {"convolution": ((900_000, 0), (400_000, 64 << 20)), 17: ((250_000, 0),)}
     problem = choose_workspaces(problem, budget_bytes, workspaces)
     result = solve(problem, budget_bytes, solver="modnn")
 
 With a link, free memory is that of modnn's schedule; without one that of the unmodified step.
-`choose_beside(problem, result.plan, budget_bytes, workspaces)` keeps the plan.
+`choose_workspaces_for_plan(problem, result.plan, budget_bytes, workspaces)` keeps the plan.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from remat_solvers.errors import InputError
 from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Link, Problem
 from remat_solvers.simulate import simulate
-from remat_solvers.toolkit.transfers.demand_paging import Paging, movable_values
-from remat_solvers.toolkit.transfers.scheduler import Traffic
+from remat_solvers.toolkit.transfers.demand_paging import DemandPaging, movable_values
+from remat_solvers.toolkit.transfers.profile import StepProfile
 
 __all__ = [
     "Implementation",
     "Workspaces",
     "alternatives_of",
-    "choose_beside",
     "choose_workspaces",
+    "choose_workspaces_for_plan",
     "fastest_within",
     "with_implementations",
 ]
@@ -46,7 +46,7 @@ Workspaces: TypeAlias = Mapping[str | int, Sequence[Implementation]]
 
 
 def fastest_within(implementations: Sequence[Implementation], free_bytes: int) -> Implementation:
-    """The fastest whose workspace fits, the one that needs less of two as fast; the smallest workspace where none fits.
+    """The fastest whose workspace fits, of two equally fast the smaller; the smallest workspace where none fits.
 
     So more free memory never makes it slower.
     """
@@ -63,16 +63,18 @@ def choose_workspaces(problem: Problem, budget_bytes: int, workspaces: Workspace
     alternatives = alternatives_of(problem, workspaces)
     linked = problem if problem.link is not None else replace(problem, link=Link(1, 1))
     movable = movable_values(problem, range(len(problem.ops))) if problem.link is not None else ()
-    run = _Choosing(Traffic(linked, range(len(problem.ops))), movable, budget_bytes, alternatives)
-    run.run()
-    return with_implementations(problem, {op: fastest_within(a, -1) for op, a in alternatives.items()} | run.chosen)
+    profile = StepProfile.of(linked, range(len(problem.ops)))
+    execution = _ChoosingExecution(profile, movable, budget_bytes, alternatives)
+    execution.run()
+    smallest = {op: fastest_within(a, -1) for op, a in alternatives.items()}
+    return with_implementations(problem, smallest | execution.chosen)
 
 
-def choose_beside(problem: Problem, plan: Plan, budget_bytes: int, workspaces: Workspaces) -> Problem:
-    """`problem` with the implementations that fit beside what `plan` has on the device; the plan is one of it as well.
+def choose_workspaces_for_plan(problem: Problem, plan: Plan, budget_bytes: int, workspaces: Workspaces) -> Problem:
+    """`problem` with the implementations that fit beside what `plan` has on the device; the plan stays valid for it.
 
-    An op that runs several times has one implementation: that for the run with least memory left. Where the smallest
-    workspaces fit, so does the choice. Raises InputError as `choose_workspaces`, PlanError as `simulate`.
+    An op that is computed several times has one implementation: the one for the time with least memory left. Where the
+    smallest workspaces fit, so does the choice. Raises InputError as `choose_workspaces`, PlanError as `simulate`.
     """
     free = {op: budget_bytes - used for op, used in _without_workspace(problem, plan).items()}
     alternatives = alternatives_of(problem, workspaces)
@@ -80,7 +82,7 @@ def choose_beside(problem: Problem, plan: Plan, budget_bytes: int, workspaces: W
 
 
 def _without_workspace(problem: Problem, plan: Plan) -> dict[int, int]:
-    """Op -> most bytes on the device while it runs, its workspace left out."""
+    """Op -> most bytes on the device while it is computed, its workspace left out."""
     held = problem.static_bytes
     used: dict[int, int] = {}
     for action, after in zip(plan, simulate(problem, plan).memory_bytes, strict=True):
@@ -92,45 +94,45 @@ def _without_workspace(problem: Problem, plan: Plan) -> dict[int, int]:
 
 
 def with_implementations(problem: Problem, chosen: Mapping[int, Implementation]) -> Problem:
-    """`problem` with these times and workspaces of ops."""
+    """`problem` with these times and workspaces: op -> its implementation."""
     ops = list(problem.ops)
     for op, (time_ns, workspace_bytes) in chosen.items():
         ops[op] = replace(ops[op], time_ns=time_ns, workspace_bytes=workspace_bytes)
     return replace(problem, ops=tuple(ops))
 
 
-class _Choosing(Paging):
-    """modnn's schedule, with the implementation of each op chosen as it runs."""
+class _ChoosingExecution(DemandPaging):
+    """modnn's schedule; it chooses the implementation of each op when the op runs."""
 
     def __init__(
         self,
-        traffic: Traffic,
+        profile: StepProfile,
         movable: Iterable[int],
         budget_bytes: int,
         alternatives: Mapping[int, Sequence[Implementation]],
     ) -> None:
-        super().__init__(traffic, movable, budget_bytes, "farthest")
+        super().__init__(profile, movable, budget_bytes, "farthest")
         self.alternatives = alternatives
         self.chosen: dict[int, Implementation] = {}
 
-    def fresh_bytes(self, position: int) -> int:
-        op = self.traffic.sequence[position]
+    def op_bytes(self, position: int) -> int:
+        op = self.profile.sequence[position]
         implementations = self.alternatives.get(op)
         if implementations is None:
-            return super().fresh_bytes(position)
+            return super().op_bytes(position)
         return self._outputs_bytes(op) + min(workspace_bytes for _, workspace_bytes in implementations)
 
-    def time_ns(self, position: int) -> int:
-        op = self.traffic.sequence[position]
+    def op_time_ns(self, position: int) -> int:
+        op = self.profile.sequence[position]
         implementations = self.alternatives.get(op)
         if implementations is None:
-            return super().time_ns(position)
-        free_bytes = self.budget_bytes - self.held - self._outputs_bytes(op)
+            return super().op_time_ns(position)
+        free_bytes = self.budget_bytes - self.held_bytes - self._outputs_bytes(op)
         self.chosen[op] = fastest_within(implementations, free_bytes)
         return self.chosen[op][0]
 
     def _outputs_bytes(self, op: int) -> int:
-        return sum(self.size[v] for v in self.traffic.problem.ops[op].outputs)
+        return sum(self.size_bytes[v] for v in self.profile.problem.ops[op].outputs)
 
 
 def alternatives_of(problem: Problem, workspaces: Workspaces) -> dict[int, Sequence[Implementation]]:

@@ -1,68 +1,19 @@
-"""A training step as the layers that the swapping methods for layer-wise networks talk about.
+"""Reads a training step as the layers of the networks that swapping methods were written for.
 
-A layer is a forward op. Its X are the values it reads, constants left out. Its type is told by its target:
+A layer is a forward op. Its X (the paper's feature maps) are the values it reads, constants left out.
 
-    CONV   convolutions. In a problem without any, what is dear to compute takes their place: matrix products,
-           attention, recurrent layers
-    ACTV   activation functions, which those networks compute in place
-    LOSS   softmax and loss
-    OTHER  everything else: pooling, normalisation, additions, ...
-
-The classifier begins with the first matrix product or LOSS behind the last CONV. Where matrix products are the CONV
-themselves, it begins with the last of them. Layers before it extract features.
-
-Backward ops belong to layers too: the latest layer that reads or makes every forward value which the op reads, and no
-later layer than the op before it, since backward runs through the layers in reverse order. Where no layer has to do
-with all of those values, one that has to do with any of them; ops that read no forward value go with the op before.
+Backward ops belong to layers too: to the latest layer that reads or computes every forward value which the op reads,
+and to no later layer than the op before it, since backward runs through the layers in reverse order. Where no layer
+touches all of those values, to the latest that touches any of them; ops that read no forward value go with the op
+before.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
 from remat_solvers.problem import Problem
-from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
-from remat_solvers.toolkit.transfers.intervals import Absence, absences
+from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
 
-__all__ = ["LayerType", "backward_layers", "classifier_start", "feature_maps", "layer_types", "within_host"]
-
-LayerType: TypeAlias = Literal["CONV", "ACTV", "LOSS", "OTHER"]
-
-ACTIVATIONS = (
-    *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh"),
-    *("hardtanh", "hardswish", "hardsigmoid", "softplus", "logsigmoid", "threshold", "clamp_min"),
-)
-LOSSES = (
-    *("_softmax", "_log_softmax", "softmax", "log_softmax", "nll_loss_forward", "nll_loss2d_forward", "mse_loss"),
-    *("binary_cross_entropy", "binary_cross_entropy_with_logits", "smooth_l1_loss"),
-)
-
-
-def layer_types(problem: Problem) -> dict[int, LayerType]:
-    """Forward op -> its type."""
-    kinds = {op: op_kind(problem.ops[op]) for op in problem.forward_ops}
-    convolves = "conv" in kinds.values()
-    types: dict[int, LayerType] = {}
-    for op, kind in kinds.items():
-        name = op_name(problem.ops[op].target)
-        if kind == "conv" or (kind is not None and not convolves):
-            types[op] = "CONV"
-        elif name.removesuffix("_") in ACTIVATIONS:
-            types[op] = "ACTV"
-        else:
-            types[op] = "LOSS" if name in LOSSES else "OTHER"
-    return types
-
-
-def classifier_start(problem: Problem, types: dict[int, LayerType]) -> int:
-    """The op with which the classifier begins; the number of ops where there is none."""
-    last = max((op for op, kind in types.items() if kind == "CONV"), default=-1)
-    if last >= 0 and op_kind(problem.ops[last]) != "conv":
-        return last
-    for op in problem.forward_ops:
-        if op > last and (types[op] == "LOSS" or op_kind(problem.ops[op]) is not None):
-            return op
-    return len(problem.ops)
+__all__ = ["backward_layers", "feature_maps", "within_host"]
 
 
 def backward_layers(problem: Problem) -> dict[int, int]:
@@ -82,30 +33,31 @@ def backward_layers(problem: Problem) -> dict[int, int]:
     return found
 
 
-def feature_maps(problem: Problem) -> list[Absence]:
-    """The stretches between the last forward and the first backward use of forward values, in the order they begin.
+def feature_maps(problem: Problem) -> list[IdleInterval]:
+    """The intervals between the last forward and the first backward use of forward values, in the order they begin.
 
     Positions are ops, in the problem's order. Results of the forward, which stay with the caller, are left out.
     """
     phase = [op.phase for op in problem.ops]
     return [
-        a
-        for a in absences(problem, range(len(problem.ops)))
-        if problem.values[a.value].bytes
-        and phase[a.last] == "forward"
-        and a.back < len(phase)
-        and phase[a.back] == "backward"
+        i
+        for i in idle_intervals(problem, range(len(problem.ops)))
+        if problem.values[i.value].bytes
+        and phase[i.last] == "forward"
+        and i.back < len(phase)
+        and phase[i.back] == "backward"
     ]
 
 
-def within_host(problem: Problem, maps: list[Absence]) -> list[Absence]:
-    """Those of `maps` that the host has room for, taken in order; the others stay on the device."""
-    room = problem.link.host_bytes if problem.link else 0
-    if room is None:
-        return maps
+def within_host(problem: Problem, intervals: list[IdleInterval]) -> list[IdleInterval]:
+    """Those of `intervals` that the host has room for, taken in order; the values of the others stay on the device."""
+    room_bytes = problem.link.host_bytes if problem.link else 0
+    if room_bytes is None:
+        return intervals
     taken = []
-    for absence in maps:
-        if problem.values[absence.value].bytes <= room:
-            room -= problem.values[absence.value].bytes
-            taken.append(absence)
+    for interval in intervals:
+        size_bytes = problem.values[interval.value].bytes
+        if size_bytes <= room_bytes:
+            room_bytes -= size_bytes
+            taken.append(interval)
     return taken

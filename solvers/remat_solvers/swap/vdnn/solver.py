@@ -44,27 +44,21 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
+from remat_solvers.swap.vdnn.layer_types import LayerType, classifier_start, layer_types
 from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.transfers.intervals import Absence, Trip, plan_with_trips
+from remat_solvers.toolkit.transfers.intervals import IdleInterval, Swap, plan_with_swaps
 from remat_solvers.toolkit.transfers.kernel_choice import (
     Workspaces,
     alternatives_of,
-    choose_beside,
+    choose_workspaces_for_plan,
     fastest_within,
     with_implementations,
 )
-from remat_solvers.toolkit.transfers.layers import (
-    LayerType,
-    backward_layers,
-    classifier_start,
-    feature_maps,
-    layer_types,
-    within_host,
-)
+from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["VDNN", "Step", "dynamic_step", "managed", "offloading_plan"]
+__all__ = ["VDNN", "LadderStep", "dynamic_step", "managed", "offloading_plan"]
 
 Policy: TypeAlias = Literal["dynamic", "all", "conv"]
 Static: TypeAlias = Literal["all", "conv"]
@@ -113,7 +107,7 @@ def _dynamic(problem: Problem, trials: Trials) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LadderStep:
     """A step of the ladder: the problem with the implementations chosen, and the plan for it."""
 
     name: str
@@ -121,7 +115,7 @@ class Step:
     plan: Plan
 
 
-def dynamic_step(problem: Problem, budget_bytes: int, workspaces: Workspaces) -> Step | None:
+def dynamic_step(problem: Problem, budget_bytes: int, workspaces: Workspaces) -> LadderStep | None:
     """The step of the ladder that dynamic vDNN ends on; None: untrainable.
 
     workspaces: the implementations of ops, see `workspaces`. Plans do not depend on them, so greedy chooses beside the
@@ -139,40 +133,40 @@ def dynamic_step(problem: Problem, budget_bytes: int, workspaces: Workspaces) ->
         return None
     for name, plan in plans.items():
         if simulate(optimal_time, plan).peak_bytes <= budget_bytes:
-            return Step(f"{name} (p)", optimal_time, plan)
+            return LadderStep(f"{name} (p)", optimal_time, plan)
     policy = "conv" if simulate(optimal_memory, plans["conv"]).peak_bytes <= budget_bytes else "all"
-    greedy = choose_beside(problem, plans[policy], budget_bytes, workspaces)
-    return Step(f"{policy} (greedy)", greedy, plans[policy])
+    greedy = choose_workspaces_for_plan(problem, plans[policy], budget_bytes, workspaces)
+    return LadderStep(f"{policy} (greedy)", greedy, plans[policy])
 
 
-def managed(problem: Problem, policy: Static) -> list[Absence]:
+def managed(problem: Problem, policy: Static) -> list[IdleInterval]:
     """The feature maps that `policy` offloads, each from its last reader in the forward to the first in backward."""
     types = layer_types(problem)
     end = classifier_start(problem, types)
     extracting = [op for op, kind in types.items() if op < end and kind in ("CONV", "OTHER")]
     offloading = {op for op in extracting[:-1] if policy == "all" or types[op] == "CONV"}
     chosen = []
-    for absence in feature_maps(problem):
-        readers = [op for op in problem.consumers[absence.value] if op <= absence.last]
+    for interval in feature_maps(problem):
+        readers = [op for op in problem.consumers[interval.value] if op <= interval.last]
         stays = extracting and extracting[-1] in readers
-        if not stays and absence.last < end and not offloading.isdisjoint(readers):
-            chosen.append(absence)
+        if not stays and interval.last < end and not offloading.isdisjoint(readers):
+            chosen.append(interval)
     return within_host(problem, chosen)
 
 
 def offloading_plan(problem: Problem, policy: Static) -> Plan:
     """The step in which `policy` moves feature maps."""
     types = layer_types(problem)
-    offloaded: dict[int, list[Absence]] = {}  # layer -> its X that leave with it
-    for absence in managed(problem, policy):
-        offloaded.setdefault(absence.last, []).append(absence)
+    offloaded: dict[int, list[IdleInterval]] = {}  # layer -> its X that leave with it
+    for interval in managed(problem, policy):
+        offloaded.setdefault(interval.last, []).append(interval)
     waiting = dict(offloaded)  # not brought back yet
-    trips: list[Trip] = []
+    swaps: list[Swap] = []
 
     def fetch(layer: int, position: int) -> None:
-        for absence in waiting.pop(layer):
-            out = max(absence.last - 1, problem.producer[absence.value])
-            trips.append(Trip(absence.value, out, absence.last, position))
+        for interval in waiting.pop(layer):
+            out = max(interval.last - 1, problem.producer[interval.value])
+            swaps.append(Swap(interval.value, out, interval.last, position))
 
     left_by = {a.value: layer for layer, own in offloaded.items() for a in own}
     previous = -1
@@ -185,11 +179,11 @@ def offloading_plan(problem: Problem, policy: Static) -> Plan:
             if found is not None:
                 fetch(found, position)
             previous = layer
-    return plan_with_trips(problem, range(len(problem.ops)), trips)
+    return plan_with_swaps(problem, range(len(problem.ops)), swaps)
 
 
 def _find_prefetch_layer(
-    problem: Problem, types: dict[int, LayerType], waiting: dict[int, list[Absence]], current: int
+    problem: Problem, types: dict[int, LayerType], waiting: dict[int, list[IdleInterval]], current: int
 ) -> int | None:
     """The nearest layer before `current` that waits to come back, no farther than the nearest CONV."""
     for layer in reversed(problem.forward_ops[: problem.forward_ops.index(current)]):
