@@ -23,7 +23,7 @@ from remat_solvers.generate import chain, random_chain, random_layered, training
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.brute_force.solver import best_sequence
-from remat_solvers.recompute.checkmate.program import Model
+from remat_solvers.recompute.checkmate.program import CheckmateProgram
 from remat_solvers.recompute.chen import Chen
 from remat_solvers.recompute.dtr import DTR
 from remat_solvers.recompute.kusumoto.lower_sets import ancestor_sets, forward_graph
@@ -68,7 +68,7 @@ def small(n: int, seed: int) -> Problem:
 
 def relaxation(problem: Problem, budget_bytes: int) -> float:
     """The bound that the linear relaxation of Checkmate's program proves, all rows of it; inf: it has no point."""
-    model = Model(problem, budget_bytes, moments=False)
+    model = CheckmateProgram(problem, budget_bytes, moments=False)
     for stage in range(model.stages):
         model.add_inside(stage)
     bound_ns = model.bound_ns(minimise(model.program, "highs", seconds=None, relaxed=True))

@@ -15,7 +15,7 @@ from tests.solvers.makers import corpus_problem
 
 @pytest.mark.parametrize(
     ("solver", "told"),
-    [("rockmate", "blocks cut short by a share of the time limit"), ("checkmate", checkmate.STRUCK)],
+    [("rockmate", "blocks cut short by a share of the time limit"), ("checkmate", checkmate.PROGRAM_CUT_SHORT)],
 )
 def test_an_expired_share_is_reported_and_not_taken_for_the_limit(
     solver: str, told: str, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from remat_solvers.generate import chain, training_graph
 from remat_solvers.problem import Op, Problem, Value
 from remat_solvers.recompute.brute_force.solver import BruteForce, best_sequence
 from remat_solvers.recompute.checkmate import Checkmate
-from remat_solvers.recompute.checkmate.program import Amounts, Model
+from remat_solvers.recompute.checkmate.program import Amounts, CheckmateProgram
 from remat_solvers.recompute.checkmate.solve import repair
 from remat_solvers.result import Limits, Order, Progress, Result, Status, Stopped
 from remat_solvers.schedule import baseline, plan_from_sequence, store_all
@@ -100,9 +100,9 @@ def test_the_variables_themselves_are_a_schedule_within_the_budget(layers: int, 
     assert len(repair(problem, kept, 0.5, model.stages)) == optimum
 
 
-def program(problem: Problem, budget_bytes: int) -> Model:
+def program(problem: Problem, budget_bytes: int) -> CheckmateProgram:
     """The program of the paper, every row of it."""
-    model = Model(problem, budget_bytes, moments=False)
+    model = CheckmateProgram(problem, budget_bytes, moments=False)
     for stage in range(model.stages):
         model.add_inside(stage)
     return model
@@ -182,12 +182,12 @@ def test_larger_graphs_are_merged_and_nothing_is_claimed() -> None:
     assert 5.77 <= overhead < 30
 
 
-def test_the_time_limit_is_said() -> None:
+def test_the_time_limit_is_reported() -> None:
     result, _ = corpus("unet", 0.4, Checkmate(), 1e-6)
     assert result.stopped is Stopped.TIME
 
 
-def test_why_there_is_no_plan_is_said() -> None:
+def test_the_reason_for_no_plan_is_reported() -> None:
     """Ops that are merged run together: within the coarse form there is none for the smallest budget of all."""
     problem = corpus_problem("r50")
     budget_bytes = peak_bound_bytes(problem) + 1
@@ -212,7 +212,7 @@ def test_with_a_link_no_bound_is_claimed() -> None:
     assert found
 
 
-def test_merged_ops_hold_what_their_ops_hold() -> None:
+def test_merged_ops_hold_as_many_bytes_as_their_ops() -> None:
     """The coarse replay of any plan is never below the fine one, and store-all stays store-all."""
     for seed in range(150):
         problem = training_graph(1 + seed % 25, seed)

@@ -45,7 +45,7 @@ def test_optima_of_poet_with_additive_times(layers: int, joint: int, alone: int,
 
 
 def test_exact_on_small_problems() -> None:
-    """The optimum of the exhaustive search, always, and said with the bound that proves it."""
+    """The optimum of the exhaustive search, always, with the bound that proves it."""
     moved = 0
     for problem, budget_bytes in constrained_linked_steps(100):
         best = best_moving_plan(problem, budget_bytes)
@@ -70,8 +70,8 @@ def test_no_sequence_of_actions_is_faster() -> None:
 
 
 def least_time(problem: Problem, budget_bytes: int, most_ns: int) -> int | None:
-    """Dijkstra over all states: ops computed, values present and on the host, and what copies under way still take.
-    None: nothing takes `most_ns` or less."""
+    """Dijkstra over all states: ops computed, values present and on the host, and the remaining time of copies under
+    way. None: nothing takes `most_ns` or less."""
     ops, size, link = problem.ops, [v.bytes for v in problem.values], problem.link
     assert link is not None
     made = frozenset(v for op in ops for v in op.outputs)
@@ -173,7 +173,7 @@ def test_moments_are_ops_of_much_memory_and_the_last(seed: int, count: int) -> N
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_steps_never_lose(seed: int) -> None:
-    """A start without anything away is mended or given up, and what follows is never slower and always valid."""
+    """A start without offloading is repaired or given up, and later plans are never slower and always valid."""
     problem, budget_bytes, _ = linked_step(seed, 10)
     search = OffloadLocalSearch(problem, budget_bytes, Stopwatch(Limits(None)), seed)
     plan = search.start(range(len(problem.ops)), ())
@@ -200,7 +200,7 @@ def test_a_gpt_at_40_percent() -> None:
 
 
 def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large problem in little time: the small steps go on from what needs no program."""
+    """A large problem in little time: the local search continues from plans that need no program."""
     problem = replace(corpus_problem("gpt"), link=Link(25 * 10**9, 25 * 10**9))
     budget_bytes = int(0.4 * baseline(problem).peak_bytes)
     monkeypatch.setattr("remat_solvers.recompute.checkmate.offload_search.solve_offload_program", lambda *_, **__: None)
@@ -229,7 +229,7 @@ def test_there_is_a_plan_wherever_every_op_fits(seed: int) -> None:
     assert solve(problem, lower_bound_bytes(problem), solver=Checkmate(swap_tries=20)).plan is not None
 
 
-def test_what_it_says() -> None:
+def test_outcomes_without_a_link_and_bad_options() -> None:
     result = solve(chain(9), 8, solver=Checkmate(swap=True))
     assert (result.status, "link" in result.reason) == (Status.NOT_APPLICABLE, True)
     with pytest.raises(InputError, match="swap_time"):

@@ -15,8 +15,8 @@ from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.schedule import baseline, tangents_first
 from remat_solvers.simulate import simulate
 from remat_solvers.solving import solve
-from remat_solvers.swap.capuchin.guided import Swaps, late_fetches
-from remat_solvers.swap.capuchin.policy import Candidate, Choice, Lanes, candidates_of
+from remat_solvers.swap.capuchin.guided import GuidedSwaps, late_fetches
+from remat_solvers.swap.capuchin.policy import Candidate, EvictionPolicy, Lanes, candidates_of
 from remat_solvers.swap.capuchin.solver import Capuchin, passive
 from remat_solvers.toolkit.transfers.demand_paging import PagedPlan, movable_values, smallest_paging_budget
 from remat_solvers.toolkit.transfers.device import Overflow
@@ -78,7 +78,7 @@ def policy(problem: Problem, budget_bytes: int, recompute_ns: dict[int, int] | N
     candidates = candidates_of(problem, budget_bytes)
     for c in candidates:
         c.time_ns = (recompute_ns or {}).get(c.value, c.time_ns)
-    choice = Choice(candidates, Lanes(problem))
+    choice = EvictionPolicy(candidates, Lanes(problem))
     found = []
     while (target := choice.take()) is not None:
         found.append((target.value, "swap" if target.value in choice.swapped else "recompute"))
@@ -95,18 +95,18 @@ def test_swaps_come_first_in_the_order_of_falling_free_time_however_cheap_recomp
     assert policy(mirror([150, 1, 1, 1], [100] * 4), 20, cheap)[:2] == [(1, "swap"), (0, "swap")]
 
 
-def test_what_is_exposed_is_swapped_or_recomputed_by_the_smaller_overhead() -> None:
+def test_exposed_tensors_are_swapped_or_recomputed_by_the_smaller_overhead() -> None:
     """The last layer's output is needed at once: 2 * 10 ns exposed, or its recomputation."""
     problem = mirror([10, 10], [100] * 2)
     for recompute_ns, how in ((19, "recompute"), (20, "swap"), (21, "swap")):
         assert policy(problem, 0, {1: recompute_ns})[-1] == (1, how)
 
 
-def test_what_is_exposed_is_not_added_up() -> None:
+def test_exposed_times_are_not_added_up() -> None:
     """0 alone: out until 50, in from -10: 60 exposed. With 1 behind it on both lanes, out until 55 and in from -15, it
     is 70. So after 0 the swap of 1 costs 10 more, and recomputing it 20."""
     problem = mirror([40, 5], [10, 10])
-    choice = Choice([Candidate(0, 40, 0, 4, set(), 1000), Candidate(1, 5, 1, 3, set(), 20)], Lanes(problem))
+    choice = EvictionPolicy([Candidate(0, 40, 0, 4, set(), 1000), Candidate(1, 5, 1, 3, set(), 20)], Lanes(problem))
     assert choice.lanes is not None
     for exposed_ns in (60, 70):
         choice.take()
@@ -114,12 +114,12 @@ def test_what_is_exposed_is_not_added_up() -> None:
     assert list(choice.swapped) == [0, 1]
 
 
-def test_what_cannot_be_recomputed_is_swapped_only() -> None:
+def test_tensors_that_cannot_be_recomputed_are_only_swapped() -> None:
     problem = mirror([10, 10], [100] * 2)
     fixed = replace(problem, ops=tuple(replace(op, recomputable=False) for op in problem.ops))
     assert policy(fixed, 0) == [(0, "swap"), (1, "swap")]
     assert candidates_of(replace(fixed, link=None), 0) == []
-    choice = Choice(candidates_of(fixed, 0), Lanes(fixed), most_swaps=1)
+    choice = EvictionPolicy(candidates_of(fixed, 0), Lanes(fixed), most_swaps=1)
     assert choice.take() is not None
     assert choice.take() is None
 
@@ -133,7 +133,7 @@ def test_a_swap_changes_no_lineage_and_a_recomputation_does() -> None:
         Candidate(1, 1000, 1, 5, {0}, 5),
         Candidate(2, 10, 2, 4, {1}, 7),
     ]
-    choice = Choice(chain_of, Lanes(problem))
+    choice = EvictionPolicy(chain_of, Lanes(problem))
     first, second = choice.take(), choice.take()
     assert (first, second) == (chain_of[0], chain_of[1])
     assert list(choice.swapped) == [0]
@@ -157,9 +157,9 @@ def test_on_demand_recomputation_has_no_prefetch_and_no_copy() -> None:
     assert runs[last + 1] == 8 - 1  # its backward
 
 
-def swaps_of(problem: Problem, budget_bytes: int, values: tuple[int, ...]) -> Swaps:
+def swaps_of(problem: Problem, budget_bytes: int, values: tuple[int, ...]) -> GuidedSwaps:
     swapped = {c.value: c for c in candidates_of(problem, budget_bytes) if c.value in values}
-    return Swaps(problem, list(range(len(problem.ops))), swapped, budget_bytes)
+    return GuidedSwaps(problem, list(range(len(problem.ops))), swapped, budget_bytes)
 
 
 def test_in_triggers_by_hand() -> None:
@@ -201,7 +201,7 @@ def test_feedback_converges() -> None:
 
 
 def test_feedback_ends_where_nothing_helps() -> None:
-    """A copy takes 1000 ns, the step 80: what is swapped is late in every iteration; there is an answer."""
+    """A copy takes 1000 ns, the step 80: the swapped tensors are late in every iteration; a plan is returned."""
     problem = mirror([100] * 4, [10] * 4, Link(10**8, 10**8))
     iterations = list(islice(swaps_of(problem, 300, (0,)).iterations(), 50))
     assert len(iterations) == 50
@@ -255,7 +255,7 @@ def test_infinite_bandwidth_costs_nothing_wherever_every_op_fits() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_faster_link_never_makes_the_answer_slower_than_recomputation(seed: int) -> None:
+def test_a_faster_link_never_makes_the_plan_slower_than_recomputation(seed: int) -> None:
     problem = random_chain(8, seed)
     unmodified = baseline(problem)
     for budget_bytes in range(unmodified.peak_bytes // 2, unmodified.peak_bytes):

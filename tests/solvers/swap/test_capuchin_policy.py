@@ -12,7 +12,7 @@ from remat_solvers.plan import Compute
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
 from remat_solvers.swap.capuchin import Capuchin
-from remat_solvers.swap.capuchin.policy import Candidate, Choice, candidates_of
+from remat_solvers.swap.capuchin.policy import Candidate, EvictionPolicy, candidates_of
 
 
 def candidate(value: int, size_bytes: int, sources: set[int], time_ns: int) -> Candidate:
@@ -30,16 +30,16 @@ def test_msps_of_a_chain_of_four_is_updated_by_hand() -> None:
         candidate(3, 8, {2}, 4),
         candidate(4, 8, {3}, 8),
     ]
-    choice = Choice(chain4)
+    policy = EvictionPolicy(chain4)
     assert [c.msps for c in chain4] == [8, 10, 2, 1]
-    assert choice.take().value == 2
+    assert policy.take().value == 2
     assert (chain4[2].sources, chain4[2].time_ns) == ({1}, 6)
     assert (chain4[0].ext_ns, chain4[0].msps) == (1, 4)
-    assert choice.take().value == 1
+    assert policy.take().value == 1
     assert (chain4[1].time_ns, chain4[2].time_ns) == (3, 7)
-    assert choice.take().value == 3
+    assert policy.take().value == 3
     assert chain4[3].time_ns == 15
-    assert choice.take().value == 4
+    assert policy.take().value == 4
 
 
 @given(tensors=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=9))
@@ -49,11 +49,11 @@ def test_recomputation_follows_the_lineage_after_every_choice(tensors: list[tupl
     memory, through all between."""
     times = [time_ns for _, time_ns in tensors]
     chain_of = [candidate(i, size, {i - 1} if i else set(), times[i]) for i, (size, _) in enumerate(tensors)]
-    choice = Choice(list(chain_of))
+    policy = EvictionPolicy(list(chain_of))
     taken: set[int] = set()
-    while choice.open:
-        largest = max(c.msps for c in choice.open.values())
-        target = choice.take()
+    while policy.open:
+        largest = max(c.msps for c in policy.open.values())
+        target = policy.take()
         assert target.msps == largest
         taken.add(target.value)
         for c in chain_of:

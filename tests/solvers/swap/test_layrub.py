@@ -63,7 +63,7 @@ def events(problem: Problem) -> str:
 
 
 def test_copies_run_beside_the_neighbours() -> None:
-    """v0 is read by F2, leaves beside F3, and comes back beside B3, the backward before that of its layer."""
+    """v0 is read by F2, copied beside F3, and fetched beside B3, the backward before that of its layer."""
     problem = with_link(chain(5, size_bytes=10, forward_ns=10, backward_ns=10))
     assert events(problem) == (
         "F1 F2 out0 F3 out1 free0 F4 out2 free1 F5 free2 in2 B5 free3 free4 in1 B4 free2 in0 B3 free1 B2 free0 B1"
@@ -71,7 +71,7 @@ def test_copies_run_beside_the_neighbours() -> None:
 
 
 @pytest.mark.parametrize(("copy_ns", "wait_ns"), [(10, 0), (15, 3 * 5 + 3 * 5), (30, 3 * 20 + 3 * 20)])
-def test_compute_waits_for_what_a_neighbour_cannot_hide(copy_ns: int, wait_ns: int) -> None:
+def test_compute_waits_for_copies_that_a_neighbour_cannot_hide(copy_ns: int, wait_ns: int) -> None:
     problem = chain(5, size_bytes=10, forward_ns=10, backward_ns=10)
     values = tuple(replace(v, bytes=copy_ns) for v in problem.values)
     problem = with_link(replace(problem, values=values))
@@ -88,7 +88,7 @@ def test_the_plan_fits_or_it_does_not() -> None:
     assert solve(chain(20), 7, solver="layrub").status is Status.NOT_APPLICABLE
 
 
-def test_the_host_takes_what_it_has_room_for() -> None:
+def test_the_host_takes_the_values_it_has_room_for() -> None:
     problem = replace(chain(20, size_bytes=10), link=Link(10**9, 10**9, host_bytes=35))
     plan = migrating_plan(problem)
     assert [a.value for a in plan if isinstance(a, Offload)] == [0, 1, 2]

@@ -100,7 +100,7 @@ def test_on_a_uniform_chain_the_last_values_are_kept(threshold_bytes: int) -> No
     assert [s.interval.value for s in edges_to_cut(problem, threshold_bytes)] == maps[: max(0, 8 - kept)]
 
 
-def test_the_first_value_that_is_too_large_ends_what_is_kept() -> None:
+def test_the_first_value_that_is_too_large_is_the_last_one_considered() -> None:
     """Earlier ones live longer, and are swapped even where they would fit."""
     problem = with_link(chain(6, size_bytes=10), 10**9)
     values = list(problem.values)
@@ -125,7 +125,7 @@ def events(problem: Problem, budget_bytes: int) -> tuple[str, int]:
 
 
 def test_executions_by_hand() -> None:
-    """Ops and copies of 10 ns, values of 10 bytes. v0 and v1 go out as they are made, and are back just in time.
+    """Ops and copies of 10 ns, values of 10 bytes. v0 and v1 are copied when computed, and fetched just in time.
 
     B4 holds v2, v3 and its gradient: in 30 bytes v1 starts to come when it is over, and B3 waits; then B2 for v0.
     """
@@ -171,7 +171,7 @@ def test_a_given_threshold_is_not_searched() -> None:
     assert solve(problem, 60, solver=create("meng", threshold_bytes=80)).status is Status.NOT_FOUND
 
 
-def test_what_does_not_fit_says_what_would() -> None:
+def test_without_a_plan_the_smallest_peak_is_reported() -> None:
     """v1 is kept, so that B4 has v1, v2, v3 and its gradient beside it."""
     problem = with_link(chain(4, size_bytes=10), 10**9)
     result = solve(problem, 30, solver=create("meng", threshold_bytes=10))
@@ -188,7 +188,7 @@ def test_a_host_without_room_leaves_the_unmodified_peak(method: str) -> None:
     assert result.reason == f"smallest peak found: {baseline(problem).peak_bytes} B"
 
 
-def test_what_meng_does_not_treat() -> None:
+def test_problems_that_meng_does_not_accept() -> None:
     assert solve(chain(6), 4, solver="meng").status is Status.NOT_APPLICABLE
     with pytest.raises(InputError, match="threshold_bytes"):
         create("meng", threshold_bytes=-1)

@@ -1,4 +1,4 @@
-"""moDNN: the lower bound, who leaves and who comes back when, and the choice among implementations."""
+"""moDNN: the lower bound, which values are offloaded and fetched when, and the choice among implementations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ask(problem: Problem, budget_bytes: int) -> Outcome:
 
 
 def trace(*reads: tuple[int, ...], sizes: tuple[int, ...], time_ns: int = 10) -> Problem:
-    """Backward ops: op i reads reads[i] and makes value i of sizes[i] bytes; the last one is the result."""
+    """Backward ops: op i reads reads[i] and computes value i of sizes[i] bytes; the last one is the result."""
     ops = tuple(Op(f"op{i}", "backward", r, (i,), time_ns, target="conv") for i, r in enumerate(reads))
     values = tuple(Value(f"v{i}", s, "activation") for i, s in enumerate(sizes))
     return Problem("trace", ops, values, (len(reads) - 1,), LINK)
@@ -71,7 +71,7 @@ def test_it_succeeds_exactly_down_to_the_largest_working_set(n: int, seed: int, 
         assert len([a for a in outcome.plan if isinstance(a, Compute)]) == len(problem.ops)
 
 
-def test_the_farthest_next_use_leaves_and_comes_back_as_soon_as_there_is_room() -> None:
+def test_the_farthest_next_use_is_offloaded_and_fetched_as_soon_as_there_is_room() -> None:
     """4 bytes each of 0, 1 and 2, read by ops 5, 8 and 4. Op 3 makes 8, where 16 are 4 too few: 1 leaves, which is
     needed last. Its copy starts when it is made and takes 4 ns of the next op's 10, so nobody waits. After op 4 values
     2 and 3 go, and from then on there is room for 1: it is fetched before op 5, three ops before its use."""
@@ -100,7 +100,7 @@ def test_without_a_link_it_does_not_apply() -> None:
     assert "link" in outcome.reason
 
 
-def test_where_it_does_not_fit_it_says_at_which_op() -> None:
+def test_the_reason_names_the_op_that_does_not_fit() -> None:
     outcome = ask(trace((), (), (0, 1), sizes=(4, 4, 4)), 10)
     assert outcome.status is Status.NOT_FOUND
     assert "op2 needs 2 bytes more" in outcome.reason
@@ -141,7 +141,7 @@ def test_implementations_by_hand() -> None:
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6), share=st.floats(0, 1))
 @settings(max_examples=200, deadline=None)
-def test_what_is_chosen_fits_the_budget_it_was_chosen_for(n: int, seed: int, share: float) -> None:
+def test_the_chosen_implementations_fit_the_budget(n: int, seed: int, share: float) -> None:
     problem = training_graph(n, seed, link=True)
     assert problem.link is not None
     problem = replace(problem, link=replace(problem.link, host_bytes=None))

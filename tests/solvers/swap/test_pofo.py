@@ -20,7 +20,7 @@ from remat_solvers.result import Status
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.simulate import copy_ns, simulate
 from remat_solvers.solving import solve
-from remat_solvers.swap.pofo.program import Program, solve_chain
+from remat_solvers.swap.pofo.program import ChainProgram, solve_chain
 from remat_solvers.swap.pofo.solver import moved_values, steps_of
 from remat_solvers.toolkit.chains.chain import Chain, chain_view
 from remat_solvers.toolkit.chains.schedule import sequence_of
@@ -33,18 +33,18 @@ SECOND = 10**9
 NO_LINK, ANY_LINK = Link(1, 1), Link(2**62, 2**62)
 
 
-def program_of(problem: Problem, most_bytes: int) -> Program:
+def program_of(problem: Problem, most_bytes: int) -> ChainProgram:
     """With slots of a byte each."""
-    return Program.of(chain_view(problem, cuts="every"), most_bytes, most_bytes)
+    return ChainProgram.of(chain_view(problem, cuts="every"), most_bytes, most_bytes)
 
 
-def time_of(program: Program, link: Link, memory_bytes: int) -> float:
+def time_of(program: ChainProgram, link: Link, memory_bytes: int) -> float:
     """With cells of a byte each."""
     found = solve_chain(program, link, memory_bytes, memory_bytes)
     return inf if found is None else found.time_ns
 
 
-def reference(program: Program, link: Link, memory_bytes: int) -> float:
+def reference(program: ChainProgram, link: Link, memory_bytes: int) -> float:
     """The recurrence, by trying everything."""
     costs, sizes, count = program.costs, program.sizes, len(program.chain.stages)
     out_rate, back_rate = link.to_host_bytes_per_s / 1e9, link.to_device_bytes_per_s / 1e9
@@ -124,7 +124,7 @@ def test_without_a_usable_link_it_is_rotor(n: int, seed: int, share: float) -> N
 
 @given(n=st.integers(1, 9), seed=SEEDS, share=st.floats(0.2, 1.1))
 @settings(max_examples=200)
-def test_what_moves_nothing_replays_as_the_program_says(n: int, seed: int, share: float) -> None:
+def test_schedules_without_moves_replay_as_the_program_computes(n: int, seed: int, share: float) -> None:
     problem = random_chain(n, seed)
     memory_bytes = max(1, int(share * baseline(problem).peak_bytes))
     program = program_of(problem, memory_bytes)
@@ -139,7 +139,7 @@ def test_what_moves_nothing_replays_as_the_program_says(n: int, seed: int, share
 
 @given(n=st.integers(1, 8), seed=SEEDS)
 @settings(max_examples=150)
-def test_on_an_infinite_link_nothing_is_computed_again_where_every_stage_fits(n: int, seed: int) -> None:
+def test_on_an_infinite_link_nothing_is_recomputed_where_every_stage_fits(n: int, seed: int) -> None:
     problem = random_chain(n, seed)
     program = program_of(problem, 2 * baseline(problem).peak_bytes)
     costs, sizes = program.costs, program.sizes
@@ -168,7 +168,7 @@ def test_more_memory_and_a_faster_link_are_never_slower(n: int, seed: int, share
 @settings(max_examples=100)
 def test_sizes_by_their_sets(n: int, seed: int) -> None:
     view: Chain = chain_view(training_graph(n, seed), cuts="every")
-    sizes = Program.of(view, 100, 10).sizes
+    sizes = ChainProgram.of(view, 100, 10).sizes
     for i in range(len(view.stages)):
         before = view.stages[i - 1] if i else view.stages[0]
         own = [
@@ -188,11 +188,11 @@ def uniform(n: int, rate: int = 10**9) -> Problem:
 
 @pytest.mark.parametrize("memory_bytes", [600, 900, 1400])
 @pytest.mark.parametrize("rate", [10**8, 3 * 10**8, 10**9])
-def test_the_program_says_what_the_replay_measures(rate: int, memory_bytes: int) -> None:
+def test_the_program_agrees_with_the_replay(rate: int, memory_bytes: int) -> None:
     """Whole values instead of bytes that flow: apart by no more than a copy in either direction."""
     problem = uniform(24, rate)
     view = chain_view(problem, cuts="every")
-    program = Program.of(view, memory_bytes, memory_bytes // 100)
+    program = ChainProgram.of(view, memory_bytes, memory_bytes // 100)
     found = solve_chain(program, Link(rate, rate), memory_bytes, memory_bytes // 10)
     assert found is not None
     profile = StepProfile.of(problem, sequence_of(view, steps_of(program, found.choices)))
@@ -203,7 +203,7 @@ def test_the_program_says_what_the_replay_measures(rate: int, memory_bytes: int)
     assert abs(simulate(problem, plan).time_ns - forward_ns - found.time_ns) <= 2 * copy_ns(100, rate, 0)
 
 
-def test_where_copies_hide_nothing_is_computed_again() -> None:
+def test_where_copies_are_hidden_nothing_is_recomputed() -> None:
     """At 1 GB/s every copy is as long as a forward op, so 24 stages run in the memory of a few, without a wait."""
     problem = uniform(24)
     result = solve(problem, 500, solver="pofo")
@@ -229,7 +229,7 @@ def test_states_that_live_on_move_with_the_last_that_has_them() -> None:
     assert moved.time_ns < alone.time_ns
 
 
-def test_what_pofo_does_not_treat() -> None:
+def test_problems_that_pofo_does_not_accept() -> None:
     assert solve(chain(6), 4, solver="pofo").status is Status.NOT_APPLICABLE
     for options in ({"slots": 0}, {"cells": -1}, {"stages": True}, {"cuts": "all"}):
         with pytest.raises(InputError, match="pofo"):

@@ -1,4 +1,4 @@
-"""SuperNeurons' heap: first-fit addresses on a scripted trace, its laws, and whole plans placed in it."""
+"""SuperNeurons' pool: first-fit addresses on a scripted trace, its laws, and whole plans placed in it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Link, Op, Problem, Value
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
-from remat_solvers.swap.superneurons.pool_allocator import BLOCK_BYTES, Heap, pool_use
+from remat_solvers.swap.superneurons.pool_allocator import BLOCK_BYTES, PoolAllocator, pool_use
 
 KB = 1024
 
 
 def test_addresses_of_a_scripted_trace() -> None:
     """A pool of 10 KB: a takes 3, b 2 (of 1025 bytes), c 4, and 1 is left. First fit, not best: d goes where a was."""
-    heap = Heap(10 * KB)
+    heap = PoolAllocator(10 * KB)
     a, b, c = (heap.allocate(size) for size in (3 * KB, 1025, 4 * KB))
     assert a is not None
     assert b is not None
@@ -47,7 +47,7 @@ def test_addresses_of_a_scripted_trace() -> None:
 
 
 def test_nothing_has_an_id_and_no_blocks() -> None:
-    heap = Heap(KB)
+    heap = PoolAllocator(KB)
     full, nothing = heap.allocate(KB), heap.allocate(0)
     assert full is not None
     assert nothing is not None
@@ -61,7 +61,7 @@ def test_laws_of_the_heap(seed: int) -> None:
     """Nodes do not overlap, every place is the lowest possible one, empty nodes never touch, and a pool as large as
     the endless one grew does the same, while a smaller one fails."""
     rng = random.Random(seed)
-    heap, size = Heap(), {}
+    heap, size = PoolAllocator(), {}
     script: list[tuple[str, int]] = []
     for _ in range(60):
         if size and rng.random() < 0.45:
@@ -85,17 +85,17 @@ def test_laws_of_the_heap(seed: int) -> None:
         ends = [start + held for start, held in heap.empty()]
         assert all(end < start for end, (start, _) in zip(ends, heap.empty()[1:], strict=False))
     for pool, succeeds in ((heap.high_bytes, True), (heap.high_bytes - KB, False)):
-        assert _replayed(Heap(pool), script) is succeeds
+        assert _replayed(PoolAllocator(pool), script) is succeeds
 
 
-def _replayed(heap: Heap, script: list[tuple[str, int]]) -> bool:
+def _replayed(heap: PoolAllocator, script: list[tuple[str, int]]) -> bool:
     """Whether every request of `script` finds a place."""
     return all(heap.allocate(n) is not None if what == "allocate" else heap.free(n) is None for what, n in script)
 
 
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6))
 @settings(max_examples=200, deadline=None)
-def test_a_pool_holds_what_the_replay_counts(n: int, seed: int) -> None:
+def test_a_pool_holds_the_bytes_that_the_replay_counts(n: int, seed: int) -> None:
     problem = training_graph(n, seed, link=True)
     for plan in (store_all(problem), random_plan(problem, seed)):
         use = pool_use(problem, plan)
@@ -124,8 +124,8 @@ def test_no_two_live_values_share_bytes(seed: int) -> None:
 
 
 def test_fragmentation_by_hand() -> None:
-    """Values of 2, 1 and 2 KB side by side; the outer ones go, and 4 KB are asked for: they lie above the middle one,
-    and the 2 KB below it are lost."""
+    """Values of 2, 1 and 2 KB side by side; the outer ones are freed, and 4 KB are requested: they lie above the middle
+    one, and the 2 KB below it are lost."""
     sizes = (2, 1, 2, 4)
     ops = tuple(Op(f"op{i}", "forward", (), (i,), 1) for i in range(3))
     ops += (Op("last", "forward", (1,), (3,), 1),)
@@ -148,7 +148,7 @@ def test_a_chain_of_whole_blocks_has_no_fragmentation() -> None:
     assert use.rounding_bytes == use.peak_bytes // (4 * BLOCK_BYTES + 1) * (BLOCK_BYTES - 1)
 
 
-def test_a_value_that_returns_may_lie_elsewhere() -> None:
+def test_a_fetched_value_may_lie_at_another_address() -> None:
     values = tuple(Value(f"v{i}", 2 * KB, "activation") for i in range(3))
     ops = (Op("a", "forward", (), (0,), 1), Op("b", "forward", (), (1,), 1), Op("c", "forward", (0, 1), (2,), 1))
     problem = Problem("moves", ops, values, (2,), Link(10**9, 10**9))

@@ -121,7 +121,7 @@ def test_nothing_moves_where_memory_suffices() -> None:
     assert [a for a in short if isinstance(a, Offload)] == [Offload(0)]  # one is enough: the least recently used
 
 
-def test_without_the_cache_convolutions_leave_while_the_forward_goes_on_and_come_back_one_ahead() -> None:
+def test_without_the_cache_convolutions_are_offloaded_during_the_forward_and_fetched_one_ahead() -> None:
     """A copy takes 4 ns, a layer 10: each is over when the next layer ends. The last CONV's is needed at once, and its
     copy, made in vain, is left out. In backward nobody waits: each comes back one CONV ahead."""
     problem = net("crrcrrcrrc")
@@ -162,7 +162,7 @@ def test_a_copy_that_would_be_in_vain_is_left_out() -> None:
 
 
 def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> StepProfile:
-    """Forward ops: op i reads reads[i] and makes value i of sizes[i] bytes; 1 ns each, a byte moves in 1 ns."""
+    """Forward ops: op i reads reads[i] and computes value i of sizes[i] bytes; 1 ns each, a byte moves in 1 ns."""
     ops = tuple(Op(f"op{i}", "forward", r, (i,), 1) for i, r in enumerate(reads))
     values = tuple(Value(f"v{i}", s, "activation") for i, s in enumerate(sizes))
     link = Link(NS_PER_BYTE, NS_PER_BYTE)
@@ -178,8 +178,8 @@ def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> StepProfile:
     ],
 )
 def test_the_order_of_victims(victims: VictimOrder, expected: list[int]) -> None:
-    """Values 0, 1, 2 of one byte; 0 is read by op 3; op 4 makes two bytes where three and its own 2 are one too many,
-    then op 5 three: one more. Then 0, 1 and 2 are read in turn."""
+    """Values 0, 1, 2 of one byte; 0 is read by op 3; op 4 computes two bytes where three and its own 2 are one too
+    many, then op 5 three: one more. Then 0, 1 and 2 are read in turn."""
     profile = trace((), (), (), (0,), (), (4,), (0, 5), (1, 6), (2, 7), sizes=(1, 1, 1, 0, 2, 1, 0, 0, 0))
     paged = DemandPaging(profile, {0, 1, 2}, 4, victims).run()
     assert isinstance(paged, PagedPlan)
@@ -188,14 +188,14 @@ def test_the_order_of_victims(victims: VictimOrder, expected: list[int]) -> None
     assert simulate(profile.problem, paged.plan).peak_bytes == 4
 
 
-def test_what_a_layer_works_on_is_locked() -> None:
+def test_the_values_of_a_layer_are_locked() -> None:
     profile = trace((), (), (0, 1), (0, 1), sizes=(2, 3, 2, 1))
     assert isinstance(DemandPaging(profile, {0, 1, 2}, 6, "lru").run(), Overflow)  # op 2 holds 0, 1 and 2
     assert isinstance(DemandPaging(profile, {0, 1, 2}, 7, "lru").run(), PagedPlan)
 
 
 def test_a_second_eviction_needs_no_second_copy() -> None:
-    """Value 0 leaves for 1, comes back for op 2, and leaves again for 3: one Offload, two Fetches."""
+    """Value 0 is evicted for 1, fetched for op 2, and evicted once more for 3: one Offload, two Fetches."""
     profile = trace((), (), (0,), (), (0,), sizes=(2, 3, 0, 3, 0))
     paged = DemandPaging(profile, {0}, 4, "lru").run()
     assert isinstance(paged, PagedPlan)

@@ -1,4 +1,4 @@
-"""What holds between methods that swap."""
+"""Laws between methods that swap."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def over_a_link(n: int, seed: int) -> tuple[Problem, int]:
 @pytest.mark.parametrize("name", ["meng", "tflms", "modnn"])
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_nothing_that_recomputes_nothing_beats_swap_only(name: str, n: int, seed: int) -> None:
+def test_no_method_that_only_swaps_beats_swap_only(name: str, n: int, seed: int) -> None:
     problem, budget_bytes = over_a_link(n, seed)
     other = solve(problem, budget_bytes, solver=name)
     if other.time_ns is not None:
@@ -77,7 +77,7 @@ def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_resu
 
 
 @pytest.mark.parametrize("name", ["capuchin", "checkmate", "superneurons"])
-def test_at_a_byte_per_second_the_answer_is_that_of_recomputing_alone(name: str) -> None:
+def test_at_a_byte_per_second_the_plan_is_as_fast_as_by_recomputing_alone(name: str) -> None:
     compared = 0
     for problem in steps(30):
         floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
@@ -89,7 +89,7 @@ def test_at_a_byte_per_second_the_answer_is_that_of_recomputing_alone(name: str)
     assert compared > 7
 
 
-def test_latency_that_the_program_does_not_know_does_no_harm() -> None:
+def test_pofo_is_no_slower_than_rotor_at_a_latency_that_its_program_ignores() -> None:
     problem = replace(chain(24, size_bytes=100, forward_ns=100, backward_ns=200), link=Link(10**9, 10**9, 1000))
     times = [solve(problem, 900, solver=solver).time_ns for solver in (POFO(), Rotor(stages=40))]
     assert times[0] is not None

@@ -23,7 +23,7 @@ from tests.solvers.swap.test_meng import rewritten
 
 
 def fork(first_bytes: int = 10) -> Problem:
-    """e reads what d makes of b, and c; b and c read a. Backward of c and a reads what a made, of d and b what b."""
+    """e reads the output of d(b), and c; b and c read a. Backward of c and a reads a's output, of d and b that of b."""
     reads = {"a": (), "b": (0,), "d": (1,), "c": (0,), "e": (2, 3)}
     ops = [Op(name, "forward", inputs, (k,), 10) for k, (name, inputs) in enumerate(reads.items())]
     ops += [
@@ -47,7 +47,7 @@ def test_orders() -> None:
 
 @pytest.mark.parametrize("lb", [1, 2, 3, 5])
 def test_chain_rule_on_a_chain(lb: int) -> None:
-    """F1..F9 and B9..B1: the output of F1 is read by B2. F(1+lb) makes what B(2+lb) reads, lb ops before B2."""
+    """F1..F9 and B9..B1: the output of F1 is read by B2. B(2+lb) reads the output of F(1+lb), lb ops before B2."""
     problem = with_link(chain(9))
     graph = OrderedGraph(problem)
     b2 = next(k for k, op in enumerate(problem.ops) if op.target == "B2")
@@ -105,7 +105,7 @@ def test_the_first_values_in_breadth_first_order_are_swapped() -> None:
 
 
 def test_every_reader_its_own_swap_in_or_one_for_all() -> None:
-    """v0 is read by C and by A: away before C, and without fusing again between C and A."""
+    """v0 is read by C and by A: off the device before C, and without fusing also between C and A."""
     graph = OrderedGraph(fork())
     names = [op.name for op in graph.problem.ops]
     fused, single = (graph.edges_to_cut(1, 10_000, "chain_rule", fuse)[0] for fuse in (True, False))
@@ -134,7 +134,7 @@ def test_a_larger_distance_hides_a_slow_link() -> None:
     assert waits[0] > waits[1] == 0
 
 
-def test_what_tflms_does_not_treat() -> None:
+def test_problems_that_tflms_does_not_accept() -> None:
     assert solve(chain(6), 4, solver="tflms").status is Status.NOT_APPLICABLE
     for options in ({"n_tensors": 0}, {"lb": 0}, {"ub": -3}, {"strategy": "bfs"}):
         with pytest.raises(InputError, match="tflms"):

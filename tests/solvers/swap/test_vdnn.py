@@ -1,4 +1,4 @@
-"""vDNN: what leaves and returns when, by hand on small networks."""
+"""vDNN: which values are offloaded and fetched when, by hand on small networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 10  # of every value; each op takes 10 ns, and so does a copy
 
 
 def network(layers: str, rate: int = 10**9) -> Problem:
-    """A chain of layers. Value 0 is the input, a constant; layer i reads value i and makes value i + 1.
+    """A chain of layers. Value 0 is the input, a constant; layer i reads value i and computes value i + 1.
 
     Backward of CONV and FC reads X, of ACTV Y, of POOL both; each makes the gradient of its X.
     """
@@ -98,7 +98,7 @@ def test_the_window_ends_at_the_nearest_convolution() -> None:
     ]
 
 
-def test_a_fork_leaves_after_its_last_reader() -> None:
+def test_a_fork_is_freed_after_its_last_reader() -> None:
     """Value 1 is read by layers 1 and 3."""
     problem = network("CCCCPP")
     ops = list(problem.ops)
@@ -113,7 +113,7 @@ def test_backward_ops_belong_to_layers_in_falling_order() -> None:
     assert list(backward_layers(network("CAPCAP")).values()) == [5, 5, 3, 2, 2, 2]
 
 
-def test_what_the_window_misses_comes_back_on_demand() -> None:
+def test_values_that_the_window_misses_are_fetched_on_demand() -> None:
     """b3 reads X of layer 1 too, out of turn."""
     problem = network("CCCPP")
     at = next(i for i, op in enumerate(problem.ops) if op.name == "b4")
@@ -168,8 +168,8 @@ def test_dynamic_takes_the_first_step_of_the_ladder_that_fits() -> None:
 def test_the_steps_of_the_ladder() -> None:
     """CONV in the forward take 10 ns without workspace, or 4 with 70 bytes; the least budget of each step.
 
-    (p): f8, the last CONV, runs beside 100 bytes with everything kept, 70 where only X of CONV leave, 30 where all do.
-    Greedy fits wherever (m) does: the plans alone, whose peaks are in backward, need 90 and 60.
+    (p): f8, the last CONV, runs beside 100 bytes with everything kept, 70 where only X of CONV are offloaded, 30 where
+    all are. Greedy fits wherever (m) does: the plans alone, whose peaks are in backward, need 90 and 60.
     """
     problem = network("CPCPCPCPCP")
     least: dict[str, int] = {}
@@ -201,14 +201,14 @@ def test_greedy_takes_the_fastest_that_does_not_overflow() -> None:
         assert simulate(step.problem, step.plan).peak_bytes <= budget_bytes
 
 
-def test_what_all_cannot_train_is_untrainable() -> None:
+def test_problems_that_policy_all_cannot_fit_are_untrainable() -> None:
     problem = network("CPCPCPCPCP")
     smallest = simulate(problem, offloading_plan(problem, "all")).peak_bytes
     result = solve(problem, smallest - 1, solver="vdnn")
     assert (result.status, result.smallest_peak_bytes) == (Status.NOT_FOUND, smallest)
 
 
-def test_what_vdnn_does_not_treat() -> None:
+def test_problems_that_vdnn_does_not_accept() -> None:
     problem = network("CCCC")
     unlinked = replace(problem, link=None)
     assert solve(unlinked, 49, solver="vdnn").status is Status.NOT_APPLICABLE
@@ -216,6 +216,6 @@ def test_what_vdnn_does_not_treat() -> None:
         create("vdnn", policy="some")
 
 
-def test_the_host_takes_what_it_has_room_for() -> None:
+def test_the_host_takes_the_values_it_has_room_for() -> None:
     problem = replace(network("CCCCCC"), link=Link(10**9, 10**9, host_bytes=25))
     assert [a.value for a in managed(problem, "all")] == [1, 2]

@@ -32,7 +32,7 @@ def network_wide_bytes(problem: Problem) -> int:
 
 
 def average_bytes(problem: Problem, plan: Plan) -> float:
-    """Of what is on the device, over the time of the ops."""
+    """The bytes on the device, averaged over the time of the ops."""
     held, total = problem.constant_bytes, 0
     for action, after in zip(plan, simulate(problem, plan).memory_bytes, strict=True):
         if isinstance(action, Compute):

@@ -1,4 +1,4 @@
-"""The device that executions of swapping methods share keeps to the clock and the memory of the replay."""
+"""The device model that swapping methods share agrees with the clock and the memory of the replay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trips to the host: plans made from them are valid, and the places found for them are those at which nobody waits."""
+"""Swaps give valid plans, and the positions found for them are those at which nobody waits."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_places_by_hand() -> None:
     assert latest_fetches(problem, clock, [(first.value, at), (second.value, at)]) == [at - 2, at - 1]
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_swaps_raise() -> None:
     problem = with_link(chain(4), 10**9)
     sequence = range(len(problem.ops))
     value = problem.ops[0].outputs[0]

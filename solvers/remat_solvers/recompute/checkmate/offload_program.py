@@ -26,7 +26,7 @@ with p(d) the producer of d. `additive` has no W and no rows of it, and the time
 POET counts them.
 
 The program counts memory in K moments only, and inside a stage copies need no order. So its optimum is an estimate of
-what the best plan does, mostly an optimistic one. It gives no bound; the plan made from it is replayed.
+what the best plan does, mostly an optimistic one. It gives no bound; the plan that follows from it is replayed.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Checkmate's program on a problem with several outputs per op, workspace and results. See checkmate.py.
+"""Builds Checkmate's integer program for a problem with several outputs per op, workspace and results.
 
-Stage t = 0..n-1 ends with the first run of op t. A last stage n, without a first run, is there where a result that
-backward makes may be computed again at the very end. Every variable is binary, but U:
+Stage t = 0..n-1 ends with the first computation of op t. A last stage n, without a first computation, exists where a
+result of a backward op may be recomputed at the very end. Every variable is binary, but U:
 
-    R[t, i]       op i runs in stage t. R[t, t] = 1 (8a); R[t, i] = 0 for i > t (8c), and for i < t where op i is not
-                  recomputable
+    R[t, i]       op i is computed in stage t. R[t, t] = 1 (8a); R[t, i] = 0 for i > t (8c), and for i < t where op i is
+                  not recomputable
     S[t, d]       value d is kept into stage t. 0 where its producer is not below t (8b); at the end 1 exactly for
                   results
-    FREE[t, d, k] value d goes after op k, its producer or a reader, in stage t
-    U[t, k]       bytes on the device, beside constants and reserve, while op k runs in stage t
+    FREE[t, d, k] value d is freed after op k, its producer or a reader, in stage t
+    U[t, k]       bytes on the device, beside the static bytes, while op k is computed in stage t
 
-Minimise the sum of time(i) R[t, i] subject to, with p(d) the producer of d and `room` the budget less constants and
-reserve,
+Minimise the sum of time(i) R[t, i] subject to, with p(d) the producer of d and `room` the budget less the static
+bytes,
 
     (1b)  R[t, j] <= R[t, p(d)] + S[t, d]                for every value d that op j reads
     (1c)  S[t+1, d] <= R[t, p(d)] + S[t, d]
-    (2)   U[t, k] = U[t, k-1] - (what goes after k-1) + R[t, k] bytes(outputs of k) <= room,
+    (2)   U[t, k] = U[t, k-1] - (bytes freed after k-1) + R[t, k] bytes(outputs of k) <= room,
           U[t, before all] = sum of bytes(d) S[t, d]
           U[t, k] + R[t, k] workspace(k) <= room
     (3)   kappa (1 - FREE[t, d, k]) >= (1 - R[t, k]) + S[t+1, d] + (sum of R[t, j] over the readers j > k of d),
@@ -23,28 +23,29 @@ reserve,
 
 Where this is more than the paper's program:
 
-- R is per op and S per value. An op that runs again for one of its outputs makes the others too, so FREE[t, d, p(d)]
-  stays where an op has several. (The paper drops it: no optimal schedule makes what it does not use.)
-- Results of forward ops belong to the caller from the first backward op on: S = 1, they do not go, and where their
-  op runs again, the fresh copies count while it runs and are gone afterwards, as in the replay.
-- Between the forward's end and the tangents nothing runs again.
+- R is per op and S per value. An op that is recomputed for one of its outputs computes the others too, so
+  FREE[t, d, p(d)] stays where an op has several. (The paper drops it: no optimal schedule computes a value that it does
+  not use.)
+- The caller owns the results of forward ops from the first backward op on: S = 1, they are not freed, and where their
+  op is recomputed, the fresh copies count while it is computed and are freed afterwards, as in the replay.
+- Between the forward's end and the tangents nothing is recomputed.
 
-And where it is less, without a loss: the rows 1 - FREE <= hazards, which force a value out that nothing needs; the
-values of no bytes, which are always kept; what an op reads of constants.
+And where it is less, without a loss: the rows 1 - FREE <= hazards, which force out a value that nothing needs; the
+values of no bytes, which are always kept; constants among the inputs of an op.
 
-Moments (`moments=True`) are rows of one instant per stage, the first run of op t: what op t reads and makes, its
-workspace and what is kept into stage t+1 are on the device together. They follow from (2) and (3).
+Moments (`moments=True`) are rows of one instant per stage, the first computation of op t: the inputs and outputs of op
+t, its workspace and the values kept into stage t+1 are on the device together. They follow from (2) and (3).
 
     (4)   bytes(inputs and outputs of t) + workspace(t) + sum over other d of bytes(d) S[t+1, d] <= room
 
-With (1b), (1c) and (4) alone, R[t, i] says that op i runs at least once in stage t, in whatever order with the others.
-Every plan without offload whose first computations keep the problem's order gives a point of that program at no more
-than its time, so its optimum is a lower bound for all of them. That is more than the optimum of the whole program
-proves, whose schedules run an op at most once per stage and in the problem's order. `add_inside` adds (2) and (3) for
-a stage.
+With (1b), (1c) and (4) alone, R[t, i] says that op i is computed at least once in stage t, in whatever order with the
+others. Every plan without offload whose first computations keep the problem's order gives a point of that program at no
+more than its time, so its optimum is a lower bound for all of them. That is more than the optimum of the whole program
+proves, whose schedules compute an op at most once per stage and in the problem's order. `add_inside` adds (2) and (3)
+for a stage.
 
-A second budget, as Rockmate has it, is for what the forward leaves to the backward (`Retained`). With t the stage of
-the tangents:
+A second budget, as Rockmate has it, limits the bytes that the forward leaves to the backward (`Retained`). With t the
+stage of the tangents:
 
     (5)   sum over counted d of bytes(d) S[t, d] <= most
 """
@@ -60,10 +61,10 @@ from remat_solvers.problem import Problem
 from remat_solvers.schedule import tangents_op
 from remat_solvers.toolkit.programs.pulp_backend import Answer, Ended
 
-__all__ = ["Amounts", "Model", "Retained", "in_stages"]
+__all__ = ["Amounts", "CheckmateProgram", "Retained", "in_stages"]
 
 Term: TypeAlias = Any  # a variable of PuLP, or 0 or 1 where it is fixed
-Amounts: TypeAlias = Mapping[tuple[int, int], float]  # (stage, op or value) -> what a backend says
+Amounts: TypeAlias = Mapping[tuple[int, int], float]  # (stage, op or value) -> the backend's value of the variable
 
 LARGEST_COEFFICIENT = 10_000  # keeps the backends' tolerances (1e-6) small beside the numbers
 TOLERANCE = 1e-6  # relative to the objective: by how much a backend's bound may be off
@@ -71,14 +72,14 @@ TOLERANCE = 1e-6  # relative to the objective: by how much a backend's bound may
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """How much may be kept from the forward into the backward; only for problems with tangents."""
+    """The limit on the bytes kept from the forward into the backward; only for problems with tangents."""
 
     most_bytes: int
     uncounted: frozenset[int] = frozenset()  # values that are kept for other reasons
 
 
-class Model:
-    """The program for `problem` within `budget_bytes`, with its variables where they are found again."""
+class CheckmateProgram:
+    """The program for `problem` within `budget_bytes`, with its variables by stage and op or value."""
 
     def __init__(self, problem: Problem, budget_bytes: int, *, moments: bool, retained: Retained | None = None) -> None:
         import pulp
@@ -92,12 +93,12 @@ class Model:
         self._count = len(ops)
         self._forward_end = len(problem.forward_ops)
         self._results = {v for v in problem.results if values[v].kind != "constant"}
-        by_forward = {v for v in self._results if ops[problem.producer[v]].phase == "forward"}
-        self._pinned = by_forward if problem.backward_ops else set()
-        late = any(ops[problem.producer[v]].recomputable for v in self._results - by_forward)
+        forward_results = set(problem.forward_results)
+        self._pinned = forward_results if problem.backward_ops else set()
+        late = any(ops[problem.producer[v]].recomputable for v in self._results - forward_results)
         self.stages = self._count + late
         self._tangents = tangents_op(problem)
-        room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
+        room = budget_bytes - problem.static_bytes
         retains = [retained.most_bytes] if retained is not None else []
         unit = _unit(
             [room, *retains, *(v.bytes for v in values if v.kind != "constant"), *(op.workspace_bytes for op in ops)]
@@ -108,7 +109,7 @@ class Model:
         self._inputs = [
             [v for v in dict.fromkeys(op.inputs) if values[v].kind != "constant" and values[v].bytes] for op in ops
         ]
-        self._made = [v for v, made in enumerate(problem.producer) if made >= 0 and values[v].bytes]
+        self._computed = [v for v, p in enumerate(problem.producer) if p >= 0 and values[v].bytes]
         self._runs: dict[tuple[int, int], Term] = {}  # R below the diagonal
         self._kept: dict[tuple[int, int], Term] = {}  # S
         self._variables()
@@ -147,7 +148,7 @@ class Model:
         return self._once_ns + max(0, ceil(units * self._ns / step)) * step
 
     def at_least(self, time_ns: int) -> None:
-        """Tell the search that no point is below a time that is proven already."""
+        """Add the row that no point is below a time that is proven already."""
         extra = (time_ns - self._once_ns) / self._ns
         if extra > 0:
             self._row([(-c, v) for c, v in self._objective], TOLERANCE * extra - extra)
@@ -162,7 +163,9 @@ class Model:
         size = self._size
         pinned = self._pinned if stage >= self._forward_end else set()
         producer = self.problem.producer
-        before: list[tuple[float, Term]] = [(size[v], self._keep(stage, v)) for v in self._made if producer[v] < stage]
+        before: list[tuple[float, Term]] = [
+            (size[v], self._keep(stage, v)) for v in self._computed if producer[v] < stage
+        ]
         for op in range(min(stage + 1, self._count)):
             run = self._run(stage, op)
             if isinstance(run, int) and run == 0:
@@ -176,8 +179,8 @@ class Model:
                 self._row([(1, used), (passes, run)], self._room)
             before = [(1, used)]
             if op < stage:
-                makes_more = len(outputs) > 1
-                for value in (*self._inputs[op], *(outputs if makes_more else ())):
+                has_several = len(outputs) > 1
+                for value in (*self._inputs[op], *(outputs if has_several else ())):
                     if size[value] and value not in pinned and stage not in self.problem.consumers[value]:
                         before.append((-size[value], self._free(stage, value, op)))
 
@@ -193,9 +196,8 @@ class Model:
             for op in range(min(stage, self._count)):
                 if self.problem.ops[op].recomputable:
                     self._runs[stage, op] = self._binary(f"R_{stage}_{op}")
-        for value in self._made:
-            made = producer[value]
-            for stage in range(made + 1, self.stages):
+        for value in self._computed:
+            for stage in range(producer[value] + 1, self.stages):
                 pinned = value in self._pinned and stage >= self._forward_end
                 self._kept[stage, value] = 1 if pinned else self._binary(f"S_{stage}_{value}")
             if value in self._results:
@@ -210,27 +212,26 @@ class Model:
                 continue
             for value in self._inputs[op]:
                 self._row([(1, run), (-1, self._run(stage, producer[value])), (-1, self._keep(stage, value))], 0)
-        for value in self._made:
-            made = producer[value]
-            if made <= stage:
-                again, before = self._run(stage, made), self._keep(stage, value)
-                self._row([(1, self._keep(stage + 1, value)), (-1, again), (-1, before)], 0)
+        for value in self._computed:
+            if producer[value] <= stage:
+                computed, before = self._run(stage, producer[value]), self._keep(stage, value)
+                self._row([(1, self._keep(stage + 1, value)), (-1, computed), (-1, before)], 0)
 
     def _moment(self, stage: int) -> None:
         """(4)."""
-        there = {*self._inputs[stage], *self.problem.ops[stage].outputs}
-        needed = sum(self._size[v] for v in there) + self._workspace[stage]
+        used = {*self._inputs[stage], *self.problem.ops[stage].outputs}
+        needed = sum(self._size[v] for v in used) + self._workspace[stage]
         terms = [
             (self._size[v], self._keep(stage + 1, v))
-            for v in self._made
-            if self.problem.producer[v] <= stage and v not in there
+            for v in self._computed
+            if self.problem.producer[v] <= stage and v not in used
         ]
         self._row(terms, self._room - needed)
 
     def _retain(self, most: float, uncounted: frozenset[int]) -> None:
         """(5)."""
         assert self._tangents is not None
-        kept = [v for v in self._made if self.problem.producer[v] < self._tangents and v not in uncounted]
+        kept = [v for v in self._computed if self.problem.producer[v] < self._tangents and v not in uncounted]
         self._row([(self._size[v], self._keep(self._tangents, v)) for v in kept], most)
 
     def _free(self, stage: int, value: int, op: int) -> Term:
@@ -261,13 +262,13 @@ class Model:
 
 
 def in_stages(problem: Problem, again: Iterable[tuple[int, int]]) -> list[int]:
-    """The op sequence of a frontier-advancing schedule, from the pairs (stage, op) of what runs again."""
+    """The op sequence of a frontier-advancing schedule, from the pairs (stage, op) of its recomputations."""
     count = len(problem.ops)
     pairs = sorted({*again, *((op, op) for op in range(count))})
     return [op for _, op in pairs]
 
 
 def _unit(numbers: list[int]) -> float:
-    """Divide by it: whole numbers stay whole where they are small enough, and nothing is too large for a backend."""
+    """The number to divide by: integers stay integers where they are small enough, none is too large for a backend."""
     common = gcd(*numbers) or 1
     return max(float(common), max(numbers, default=0) / LARGEST_COEFFICIENT)

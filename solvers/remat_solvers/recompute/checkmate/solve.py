@@ -1,4 +1,4 @@
-"""One of Checkmate's programs, solved: exactly, with rows where they are needed, or by two-phase rounding."""
+"""Solves one of Checkmate's programs: exactly, with rows added where they are needed, or by two-phase rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.recompute.checkmate.program import Amounts, Model, Retained, in_stages
+from remat_solvers.recompute.checkmate.program import Amounts, CheckmateProgram, Retained, in_stages
 from remat_solvers.result import Limits
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
@@ -21,10 +21,10 @@ THRESHOLDS = (0.5, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # the paper's, then 
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """What is known about a program."""
+    """The result of a program."""
 
     ended: Ended  # for Checkmate's schedules
-    sequences: tuple[list[int], ...] = ()  # op sequences to be replayed: the optimum, the incumbent or what was rounded
+    sequences: tuple[list[int], ...] = ()  # op sequences to be replayed: the optimum, the incumbent or the rounded ones
     bound_ns: int | None = None  # for all plans in the given order without offload
     interrupted: bool = False
 
@@ -38,28 +38,28 @@ def solve_exactly(
     seconds: float | None,
     retained: Retained | None = None,
 ) -> Solved:
-    """The fastest of Checkmate's schedules, or what was found by the time limit."""
+    """The fastest of Checkmate's schedules, or the best one found by the time limit."""
     watch = Stopwatch(Limits(seconds))
-    model = Model(problem, budget_bytes, moments=lazy, retained=retained)
+    program = CheckmateProgram(problem, budget_bytes, moments=lazy, retained=retained)
     if not lazy:
-        for stage in range(model.stages):
-            model.add_inside(stage)
+        for stage in range(program.stages):
+            program.add_inside(stage)
     bound_ns: int | None = None
     while True:
-        answer = minimise(model.program, backend, seconds=watch.remaining)
-        proven = model.bound_ns(answer)
-        if lazy and not model.inside:
+        answer = minimise(program.program, backend, seconds=watch.remaining)
+        proven = program.bound_ns(answer)
+        if lazy and not program.inside:
             bound_ns = proven
         known = Solved(answer.ended, (), bound_ns, answer.interrupted)
         if answer.ended in (Ended.INFEASIBLE, Ended.UNKNOWN):
             return known
-        sequence = drop_useless(problem, model.sequence())
-        crowded = crowded_stages(problem, sequence, budget_bytes) - model.inside
+        sequence = drop_useless(problem, program.sequence())
+        crowded = crowded_stages(problem, sequence, budget_bytes) - program.inside
         if answer.ended is Ended.OPTIMAL and crowded and lazy:
             for stage in sorted(crowded):
-                model.add_inside(stage)
+                program.add_inside(stage)
             if proven is not None:
-                model.at_least(proven)
+                program.at_least(proven)
             continue
         known = replace(known, sequences=(sequence,))
         if lazy or answer.ended is not Ended.OPTIMAL:
@@ -71,8 +71,8 @@ def _certificate(
     problem: Problem, budget_bytes: int, backend: Backend, watch: Stopwatch, retained: Retained | None
 ) -> int | None:
     """The bound for all plans in the given order: the optimum of the program with nothing but moments."""
-    model = Model(problem, budget_bytes, moments=True, retained=retained)
-    return model.bound_ns(minimise(model.program, backend, seconds=watch.remaining))
+    program = CheckmateProgram(problem, budget_bytes, moments=True, retained=retained)
+    return program.bound_ns(minimise(program.program, backend, seconds=watch.remaining))
 
 
 def crowded_stages(problem: Problem, sequence: list[int], budget_bytes: int) -> set[int]:
@@ -90,7 +90,7 @@ def crowded_stages(problem: Problem, sequence: list[int], budget_bytes: int) -> 
                 crowded.add(len(seen))
             seen.add(action.op)
         held = after
-    # What the program runs before the tangents, the plan runs after them.
+    # An op that the program computes before the tangents, the plan computes after them.
     return crowded | {stage - 1 for stage in crowded if stage and not problem.ops[stage - 1].inputs}
 
 
@@ -98,37 +98,37 @@ def solve_rounded(
     problem: Problem, budget_bytes: int, backend: Backend, *, lazy: bool, epsilon: float, seconds: float | None
 ) -> Solved:
     """Two-phase rounding: the relaxation within (1 - epsilon) of the budget, then algorithm 2 for every threshold."""
-    model = Model(problem, int((1 - epsilon) * budget_bytes), moments=lazy)
+    program = CheckmateProgram(problem, int((1 - epsilon) * budget_bytes), moments=lazy)
     if not lazy:
-        for stage in range(model.stages):
-            model.add_inside(stage)
-    answer: Answer = minimise(model.program, backend, seconds=seconds, relaxed=True)
+        for stage in range(program.stages):
+            program.add_inside(stage)
+    answer: Answer = minimise(program.program, backend, seconds=seconds, relaxed=True)
     if answer.ended is not Ended.OPTIMAL:
         return Solved(answer.ended, (), None, answer.interrupted)
-    _, kept = model.amounts()
-    sequences = tuple(repair(problem, kept, threshold, model.stages) for threshold in THRESHOLDS)
+    _, kept = program.amounts()
+    sequences = tuple(repair(problem, kept, threshold, program.stages) for threshold in THRESHOLDS)
     return Solved(Ended.FEASIBLE, sequences, None, answer.interrupted)
 
 
 def repair(problem: Problem, kept: Amounts, threshold: float, stages: int) -> list[int]:
-    """Algorithm 2: the cheapest schedule that keeps what `kept` says to more than `threshold`.
+    """Algorithm 2: the cheapest schedule that keeps the values whose amount in `kept` is above `threshold`.
 
-    What an op that runs once has made is kept wherever it would be missing.
+    Outputs of ops that cannot be recomputed are kept wherever they would be missing.
     """
     ops, producer = problem.ops, problem.producer
     keeps = {key for key, amount in kept.items() if amount > threshold}
     runs: set[tuple[int, int]] = set()
-    for stage in range(1, stages + 1):  # (1c): kept into a stage means there or run in the one before
+    for stage in range(1, stages + 1):  # (1c): kept into a stage means kept into, or computed in, the one before
         for value in sorted(v for s, v in keeps if s == stage):
-            made = producer[value]
-            if (stage - 1, value) not in keeps and made < stage - 1 and ops[made].recomputable:
-                runs.add((stage - 1, made))
+            op = producer[value]
+            if (stage - 1, value) not in keeps and op < stage - 1 and ops[op].recomputable:
+                runs.add((stage - 1, op))
     for stage in range(stages):  # (1b), from the last op of a stage to its first
         for op in range(min(stage, len(ops) - 1), -1, -1):
             if op != stage and (stage, op) not in runs:
                 continue
             for value in ops[op].inputs:
-                made = producer[value]
-                if made >= 0 and (stage, value) not in keeps and ops[made].recomputable and made < stage:
-                    runs.add((stage, made))
+                source = producer[value]
+                if source >= 0 and (stage, value) not in keeps and ops[source].recomputable and source < stage:
+                    runs.add((stage, source))
     return drop_useless(problem, in_stages(problem, runs))

@@ -1,6 +1,6 @@
-"""Capuchin's guided execution: what was chosen, as an op sequence with recomputation and as swaps with in-triggers.
+"""Turns the choice of Capuchin's policy into an op sequence with recomputation, and into swaps with in-triggers.
 
-The rules are in `capuchin`.
+The rules are in solver.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_interva
 from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 
-__all__ = ["Guided", "Swaps", "late_fetches"]
+__all__ = ["GuidedSequence", "GuidedSwaps", "late_fetches"]
 
 FEEDBACK = 20  # a late swap-in starts a 20th of SwapTime earlier
 
 
-class Guided:
-    """One guided execution: the problem's order, with the taken ones recomputed at their back-access."""
+class GuidedSequence:
+    """One guided execution: the problem's order, with the taken tensors recomputed at their back-access."""
 
     def __init__(
         self, problem: Problem, taken: dict[int, Candidate], collective: bool, most_ns: int, watch: Stopwatch
@@ -33,46 +33,46 @@ class Guided:
         self.collective = collective
         self.most_ns = most_ns  # of recomputation
         self.watch = watch
-        self.here: set[int] = set()
+        self.resident: set[int] = set()
         self.sequence: list[int] = []
         self.spent_ns = 0
 
     def run(self) -> list[int] | None:
         """The ops in execution order; None: it takes too long."""
-        problem, here = self.problem, self.here
-        leaves: list[list[int]] = [[] for _ in problem.ops]
+        problem, resident = self.problem, self.resident
+        frees: list[list[int]] = [[] for _ in problem.ops]
         results = set(problem.results)
         for value, readers in enumerate(problem.consumers):
             producer = problem.producer[value]
             if value not in results and producer >= 0 and problem.ops[producer].recomputable:
-                leaves[max((producer, *readers))].append(value)
+                frees[max((producer, *readers))].append(value)
             if value in self.taken:
-                leaves[self.taken[value].evicted_access].append(value)
+                frees[self.taken[value].evicted_access].append(value)
         for index, op in enumerate(problem.ops):
-            self._restore([v for v in op.inputs if v not in here and problem.producer[v] >= 0])
+            self._restore([v for v in op.inputs if v not in resident and problem.producer[v] >= 0])
             if self.spent_ns > self.most_ns or self.watch.expired:
                 return None
             self.sequence.append(index)
-            here.update(op.outputs)
-            here.difference_update(leaves[index])
+            resident.update(op.outputs)
+            resident.difference_update(frees[index])
         return self.sequence
 
     def _restore(self, missing: list[int]) -> None:
-        problem, here = self.problem, self.here
+        problem, resident = self.problem, self.resident
         stack, needed = list(missing), set[int]()
         while stack:
             op = problem.producer[stack.pop()]
             if op not in needed:
                 needed.add(op)
-                stack.extend(v for v in problem.ops[op].inputs if v not in here and problem.producer[v] >= 0)
+                stack.extend(v for v in problem.ops[op].inputs if v not in resident and problem.producer[v] >= 0)
         self.sequence += sorted(needed)
         self.spent_ns += sum(problem.ops[op].time_ns for op in needed)
-        here.update(missing)
+        resident.update(missing)
         if self.collective:
-            here.update(v for op in needed for v in problem.ops[op].outputs if v in self.taken)
+            resident.update(v for op in needed for v in problem.ops[op].outputs if v in self.taken)
 
 
-class Swaps:
+class GuidedSwaps:
     """The swaps of one op sequence, and the iterations in which feedback moves their in-triggers."""
 
     def __init__(
@@ -89,9 +89,11 @@ class Swaps:
         self.lead_ns = dict.fromkeys(self.intervals, 0)  # by feedback, and whether it was ever late
 
     def _intervals(self, swapped: Mapping[int, Candidate]) -> list[IdleInterval]:
-        """Where the swapped ones are away: from evicted-access to back-access, recomputations that read them between.
+        """The idle intervals in which the swapped tensors are off the device.
 
-        Of the parts between those, the longest, and those that are long enough for a swap."""
+        Recomputations may read a tensor between its evicted-access and its back-access. Of the parts between these
+        readers, the longest is taken, and those that are long enough for a swap.
+        """
         first: dict[int, int] = {}
         for position, op in enumerate(self.profile.sequence):
             first.setdefault(op, position)
@@ -106,11 +108,11 @@ class Swaps:
         for value, of_value in parts.items():
             transfers = self.profile.offload_ns[value] + self.profile.fetch_ns[value]
             longest = max(of_value, key=self.profile.idle_ns)
-            found += [a for a in of_value if a is longest or self.profile.idle_ns(a) >= transfers]
-        return sorted(found, key=lambda a: (a.back, a.last, a.value))
+            found += [i for i in of_value if i is longest or self.profile.idle_ns(i) >= transfers]
+        return sorted(found, key=lambda i: (i.back, i.last, i.value))
 
     def _in_peak(self) -> list[bool]:
-        """Per position whether it is in the peak period; a recomputation is where the access it is for is."""
+        """Per position whether it is in the peak period; a recomputation belongs to the access that it is for."""
         above = peak_ops(self.problem, self.budget_bytes)
         sequence = self.profile.sequence
         first = {op: position for position, op in reversed(list(enumerate(sequence)))}
@@ -125,11 +127,11 @@ class Swaps:
 
     @property
     def excess_bytes(self) -> int:
-        """How much is too many even if everything is away when it should be."""
+        """The bytes above the budget even if no copy were late."""
         return int(self.profile.used_bytes_without(self.intervals).max()) - self.budget_bytes
 
     def triggers(self) -> dict[IdleInterval, int]:
-        """In-triggers: the positions from which the swapped ones come in."""
+        """In-triggers: the positions from which the swapped tensors may be fetched."""
         clock = self.profile.clock
         found: dict[IdleInterval, int] = {}
         lane_ns = clock.starts[-1]
@@ -145,12 +147,12 @@ class Swaps:
         return found
 
     def iterations(self) -> Iterator[Plan | Overflow]:
-        """Guided executions, until none is late or one does not fit. Feedback comes between two."""
+        """Guided executions with feedback between them, until no tensor is late or one execution does not fit."""
         while True:
             plan = schedule_copies(self.profile, self.intervals, self.budget_bytes, self.triggers())
             yield plan
             late = set() if isinstance(plan, Overflow) else late_fetches(self.problem, plan)
-            to_move = [a for a in self.intervals if (a.value, a.back) in late]
+            to_move = [i for i in self.intervals if (i.value, i.back) in late]
             if not to_move:
                 return
             for interval in to_move:
@@ -158,7 +160,7 @@ class Swaps:
 
 
 def late_fetches(problem: Problem, plan: Plan) -> set[tuple[int, int]]:
-    """(value, position of the op that reads it) of what is still swapping in when its op is otherwise ready."""
+    """(value, position of the op that reads it) of the values still swapping in when their op is otherwise ready."""
     assert problem.link is not None
     link = problem.link
     size = [v.bytes for v in problem.values]

@@ -1,6 +1,6 @@
-"""Capuchin's policy: which tensors are evicted, and which of them are swapped, which recomputed.
+"""Chooses by Capuchin's policy which tensors are evicted, and which of them are swapped, which recomputed.
 
-The rules are in `capuchin`. Accesses are op indices of the measured iteration, times those of ops that never wait.
+The rules are in solver.py. Accesses are op indices of the measured iteration, times those of ops that never wait.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from remat_solvers.simulate import copy_ns
 from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.transfers.intervals import Clock
 
-__all__ = ["Candidate", "Choice", "Lanes", "candidates_of", "peak_ops"]
+__all__ = ["Candidate", "EvictionPolicy", "Lanes", "candidates_of", "peak_ops"]
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Candidate:
 
     @property
     def overhead_ns(self) -> float:
-        """Of recomputing it."""
+        """The time that recomputing it costs."""
         return self.time_ns + self.ext_ns if self.recomputable else inf
 
 
@@ -97,8 +97,8 @@ def _exposed_ns(swaps: Floats) -> int:
     return max(0, int((out_end - in_start).max()))
 
 
-class Choice:
-    """Who is evicted next, and how. With lanes the hybrid policy, without recomputation alone (algorithm 2).
+class EvictionPolicy:
+    """Takes the next tensor to evict, and how. With lanes the hybrid policy, else only recomputation (algorithm 2).
 
     taken: recomputed ones; swapped: swapped ones, `most_swaps` at most; open: neither so far.
     """
@@ -113,7 +113,7 @@ class Choice:
         for candidate in candidates:
             for source in candidate.sources:
                 self.dependents.setdefault(source, set()).add(candidate.value)
-        self._free: list[Candidate] = []  # those to be swapped for nothing, the last first
+        self._free: list[Candidate] = []  # those whose swap costs nothing, the last first
         self._swap_ns: dict[int, int] = {}  # overhead of swapping, as last looked at
         if lanes is not None:
             self._free = sorted((c for c in candidates if lanes.free_ns(c) >= 0), key=lanes.free_ns)

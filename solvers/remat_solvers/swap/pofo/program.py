@@ -1,13 +1,14 @@
-"""The dynamic program of POFO over the stages of a chain; see pofo.py for the paper and what is read into it.
+"""The dynamic program of POFO over the stages of a chain; solver.py has the paper and the points chosen here.
 
-A label is a way to have got to the start of stage i in the first forward:
+A label is one state in which the first forward can reach the start of stage i:
 
     A     bytes kept on the device for earlier stages
-    df    bytes of theirs that are still on their way out when the stage starts
+    df    bytes of theirs whose copy to the host is not over when the stage starts
     db    bytes of theirs that are back on the device already when its backward ends
-    bar   the stage before was run by F_all, so that x̄_i is there, and not x_i alone; in = the bytes of either
+    bar   the stage before was run by F_all, so that x̄_i is resident, and not x_i alone; in = the bytes of either
 
-and the time that is sure by then: backward and recomputation of the stages before, and idle time. Two ways lead on,
+and the time that is sure by then: backward and recomputation of the stages before, and idle time. Two decisions
+continue it,
 
     F_all    eps_f = max(0, peak_f - M + A + df + in), eps_b = max(0, peak_b - M + A + db + in)
              out = beta_f f_i + eps_f, pre = beta_b b_i + eps_b, time b_i + eps_f / beta_f + eps_b / beta_b
@@ -36,19 +37,19 @@ from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
 from remat_solvers.toolkit.chains.persistent import DiscretisedChain, cost_table, discretised
 
-__all__ = ["Choice", "Program", "Schedule", "Sizes", "solve_chain"]
+__all__ = ["ChainProgram", "Decision", "Schedule", "Sizes", "solve_chain"]
 
 NS_PER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One decision on the way of the best label."""
+class Decision:
+    """One decision on the path of the best label."""
 
     stage: int
     end: int  # the next stage that decides; the number of stages for the last decision
     run_on: bool  # run the stages up to `end` keeping nothing, backward by rotor; else F_all
-    bar: bool  # whether x̄ of the stage is there
+    bar: bool  # whether x̄ of the stage is resident
     moved: bool  # whether its input goes to the host
     memory: int  # slots for rotor, where stages are run on
 
@@ -57,13 +58,13 @@ class Choice:
 class Sizes:
     """Bytes of a chain of L stages, as the labels count them."""
 
-    into: Ints  # [bar, i]: of the input of i: its state, with bar also what F_all of the stage before saved
-    group: Ints  # [i, n]: of the state of i that is not in that of n > i: what is moved or kept when n decides next
-    saved: Ints  # [i]: what bar adds to both
+    into: Ints  # [bar, i]: of the input of i: its state, with bar also the values that F_all of the stage before saved
+    group: Ints  # [i, n]: of the state of i that is not in that of n > i: moved or kept when n decides next
+    saved: Ints  # [i]: the bytes that bar adds to both
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ChainProgram:
     """A chain, its costs, and rotor's table for memories up to `most_bytes`."""
 
     chain: Chain
@@ -74,10 +75,12 @@ class Program:
     unit: int  # bytes of a slot
 
     @staticmethod
-    def of(chain: Chain, most_bytes: int, slots: int) -> Program:
+    def of(chain: Chain, most_bytes: int, slots: int) -> ChainProgram:
         costs = chain_costs(chain)
         parts = discretised(costs, most_bytes, slots)
-        return Program(chain, costs, _sizes(chain, costs), parts, cost_table(parts), max(1, -(-most_bytes // slots)))
+        return ChainProgram(
+            chain, costs, _sizes(chain, costs), parts, cost_table(parts), max(1, -(-most_bytes // slots))
+        )
 
     def rotor(self, first: int, last: int, memory_bytes: Floats) -> tuple[Floats, Ints]:
         """Time of the backward of stages first..last from the state of `first`, and the slots; inf: it does not fit."""
@@ -116,22 +119,22 @@ class Schedule:
     """The decisions of a schedule in the order of the forward, and its time beside the first forward."""
 
     time_ns: float
-    choices: tuple[Choice, ...]
+    choices: tuple[Decision, ...]
 
 
 def solve_chain(
-    program: Program, link: Link, memory_bytes: int, cells: int, watch: Stopwatch | None = None
+    program: ChainProgram, link: Link, memory_bytes: int, cells: int, watch: Stopwatch | None = None
 ) -> Schedule | None:
     """The fastest schedule in `memory_bytes`, or the best so far when the watch has expired; None: there is none.
 
     cells: per stage one label stays per cell of a grid of (A, df, db), of so many cells in each direction; it keeps its
-    exact bytes. A label that another of its stage is no worse than in every cell and in time goes.
+    exact bytes. A label is dropped where another one of its stage is no worse in every cell and in time.
     """
     return _Run(program, link, memory_bytes, cells).run(watch)
 
 
 class _Run:
-    def __init__(self, program: Program, link: Link, memory_bytes: int, cells: int) -> None:
+    def __init__(self, program: ChainProgram, link: Link, memory_bytes: int, cells: int) -> None:
         self.program, self.memory_bytes = program, memory_bytes
         self.cell = max(1, -(-memory_bytes // cells))
         self.out_rate = link.to_host_bytes_per_s / NS_PER_S
@@ -159,7 +162,7 @@ class _Run:
                     if len(self.labels[stage, bar].time_ns):
                         self._save_all(stage, bar)
                         self._run_on(stage, bar)
-        return None if self.best is None else Schedule(self.best[0], tuple(self._choices()))
+        return None if self.best is None else Schedule(self.best[0], tuple(self._decisions()))
 
     def _undominated(self, stage: int, labels: _Labels) -> _Labels:
         """The fastest label per cell, without those that are dominated or cannot become faster than the best."""
@@ -199,7 +202,7 @@ class _Run:
         self._go_on(stage, stage + 1, bar, labels, fits, out, pre, time_ns, None)
 
     def _run_on(self, stage: int, bar: int) -> None:
-        """Run stages on, keeping nothing of them but their input; with the last one, all by rotor."""
+        """Run stages on, keeping only the input of the first; up to the last stage, all is by rotor."""
         program, costs = self.program, self.program.costs
         labels, room = self._room(stage, bar)
         highest = -np.inf
@@ -212,7 +215,7 @@ class _Run:
                 break
             idle_f = np.maximum(0, highest - room + labels.leaving)
             out = self.out_rate * (self.starts[end] - self.starts[stage]) + idle_f
-            for beside in (True, False):  # what comes back comes beside the recomputation, or after it
+            for beside in (True, False):  # copies back run beside the recomputation, or after it
                 reserve = labels.back if beside else np.zeros_like(labels.back)
                 cost, slots = program.rotor(stage, end - 1, room - reserve)
                 pre = self.back_rate * np.where(np.isfinite(cost), cost, 0) if beside else labels.back
@@ -266,15 +269,15 @@ class _Run:
         if np.isfinite(time_ns[index]) and (self.best is None or time_ns[index] < self.best[0]):
             self.best = float(time_ns[index]), (stage, bar, index), run_on, 0 if slots is None else int(slots[index])
 
-    def _choices(self) -> list[Choice]:
+    def _decisions(self) -> list[Decision]:
         assert self.best is not None
         _, (stage, bar, index), run_on, memory = self.best
-        found = [Choice(stage, self.count, run_on, bool(bar), False, memory)]
+        found = [Decision(stage, self.count, run_on, bool(bar), False, memory)]
         while stage:
             end = stage
             origin = [int(x) for x in self.labels[stage, bar].origin[index]]
             stage, bar, index = origin[:3]
-            found.append(Choice(stage, end, bool(origin[3]), bool(bar), bool(origin[4]), origin[5]))
+            found.append(Decision(stage, end, bool(origin[3]), bool(bar), bool(origin[4]), origin[5]))
         return found[::-1]
 
 

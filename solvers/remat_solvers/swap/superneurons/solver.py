@@ -1,60 +1,61 @@
 """Wang et al.: SuperNeurons: Dynamic GPU Memory Management for Training Deep Neural Networks. PPoPP 2018.
 
-SuperNeurons swaps the outputs of layers that are dear to compute and recomputes the cheap ones between them, on top of
-liveness. Its four steps, with l_i^f and l_i^b the bytes of a layer's forward and backward (`ladder`), and their peaks:
+SuperNeurons swaps the outputs of layers that are expensive to compute and recomputes the cheap ones between them, on
+top of liveness. Its four steps, with l_i^f and l_i^b the bytes of a layer's forward and backward (`ladder`), and their
+peaks:
 
 baseline   everything stays                                                     sum of l_i^f + sum of l_i^b
 liveness   a tensor is freed after its last reader                              sum of l_i^f + l_N^b
-offload    checkpoints are on the host while no layer works on them             sum of l_i^f of no checkpoints + l_k^b
-recompute  the others are computed again from the checkpoint before, cost-aware   max_i l_i
+offload    checkpoints are on the host while no layer uses them                 sum of l_i^f of no checkpoints + l_k^b
+recompute  the others are recomputed from the checkpoint before, cost-aware   max_i l_i
 
-Recomputation. Checkpoints are kept; all between two checkpoints is a segment:
+Recomputation. Checkpoints are kept; the layers between two checkpoints are a segment:
 
-speed-centric   when backward first needs a value of a segment, the whole segment runs again and is kept for the rest of
+speed-centric   when backward first needs a value of a segment, the whole segment is recomputed and kept for the rest of
                 its backward: at most one forward more, peak sum of l^f over the segment, + l^b
-memory-centric  for every backward op its inputs are computed again from the checkpoint, and dropped: O(s^2) forward ops
+memory-centric  for every backward op its inputs are recomputed from the checkpoint, and dropped: O(s^2) forward ops
                 for a segment of s layers, s (s - 1) / 2 where a layer's backward needs its input, peak one layer
 cost-aware      l_peak = max_i l_i. A segment with sum of l^f + l^b(its end) <= l_peak is run speed-centric, any other
                 memory-centric: the peak of the latter at close to the cost of the former
 
 The unified tensor pool (with a link) moves CONV outputs, or (offload="checkpoints") the outputs of every checkpoint:
 
-cache=False  each is copied to the host as soon as it is made, and leaves when the copy has ended and the forward has
-             no use for it; where memory is short before that, compute waits for the copy
-cache=True   the tensor cache: a list by latest use. Only where memory is short tensors leave, least recently used
-             first, until enough bytes are free; those that the layer at hand works on are locked. Backward uses the
-             most recent first, so the oldest is right. Nothing moves where memory suffices
-prefetch     where backward first works on a moved tensor, the one moved before it in the forward is fetched too, if
-             there is room beside the layer; what is not there when it is needed is fetched on demand
+cache=False  each is copied to the host as soon as it is computed, and freed when the copy has ended and no forward
+             op reads it any more; where memory is short before that, compute waits for the copy
+cache=True   the tensor cache: a list by latest use. Only where memory is short tensors are evicted, least recently
+             used first, until enough bytes are free; those that the current layer uses are locked. Backward uses the
+             most recent ones first, so the oldest is the right victim. Nothing moves where memory suffices
+prefetch     where backward first uses a moved tensor, the one moved before it in the forward is fetched too, if there
+             is room beside the layer; a tensor that is not resident when it is needed is fetched on demand
 
 The paper's layers, on a graph of ops:
 
 - Checkpoints are CONV and FC (convolutions, matrix products, attention), JOIN (an add, cat or stack, or an op without a
-  target, that reads what two or more ops made), FORK (two or more forward ops read an output), and SOFTMAX with the
+  target, that reads outputs of two or more ops), FORK (two or more forward ops read an output), and SOFTMAX with the
   loss. DATA are constants. Ops that are not recomputable keep their outputs too.
 - A segment is a connected component of the other forward ops.
-- l_i, for an op of either phase: the bytes of what it reads, makes and works with, constants left out. l^f: the bytes
+- l_i, for an op of either phase: the bytes of its inputs, outputs and workspace, constants left out. l^f: the bytes
   of an op's outputs. l^b of a segment's end: l of the first backward op that reads a value of the segment, without
   the segment's own values.
 - The comparison of cost-aware looks at the end of a segment only. Where layers differ, more may be alive at one further
   inside, and the peak be above l_peak, which memory-centric's never is on a chain of layers.
 - threshold="paper" compares as above. The released code compares the segment's forward bytes alone with the largest set
   that a backward op depends on: threshold="code".
-- A copy made ahead of need whose value is read again before it could leave is left out (the paper's would be made in
-  vain, and a Free here waits for it).
+- A copy ahead of need is left out where its value is read again before it could be freed (the paper's would be in vain,
+  and a Free here waits for it).
 
-Options that are None are tried in all their forms; the fastest plan within the budget is the answer. Without a link
-only recomputation is left. There is no bound.
+Of options that are None, all values are tried; the fastest plan within the budget is returned. Without a link only
+recomputation is left. There is no bound.
 
-A plan has bytes and no addresses. Where the pool's heap of 1 KB blocks puts everything, and what fragmentation adds to
-the peak, the answer's reason says (`heap.pool_use`). So the budget holds for bytes; the pool may need a little more.
+A plan has bytes and no addresses. The reason of the outcome states how large a pool of 1 KB blocks the plan needs, and
+how much of that is fragmentation (`pool_use`). So the budget holds for bytes; the pool may need a little more.
 
 Dynamic workspace: per CONV the fastest algorithm whose workspace fits the bytes left free at that step. A problem has
 one implementation per op; `choose_workspaces_for_plan` (toolkit/transfers/kernel_choice) chooses among those that the
 caller states, for a given plan.
 
 Sources: the paper's abstract and the released code for the checkpoints and thresholds; its formulas, the pool and the
-cache by secondary notes. That tensors are locked while a layer works on them is from memory.
+cache by secondary notes. That tensors are locked while a layer uses them is from memory.
 """
 
 from __future__ import annotations
@@ -90,12 +91,12 @@ LOSSES = ("_softmax", "_log_softmax", "softmax", "log_softmax", "nll_loss_forwar
 
 @dataclass(frozen=True)
 class SuperNeurons:
-    """Move checkpoints, recompute what lies between them: for speed, for memory, or as each segment allows."""
+    """Move checkpoints, recompute the layers between them: for speed, for memory, or as each segment allows."""
 
     strategy: Strategy | None = None  # None: each in turn
     threshold: Threshold = "paper"  # of cost-aware: as the paper has it, or as the released code
-    offload: Offload | None = None  # what may move over a link: the outputs of convolutions, or of all checkpoints
-    cache: bool | None = None  # True: only where memory is short; False: as soon as it is made
+    offload: Offload | None = None  # the outputs that may move over a link: of convolutions, or of all checkpoints
+    cache: bool | None = None  # True: move only where memory is short; False: as soon as computed
 
     name: ClassVar[str] = "superneurons"
     version: ClassVar[str] = "2"
@@ -119,7 +120,7 @@ class SuperNeurons:
                 if problem.link is not None:
                     self._move(sequence, trials, strategy)
         outcome = trials.outcome()
-        return outcome if outcome.plan is None else replace(outcome, reason=_in_its_heap(problem, outcome.plan))
+        return outcome if outcome.plan is None else replace(outcome, reason=_pool_size(problem, outcome.plan))
 
     def _move(self, sequence: list[int], trials: Trials, form: str) -> None:
         problem = trials.problem
@@ -136,13 +137,13 @@ class SuperNeurons:
                     trials.replay(plan, f"{form}, {offload} {'cached' if cache else 'moved'}")
 
     def movable(self, problem: Problem, offload: Offload) -> set[int]:
-        """The values that the pool may move: those that backward reads of what convolutions, or checkpoints, make."""
+        """The values that the pool may move: outputs of convolutions, or of checkpoints, that backward reads."""
         ops = {op for op in problem.forward_ops if op_kind(problem.ops[op]) == "conv"}
         if offload == "checkpoints":
             ops = checkpoint_ops(problem)
-        made = {v for op in ops for v in problem.ops[op].outputs}.difference(problem.results)
+        outputs = {v for op in ops for v in problem.ops[op].outputs}.difference(problem.results)
         backward = set(problem.backward_ops)
-        return {v for v in made if not backward.isdisjoint(problem.consumers[v])}
+        return {v for v in outputs if not backward.isdisjoint(problem.consumers[v])}
 
     def sequence(self, problem: Problem, strategy: Strategy) -> list[int]:
         """The ops in execution order under one strategy."""
@@ -159,27 +160,27 @@ class SuperNeurons:
         return recompute_dropped(problem, dropped, segment_of, every_time)
 
 
-def _in_its_heap(problem: Problem, plan: Plan) -> str:
+def _pool_size(problem: Problem, plan: Plan) -> str:
     use = pool_use(problem, plan)
     lost = f"{use.fragmentation_bytes} bytes to holes, {use.rounding_bytes} to whole blocks"
     return f"a pool of {use.pool_bytes} bytes holds it by first fit: {lost}"
 
 
 def checkpoint_ops(problem: Problem) -> set[int]:
-    """Forward ops whose outputs are kept: CONV, FC, JOIN, FORK, SOFTMAX, and what cannot be recomputed."""
+    """Forward ops whose outputs are kept: CONV, FC, JOIN, FORK, SOFTMAX, and ops that cannot be recomputed."""
     found: set[int] = set()
     forward = set(problem.forward_ops)
     for index in problem.forward_ops:
         op = problem.ops[index]
         name = op_name(op.target)
-        parts = {p for v in op.inputs if (p := problem.producer[v]) >= 0}
+        producers = {p for v in op.inputs if (p := problem.producer[v]) >= 0}
         readers = {r for v in op.outputs for r in problem.consumers[v]} & forward
         if (
             not op.recomputable
             or op_kind(op) is not None
             or name in LOSSES
             or len(readers) > 1
-            or (name in JOINS and len(parts) > 1)
+            or (name in JOINS and len(producers) > 1)
         ):
             found.add(index)
     return found
@@ -211,7 +212,7 @@ def memory_centric(problem: Problem, segment_of: dict[int, int], threshold: Thre
     ops, producer = problem.ops, problem.producer
     size = [0 if v.kind == "constant" else v.bytes for v in problem.values]
 
-    def needs(index: int, without: int | None = None) -> int:
+    def working_set(index: int, without: int | None = None) -> int:
         op = ops[index]
         reads = [v for v in dict.fromkeys(op.inputs) if segment_of.get(producer[v], -1) != without]
         return sum(size[v] for v in (*reads, *op.outputs)) + op.workspace_bytes
@@ -222,7 +223,7 @@ def memory_centric(problem: Problem, segment_of: dict[int, int], threshold: Thre
     if threshold == "code":
         largest = max(sum(size[v] for v in dict.fromkeys(ops[op].inputs)) for op in problem.backward_ops)
         return {segment for segment, held in forward_bytes.items() if held > largest}
-    l_peak = max(needs(op) for op in range(len(ops)))
+    l_peak = max(working_set(op) for op in range(len(ops)))
     ends: dict[int, int] = {}  # segment -> the first backward op that reads of it
     for op in problem.backward_ops:
         for value in ops[op].inputs:
@@ -231,5 +232,5 @@ def memory_centric(problem: Problem, segment_of: dict[int, int], threshold: Thre
     return {
         segment
         for segment, held in forward_bytes.items()
-        if held + (needs(ends[segment], segment) if segment in ends else 0) > l_peak
+        if held + (working_set(ends[segment], segment) if segment in ends else 0) > l_peak
     }

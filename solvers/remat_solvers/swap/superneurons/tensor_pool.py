@@ -1,6 +1,6 @@
-"""SuperNeurons' unified tensor pool and tensor cache on a problem, and the four rungs of its ladder.
+"""Moves values by SuperNeurons' unified tensor pool and tensor cache, and computes the four peaks of its ladder.
 
-The rules are in `superneurons`; the device is `paging`'s, least recently used first.
+The rules are in solver.py; the execution is `DemandPaging`, least recently used first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Ladder", "ladder", "pooled", "prefetches"]
 def pooled(profile: StepProfile, movable: set[int], budget_bytes: int, *, cache: bool) -> Plan | None:
     """The plan of `profile`'s sequence in which values of `movable` move; None: an op does not fit.
 
-    cache: they move where memory is short, not as soon as they are made.
+    cache: they move where memory is short, not as soon as they are computed.
     """
     movable = movable & movable_values(profile.problem, profile.sequence)
     eager = set() if cache else movable
@@ -43,17 +43,17 @@ def pooled(profile: StepProfile, movable: set[int], budget_bytes: int, *, cache:
 
 
 def prefetches(problem: Problem, sequence: Sequence[int], movable: set[int]) -> dict[int, int]:
-    """Position -> the value to fetch there: where the backward first reads one of `movable`, the one made before it."""
+    """Position -> the value to fetch there: where backward first reads one of `movable`, the one computed before it."""
     in_order = sorted(movable, key=lambda v: (problem.producer[v], v))
     before = dict(pairwise(reversed(in_order)))
     ahead: dict[int, int] = {}
     seen: set[int] = set()
     boundary = boundary_of(problem, sequence)
     for position in range(boundary, len(sequence)):
-        turns = [v for v in problem.ops[sequence[position]].inputs if v in movable and v not in seen]
-        seen.update(turns)
-        if turns:
-            earliest = min(turns, key=lambda v: (problem.producer[v], v))
+        first_reads = [v for v in problem.ops[sequence[position]].inputs if v in movable and v not in seen]
+        seen.update(first_reads)
+        if first_reads:
+            earliest = min(first_reads, key=lambda v: (problem.producer[v], v))
             if earliest in before:
                 ahead[position] = before[earliest]
     return ahead
@@ -63,14 +63,14 @@ def prefetches(problem: Problem, sequence: Sequence[int], movable: set[int]) -> 
 class Ladder:
     """Peaks in bytes, constants and reserve included, one technique after the other."""
 
-    baseline_bytes: int  # everything that is made stays
+    baseline_bytes: int  # nothing is freed
     liveness_bytes: int  # freed after the last reader: store-all
-    offload_bytes: int  # and moved values are on the device only while an op works on them
+    offload_bytes: int  # and moved values are resident only while an op uses them
     recompute_bytes: int  # and the others are recomputed: the same of the recomputing sequence
 
 
 def ladder(problem: Problem, recomputing: Sequence[int], movable: set[int]) -> Ladder:
-    """The rungs for a sequence that recomputes (`SuperNeurons.sequence`), with `movable` moved.
+    """The peaks for a sequence that recomputes (`SuperNeurons.sequence`), with `movable` moved.
 
     The last two are the smallest budgets in which the pool gives a plan, whatever the link, if the host has room.
     """

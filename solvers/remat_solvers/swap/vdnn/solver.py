@@ -1,7 +1,8 @@
 """Rhu et al.: vDNN: Virtualized Deep Neural Networks for Scalable, Memory-Efficient Neural Network Design. MICRO 2016.
 
-arXiv 1602.08124. vDNN moves feature maps, the inputs X of layers (`layers`), to the host in the forward pass and back
-in the backward pass. Two streams, compute and memory, are synchronised at the end of every layer that moved something:
+arXiv 1602.08124. vDNN moves feature maps, the inputs X of layers (toolkit/transfers/layers), to the host in the forward
+pass and back in the backward pass. Two streams, compute and memory, are synchronised at the end of every layer that
+moved something:
 
     forward of layer n    the copy of X_n to the host starts together with the layer, which only reads X_n; at the end
                           of the layer compute waits for it, and X_n is freed. With several readers: at the last of them
@@ -22,12 +23,13 @@ it that is no ACTV, which backward reads at once. Policies:
 
 From the paper's networks to a graph of ops, chosen here:
 
-- A value that any layer but an ACTV reads is managed, and leaves at the last reader of any kind. A value that only ACTV
+- A value that any layer but an ACTV reads is managed, and freed at the last reader of any kind. A value that only ACTV
   read stays: in the paper ACTV writes over it.
-- A layer has as many X as it reads values; they move together. X that backward does not read are freed as ever.
-- Backward ops belong to layers as `layers` says; a layer without any has no backward, and starts no prefetch.
-- What the window did not bring back by the time it is read is fetched right before its reader.
-- A plan has no action for the wait at the end of a backward layer. The reader of what comes back waits for it, and
+- A layer has as many X as it reads values; they move together. X that backward does not read are freed by liveness.
+- Backward ops belong to layers as `backward_layers` has it; a layer without any has no backward, and starts no
+  prefetch.
+- A value that the window did not bring back by the time it is read is fetched right before its reader.
+- A plan has no action for the wait at the end of a backward layer. The reader of a fetched value waits for it, and
   copies stand in one queue, so leaving that wait out never makes a plan slower.
 - A value that the host has no room for stays.
 
@@ -118,8 +120,8 @@ class LadderStep:
 def dynamic_step(problem: Problem, budget_bytes: int, workspaces: Workspaces) -> LadderStep | None:
     """The step of the ladder that dynamic vDNN ends on; None: untrainable.
 
-    workspaces: the implementations of ops, see `workspaces`. Plans do not depend on them, so greedy chooses beside the
-    memory of a plan. It fits wherever (m) does, so the last step never remains to be taken.
+    workspaces: the implementations of ops, see `kernel_choice`. Plans do not depend on them, so greedy chooses beside
+    the memory of a plan. It fits wherever (m) does, so the last step never remains to be taken.
     """
     alternatives = alternatives_of(problem, workspaces)
     optimal_memory = with_implementations(problem, {op: fastest_within(a, -1) for op, a in alternatives.items()})
@@ -157,7 +159,7 @@ def managed(problem: Problem, policy: Static) -> list[IdleInterval]:
 def offloading_plan(problem: Problem, policy: Static) -> Plan:
     """The step in which `policy` moves feature maps."""
     types = layer_types(problem)
-    offloaded: dict[int, list[IdleInterval]] = {}  # layer -> its X that leave with it
+    offloaded: dict[int, list[IdleInterval]] = {}  # layer -> its X that are freed at its end
     for interval in managed(problem, policy):
         offloaded.setdefault(interval.last, []).append(interval)
     waiting = dict(offloaded)  # not brought back yet
@@ -168,12 +170,12 @@ def offloading_plan(problem: Problem, policy: Static) -> Plan:
             out = max(interval.last - 1, problem.producer[interval.value])
             swaps.append(Swap(interval.value, out, interval.last, position))
 
-    left_by = {a.value: layer for layer, own in offloaded.items() for a in own}
+    freed_at = {a.value: layer for layer, own in offloaded.items() for a in own}
     previous = -1
     for position, layer in backward_layers(problem).items():
         for value in problem.ops[position].inputs:
-            if left_by.get(value) in waiting:
-                fetch(left_by[value], position)
+            if freed_at.get(value) in waiting:
+                fetch(freed_at[value], position)
         if layer != previous:
             found = _find_prefetch_layer(problem, types, waiting, layer)
             if found is not None:

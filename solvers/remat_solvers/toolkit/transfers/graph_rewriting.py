@@ -136,7 +136,7 @@ def try_edge_counts(
 
 
 def search_smallest_peak(rewriting: GraphRewriting, trials: Trials, edges: Sequence[CutEdge]) -> None:
-    """Where nothing fits: by bisection, the smallest budget within which all `edges` do; from that of no swap."""
+    """Where nothing fits, replay plans with all `edges` in ever smaller budgets, by bisection from that of no swap."""
     low, high = trials.budget_bytes, int(rewriting.profile.used_bytes.max(initial=trials.budget_bytes))
     middle = high
     for _ in range(1 + HALVINGS):
