@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,19 +40,21 @@ def main() -> None:
     collect.add_argument("--checkout", type=Path, default=ROOT, help="the checkout that answers; default: this one")
     collect.add_argument("--solver", help="names, with commas; default: all registered")
     collect.add_argument("--seconds", type=float, default=60.0, help="after which a method is cut")
+    collect.add_argument("--most-ops", type=int, default=10**6, help="leave larger problems out")
     comparison = commands.add_parser("compare")
     comparison.add_argument("before", type=Path)
     comparison.add_argument("after", type=Path)
     worker = commands.add_parser("answer")  # one method, in a process of its own
     worker.add_argument("solver")
     worker.add_argument("seconds", type=float)
+    worker.add_argument("most_ops", type=int)
     worker.add_argument("problems", type=Path)
     worker.add_argument("answers", type=Path)
     options = parser.parse_args()
     if options.command == "collect":
         _collect(options)
     elif options.command == "answer":
-        _answer_all(options.solver, options.seconds, options.problems, options.answers)
+        _answer_all(options.solver, options.seconds, options.most_ops, options.problems, options.answers)
     else:
         sys.exit(_compare(_read(options.before), _read(options.after)))
 
@@ -65,12 +66,12 @@ def _collect(options: argparse.Namespace) -> None:
     list_names = "import remat_solvers; print(*remat_solvers.solver_names())"
     listed = subprocess.run([sys.executable, "-c", list_names], env=environment, capture_output=True, text=True)
     for name in options.solver.split(",") if options.solver else listed.stdout.split():
-        arguments = [name, str(options.seconds), str(options.problems), str(options.answers)]
+        arguments = [name, str(options.seconds), str(options.most_ops), str(options.problems), str(options.answers)]
         print(f"{name} ...", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, __file__, "answer", *arguments], env=environment, check=True)
 
 
-def _answer_all(solver: str, seconds: float, folder: Path, path: Path) -> None:
+def _answer_all(solver: str, seconds: float, most_ops: int, folder: Path, path: Path) -> None:
     """Append the answers of one method to `path`, smaller problems first."""
     from remat_solvers import Limits, Link, codec, peak_bound_bytes, solve
 
@@ -79,7 +80,7 @@ def _answer_all(solver: str, seconds: float, folder: Path, path: Path) -> None:
     limits = Limits(seconds=None, work=WORK) if solver == "auto" else Limits(seconds)
     cut: set[bool] = set()  # with or without a link
     with path.open("a") as answers:
-        for problem in problems:
+        for problem in [p for p in problems if len(p.ops) <= most_ops]:
             step_ns = max(1, sum(op.time_ns for op in problem.ops))
             moved_bytes = sum(value.bytes for value in problem.values if value.kind != "constant")
             rate = max(1, moved_bytes * 10**9 // step_ns)  # a copy of everything takes as long as the step
@@ -97,22 +98,24 @@ def _answer_all(solver: str, seconds: float, folder: Path, path: Path) -> None:
                     if linked in cut:
                         answer["cut"] = True
                     else:
-                        answer |= _answer(lambda: solve(asked, budget, solver=solver, limits=limits))  # noqa: B023
+                        answer |= _answer(solver, asked, budget, limits)
                         if answer["cut"]:
                             cut.add(linked)
                     answers.write(json.dumps(answer) + "\n")
                     answers.flush()
 
 
-def _answer(ask: Callable[[], Any]) -> Answer:
+def _answer(solver: str, problem: Any, budget: int, limits: Any) -> Answer:
     """The result as plain data; an error of the method is an answer too."""
+    from remat_solvers import solve
+
     try:
-        result = ask()
+        result = solve(problem, budget, solver=solver, limits=limits)
     except Exception as error:
         return {**dict.fromkeys(KEYS), "cut": False, "status": f"raised {type(error).__name__}"}
     known = {name: getattr(result, name) for name in KEYS if name != "actions"}
     actions = None if result.plan is None else [_word(action) for action in result.plan]
-    return {**known, "cut": result.stopped == "time", "actions": actions}
+    return {**known, "cut": result.stopped == "time" and limits.work is None, "actions": actions}
 
 
 def _word(action: Any) -> list[Any]:
