@@ -47,12 +47,10 @@ from math import inf, isqrt
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.graphs.articulation import articulation_positions
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_sequence, recursive
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 __all__ = ["Chen", "Form", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
 
@@ -69,7 +67,7 @@ FANOUTS = (1, 2, 3)  # k of the recursion when none is given
 
 
 @dataclass(frozen=True)
-class Chen:
+class Chen(TrialMethod):
     """Drop between cuts, recompute once: the published forms of sublinear memory cost."""
 
     strategy: Strategy = "auto"  # which published form; auto: all
@@ -82,26 +80,18 @@ class Chen:
 
     name: ClassVar[str] = "chen"
     version: ClassVar[str] = "1"
+    ranges: ClassVar[Ranges] = {"threshold_bytes": (0, inf)}
 
-    def __post_init__(self) -> None:
-        check_options(self, threshold_bytes=(0, inf))
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest of the published forms within the budget. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for form in self.forms(problem):
-                if trials.expired:
-                    break
-                sequence = form.sequence(problem)
-                time_ns = sum(problem.ops[op].time_ns for op in sequence)
-                if trials.best is None or time_ns <= trials.best.time_ns:  # equally fast: its peak may be smaller
-                    trials.replay_sequence(sequence, form.name)
-        return trials.outcome()
+    def try_plans(self, trials: Trials) -> None:
+        """Try each of the published forms."""
+        problem = trials.problem
+        for form in self.forms(problem):
+            if trials.expired:
+                break
+            sequence = form.sequence(problem)
+            time_ns = sum(problem.ops[op].time_ns for op in sequence)
+            if trials.best is None or time_ns <= trials.best.time_ns:  # equally fast: its peak may be smaller
+                trials.replay_sequence(sequence, form.name)
 
     def forms(self, problem: Problem) -> Iterator[Form]:
         """Every form that the options leave open, none twice."""

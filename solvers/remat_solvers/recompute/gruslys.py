@@ -39,8 +39,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remat_solvers.errors import InputError
-from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.equal_steps import MAX_RUNS, equal_step_chains
 from remat_solvers.toolkit.chains.schedule import (
@@ -53,9 +51,8 @@ from remat_solvers.toolkit.chains.schedule import (
     sequence_of,
     unfold,
 )
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.options import Ranges
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 __all__ = [
     "Gruslys",
@@ -187,7 +184,7 @@ def _split(table: Table, t: int, m: int, strategy: Strategy, internal_size: int)
 
 
 @dataclass(frozen=True)
-class Gruslys:
+class Gruslys(TrialMethod):
     """Store hidden states, internal states or both, by the dynamic program over steps and slots."""
 
     strategy: Literal["auto", "hidden", "internal", "mixed"] = "auto"  # what is stored; auto: all
@@ -196,23 +193,14 @@ class Gruslys:
 
     name: ClassVar[str] = "gruslys"
     version: ClassVar[str] = "1"
+    ranges: ClassVar[Ranges] = {"steps": (1, MAX_STEPS)}
 
-    def __post_init__(self) -> None:
-        check_options(self, steps=(1, MAX_STEPS))
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest plan of the chosen strategies within the budget. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for chain in equal_step_chains(problem, self.steps):
-                for strategy in STRATEGIES[::-1] if self.strategy == "auto" else (self.strategy,):
-                    if not trials.expired:
-                        self._search(chain, strategy, trials)
-        return trials.outcome()
+    def try_plans(self, trials: Trials) -> None:
+        """Try the chosen strategies, each with as many slots as fit."""
+        for chain in equal_step_chains(trials.problem, self.steps):
+            for strategy in STRATEGIES[::-1] if self.strategy == "auto" else (self.strategy,):
+                if not trials.expired:
+                    self._search(chain, strategy, trials)
 
     def _search(self, chain: Chain, strategy: Strategy, trials: Trials) -> None:
         length = len(chain.stages)

@@ -14,21 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.binomial import binomial_schedule, forward_steps
 from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.equal_steps import MAX_RUNS, equal_step_chains
 from remat_solvers.toolkit.chains.schedule import sequence_of
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 __all__ = ["Revolve", "forward_steps"]
 
 
 @dataclass(frozen=True)
-class Revolve:
+class Revolve(TrialMethod):
     """Binomial checkpointing of the stages."""
 
     snapshots: int | None = None  # states held, the one of the start included; None: the most that the budget allows
@@ -37,21 +33,11 @@ class Revolve:
     name: ClassVar[str] = "revolve"
     version: ClassVar[str] = "1"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest schedule within the budget. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for chain in equal_step_chains(problem, self.steps):
-                if not trials.expired:
-                    self._search(chain, trials)
-        return trials.outcome()
+    def try_plans(self, trials: Trials) -> None:
+        """Try the binomial schedules with as many snapshots as fit."""
+        for chain in equal_step_chains(trials.problem, self.steps):
+            if not trials.expired:
+                self._search(chain, trials)
 
     def _search(self, chain: Chain, trials: Trials) -> None:
         length = len(chain.stages)

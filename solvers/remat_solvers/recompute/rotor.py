@@ -17,17 +17,14 @@ The method is optimal for its chain only, so it reports no bound.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, distinct_chains
 from remat_solvers.toolkit.chains.cuts import Cuts
 from remat_solvers.toolkit.chains.persistent_search import try_keeping_nothing, try_persistent_schedules
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.options import Ranges
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 __all__ = ["Rotor"]
 
@@ -35,7 +32,7 @@ CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
 
 
 @dataclass(frozen=True)
-class Rotor:
+class Rotor(TrialMethod):
     """The optimal memory-persistent schedule of a heterogeneous chain."""
 
     slots: int = 500  # parts into which memory is divided
@@ -44,27 +41,14 @@ class Rotor:
 
     name: ClassVar[str] = "rotor"
     version: ClassVar[str] = "1"
+    ranges: ClassVar[Ranges] = {"slots": (1, MAX_SLOTS), "stages": (1, MAX_STAGES)}
 
-    def __post_init__(self) -> None:
-        check_options(self, slots=(1, MAX_SLOTS), stages=(1, MAX_STAGES))
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest schedule of the tables whose replayed peak is within the budget. See `registry.Solver`.
-
-        Where none is, the plan that keeps nothing, if that fits, and the reason says so.
-        """
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
+    def try_plans(self, trials: Trials) -> None:
+        """Try the schedules of each chain's tables; where none fits, the plan that keeps nothing."""
         forms = (self.cuts,) if self.cuts else CUTS
-        reason = ""
-        with trials:
-            for chain in distinct_chains(problem, [(cuts, self.stages) for cuts in forms]):
-                if trials.expired:
-                    break
-                known = trials.best
-                try_persistent_schedules(chain, self.slots, trials)
-                reason = try_keeping_nothing(chain, trials) or (reason if trials.best is known else "")
-        return replace(trials.outcome(), reason=reason)
+        for chain in distinct_chains(trials.problem, [(cuts, self.stages) for cuts in forms]):
+            if trials.expired:
+                break
+            known = trials.best
+            try_persistent_schedules(chain, self.slots, trials)
+            trials.reason = try_keeping_nothing(chain, trials) or (trials.reason if trials.best is known else "")

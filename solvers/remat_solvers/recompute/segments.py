@@ -24,13 +24,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.graphs.articulation import articulation_positions
 from remat_solvers.toolkit.graphs.dropped_values import droppable
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import NotApplicableError, TrialMethod, Trials
 
 __all__ = ["Segments", "blocks", "wrapped"]
 
@@ -40,7 +37,7 @@ EVERY = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Segments:
+class Segments(TrialMethod):
     """torch.utils.checkpoint around each block."""
 
     level: Level = "outer"  # which of nested numbered modules is the block
@@ -49,26 +46,18 @@ class Segments:
     name: ClassVar[str] = "segments"
     version: ClassVar[str] = "1"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest plan of the chosen `every`. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
+    def try_plans(self, trials: Trials) -> None:
+        """Try each `every`."""
+        problem = trials.problem
         block_of = blocks(problem, self.level)
         if len(set(block_of.values())) < 2:
-            reason = "segments: neither numbered modules nor articulation points divide the forward pass into blocks"
-            return Outcome(status=Status.NOT_APPLICABLE, reason=reason)
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for every in EVERY if self.every is None else (self.every,):
-                if trials.expired:
-                    break
-                trials.fits(wrapped(problem, block_of, every), f"every {every}")
-        return trials.outcome()
+            raise NotApplicableError(
+                "segments: neither numbered modules nor articulation points divide the forward pass into blocks"
+            )
+        for every in EVERY if self.every is None else (self.every,):
+            if trials.expired:
+                break
+            trials.fits(wrapped(problem, block_of, every), f"every {every}")
 
 
 def wrapped(problem: Problem, block_of: Mapping[int, int], every: int) -> list[int]:

@@ -18,13 +18,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.graphs.op_kinds import OP_KINDS, OpKind, op_kind
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import NotApplicableError, TrialMethod, Trials
 
 __all__ = ["Selective"]
 
@@ -32,7 +29,7 @@ EVERY = (1, 2)  # published: keep all, and torchtitan's every second
 
 
 @dataclass(frozen=True)
-class Selective:
+class Selective(TrialMethod):
     """Keep matrix products, convolutions and attention; recompute the rest."""
 
     keep: tuple[OpKind, ...] = OP_KINDS
@@ -41,25 +38,15 @@ class Selective:
     name: ClassVar[str] = "selective"
     version: ClassVar[str] = "1"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest plan of the chosen `every`. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
+    def try_plans(self, trials: Trials) -> None:
+        """Try each `every`."""
+        problem = trials.problem
         if not any(op_kind(problem.ops[op]) in self.keep for op in problem.forward_ops):
-            reason = f"selective: no forward op is one of {', '.join(self.keep)}"
-            return Outcome(status=Status.NOT_APPLICABLE, reason=reason)
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for every in EVERY if self.every is None else (self.every,):
-                if trials.expired:
-                    break
-                trials.fits(self.sequence(problem, every), f"every {every}")
-        return trials.outcome()
+            raise NotApplicableError(f"selective: no forward op is one of {', '.join(self.keep)}")
+        for every in EVERY if self.every is None else (self.every,):
+            if trials.expired:
+                break
+            trials.fits(self.sequence(problem, every), f"every {every}")
 
     def sequence(self, problem: Problem, every: int) -> list[int]:
         """The ops in the order of computation; every `every`-th matrix product and all other kinds are kept."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from math import inf, isfinite
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from remat_solvers.errors import InputError
 
-__all__ = ["check_options", "option_names"]
+__all__ = ["Ranges", "check_options", "option_names"]
 
 NONE = type(None)
-Range = tuple[float, float]  # both ends included
+Ranges: TypeAlias = Mapping[str, tuple[float, float]]  # by option; both ends included
 
 
-def check_options(solver: Any, **ranges: Range) -> None:
+def check_options(solver: Any, **ranges: tuple[float, float]) -> None:
     """Raise InputError, which names the option, for a field of `solver` whose value does not have the field's type.
 
     Types are bool, int, float, a Literal of strings, a tuple of such literals (never empty), each perhaps with None.

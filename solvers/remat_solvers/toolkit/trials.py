@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
+from remat_solvers.errors import RematError
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Limits, OnProgress, Outcome, Progress, Status, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence
 from remat_solvers.simulate import Timeline, simulate
+from remat_solvers.toolkit.options import Ranges, check_options
+from remat_solvers.toolkit.requirements import Requirement, missing_requirement
 
-__all__ = ["BestPlan", "Incumbent", "LeastTraffic", "Trials"]
+__all__ = ["BestPlan", "Incumbent", "LeastTraffic", "NotApplicableError", "TrialMethod", "Trials"]
 
 TRIED_BEYOND = 3  # parameters tried beyond the first that does not fit, since peaks need not grow with them
 T = TypeVar("T")
@@ -55,6 +58,7 @@ class BestPlan:
         self.best: Incumbent | None = None
         self.smallest_peak_bytes: int | None = None  # None: nothing was replayed yet
         self.stopped = Stopped.COMPLETE
+        self.reason = ""  # of the outcome, for people
 
     def __enter__(self) -> Self:
         return self
@@ -112,6 +116,7 @@ class BestPlan:
     def outcome(self, reason: str = "") -> Outcome:
         """The best plan, or without one the smallest peak that was reached."""
         status, plan = (Status.NOT_FOUND, None) if self.best is None else (Status.FEASIBLE, self.best.plan)
+        reason = reason or self.reason
         return Outcome(status, plan, reason, smallest_peak_bytes=self.smallest_peak_bytes, stopped=self.stopped)
 
 
@@ -168,3 +173,40 @@ class Trials(BestPlan):
         for parameter in parameters[high + 1 : high + 1 + TRIED_BEYOND]:
             if not self.expired and not self.cannot_improve(sequence := sequence_of(parameter)):
                 self.fits(sequence, f"{message} {parameter}")
+
+
+class NotApplicableError(RematError):
+    """Raised in `try_plans`: the method does not treat such a problem. The message is the reason."""
+
+
+class TrialMethod:
+    """Base of the methods that try plans one after another, and answer with the fastest one within the budget.
+
+    A subclass is a frozen dataclass, whose fields are the options of the method. See `registry.Solver`.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    requires: ClassVar[tuple[Requirement, ...]] = ("backward pass",)
+    ranges: ClassVar[Ranges] = {}  # of the options that are numbers; see `check_options`
+
+    def __post_init__(self) -> None:
+        check_options(self, **self.ranges)
+
+    def try_plans(self, trials: Trials) -> None:
+        """Replay plans until the time is up or nothing is left to try; `trials` keeps the best of them."""
+        raise NotImplementedError
+
+    def solve(
+        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
+    ) -> Outcome:
+        """The fastest of the plans tried whose replayed peak is within the budget. See `registry.Solver`."""
+        if missing := missing_requirement(problem, self.name, *self.requires):
+            return missing
+        trials = Trials(problem, budget_bytes, limits, on_progress)
+        try:
+            with trials:
+                self.try_plans(trials)
+        except NotApplicableError as error:
+            return Outcome(Status.NOT_APPLICABLE, reason=str(error))
+        return trials.outcome()

@@ -57,12 +57,10 @@ from remat_solvers.recompute.kusumoto.lower_sets import (
     thin_out,
 )
 from remat_solvers.recompute.kusumoto.program import STRATEGIES, LowerSetProgram, Strategy
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 from remat_solvers.toolkit.graphs.dropped_values import droppable, ops_to_restore
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.options import Ranges
+from remat_solvers.toolkit.trials import NotApplicableError, TrialMethod, Trials
 
 __all__ = ["Kusumoto", "canonical_sequence"]
 
@@ -106,7 +104,7 @@ def canonical_sequence(problem: Problem, graph: ForwardGraph, sets: Sequence[int
 
 
 @dataclass(frozen=True)
-class Kusumoto:
+class Kusumoto(TrialMethod):
     """Sequences of lower sets by dynamic programming, then liveness analysis."""
 
     exact: bool | None = None  # all lower sets (True) or the approximate family (False); None: exact where possible
@@ -117,27 +115,19 @@ class Kusumoto:
 
     name: ClassVar[str] = "kusumoto"
     version: ClassVar[str] = "1"
+    ranges: ClassVar[Ranges] = {"most_sets": (2, MAX_SETS), "bins": (1, MAX_BINS)}
 
-    def __post_init__(self) -> None:
-        check_options(self, most_sets=(2, MAX_SETS), bins=(1, MAX_BINS))
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest canonical strategy within the budget. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
-        graph = forward_graph(problem)
+    def try_plans(self, trials: Trials) -> None:
+        """Try the canonical strategies of each family of lower sets."""
+        graph = forward_graph(trials.problem)
         families = self.families(graph)
         if not families:
-            reason = f"the forward graph has more than {self.most_sets} lower sets (most_sets); try exact=False"
-            return Outcome(Status.NOT_APPLICABLE, reason=reason)
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for sets in families:
-                if not trials.expired:
-                    self._search(LowerSetProgram(graph, sets, bins=self.bins, keep_last=self.keep_last), trials)
-        return trials.outcome()
+            raise NotApplicableError(
+                f"the forward graph has more than {self.most_sets} lower sets (most_sets); try exact=False"
+            )
+        for sets in families:
+            if not trials.expired:
+                self._search(LowerSetProgram(graph, sets, bins=self.bins, keep_last=self.keep_last), trials)
 
     def families(self, graph: ForwardGraph) -> list[list[int]]:
         """The families of lower sets to use; none with exact=True where there are too many sets."""

@@ -40,16 +40,14 @@ import numpy as np
 
 from remat_solvers.problem import Problem
 from remat_solvers.recompute.rockmate.blocks import Block, BlockSearch, block_of, option_of
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, chain_view
 from remat_solvers.toolkit.chains.costs import chain_costs
 from remat_solvers.toolkit.chains.persistent_search import try_keeping_nothing, try_persistent_schedules
 from remat_solvers.toolkit.chains.schedule import SaveOption, keep_everything
-from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.programs.pulp_backend import Backend
-from remat_solvers.toolkit.requirements import missing_requirement
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 __all__ = ["Rockmate"]
 
@@ -63,7 +61,7 @@ MIN_PROGRAM_S = 0.001
 
 
 @dataclass(frozen=True)
-class Rockmate:
+class Rockmate(TrialMethod):
     """The best memory-persistent schedule of a chain of blocks, each with a choice of exact options."""
 
     slots: int = 500  # parts into which memory is divided
@@ -78,32 +76,23 @@ class Rockmate:
 
     name: ClassVar[str] = "rockmate"
     version: ClassVar[str] = "1"
+    ranges: ClassVar[Ranges] = {
+        "slots": (1, MAX_SLOTS),
+        "stages": (1, MAX_STAGES),
+        "granularities": (1, len(DIVISORS)),
+        "peaks": (1, MAX_BUDGETS),
+        "saves": (1, MAX_BUDGETS),
+        "program_seconds": (MIN_PROGRAM_S, inf),
+    }
 
-    def __post_init__(self) -> None:
-        check_options(
-            self,
-            slots=(1, MAX_SLOTS),
-            stages=(1, MAX_STAGES),
-            granularities=(1, len(DIVISORS)),
-            peaks=(1, MAX_BUDGETS),
-            saves=(1, MAX_BUDGETS),
-            program_seconds=(MIN_PROGRAM_S, inf),
-        )
+    def try_plans(self, trials: Trials) -> None:
+        """Try the schedules of each chain of solved blocks; where none fits, the plan that keeps nothing.
 
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest schedule of the tables whose replayed peak is within the budget. See `registry.Solver`.
-
-        Where none is, the plan that keeps nothing, if that fits, and the reason says so.
+        The reason says which blocks were solved, and names the plan that keeps nothing.
         """
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        blocks = Blocks(self, trials)
-        fallback = ""  # the reason where nothing is kept
-        with trials:
-            chains = self._chains(problem)
+        blocks, fallback = Blocks(self, trials), ""  # the reason where nothing is kept
+        try:
+            chains = self._chains(trials.problem)
             for chain in chains:
                 if not trials.expired:
                     try_persistent_schedules(chain, self.slots, trials)
@@ -114,7 +103,8 @@ class Rockmate:
                     try_persistent_schedules(chain, self.slots, trials, blocks.save_options(chain))
                     fallback = fallback if trials.best is known else ""
                     fallback = try_keeping_nothing(chain, trials, blocks.smallest_peak_options(chain)) or fallback
-        return trials.outcome(", ".join([blocks.summary(), *([fallback] if fallback else [])]))
+        finally:
+            trials.reason = ", ".join([blocks.summary(), *([fallback] if fallback else [])])
 
     def _chains(self, problem: Problem) -> list[Chain]:
         """The distinct chains, those of small blocks first."""
