@@ -1,1 +1,1 @@
-"""The checker of certificates, apart from everything that makes them."""
+"""Checks certificates, with code that shares nothing with the prover."""

@@ -1,11 +1,11 @@
-"""What a certificate proves about a problem, in exact arithmetic: an independent check.
+"""Checks independently, in exact arithmetic, what a certificate proves about a problem.
 
-This file, with certified_rows.py, shares no code with the search, with the program that bounds it, or with what makes
+This file, with rows.py, shares no code with the search, with the program that bounds it, or with the code that writes
 certificates, and trusts no solver's tolerance: any multipliers at all give a bound that holds, and that bound is
 computed here in integers.
 
-Weak duality. certified_rows.py says which rows g(x) >= 0 every plan fulfils with its 0/1 values x, and which of these
-values are known. For weights w >= 0 no such x has an objective c(x) below the least of c(x) - sum of w g(x) over all
+Weak duality. rows.py states which rows g(x) >= 0 every plan satisfies with its 0/1 values x, and which of these values
+are known. For weights w >= 0 no such x has an objective c(x) below the least of c(x) - sum of w g(x) over all
 values that are not ruled out one by one, which falls apart into one choice per variable. With the objective 0, a least
 value above 0 proves that there is no x: that no plan fits. A certificate of several leaves branches on variables;
 every plan falls into one of the leaves, so that the least of their bounds holds.
@@ -49,7 +49,7 @@ def check_certificate(problem: Problem, certificate: Certificate) -> int | None:
 
 
 def proven_ns(problem: Problem, certificate: Certificate) -> int | None:
-    """What `certificate` proves, whatever it claims. Raises CertificateError as `check_certificate` does."""
+    """Return the bound that `certificate` proves, whatever it claims. Raises as `check_certificate` does."""
     _check_types(certificate)
     if certificate.problem != problem.fingerprint:
         raise CertificateError("problem: the certificate is for another problem (the fingerprints differ)")
@@ -124,13 +124,13 @@ def _check_cover(branches: list[tuple[tuple[str, tuple[int, ...], int], ...]]) -
 
 
 def _bound(relaxation: Relaxation, index: int, leaf: Leaf) -> int | None:
-    """What the multipliers of one leaf prove, rounded up to whole ns; None: that it holds no plan."""
+    """The bound that the multipliers of one leaf prove, rounded up to whole ns; None: the leaf contains no plan."""
     fixed: dict[Variable, int] = {}
     for kind, indices, side in leaf.fixed:
         if not relaxation.exists((kind, indices)):
             raise CertificateError(f"leaves[{index}]: there is no {kind} {indices}")
         if fixed.setdefault((kind, indices), side) != side or not _allows(relaxation, (kind, indices), side):
-            return None  # a case that no plan falls into
+            return None  # no plan falls into this case
     weights = [Fraction(max(0.0, weight)) for _, _, weight in leaf.multipliers]
     scale = math.lcm(*(weight.denominator for weight in weights))
     reduced: dict[Variable, int] = {}
@@ -156,7 +156,7 @@ def _allows(relaxation: Relaxation, variable: Variable, side: int) -> bool:
 
 
 def _least(relaxation: Relaxation, objective: dict[Variable, int], fixed: Fixed) -> int:
-    """The least of a linear objective over what is known of each variable."""
+    """The minimum of a linear objective over the known ranges of the variables."""
     total = 0
     for variable, coefficient in objective.items():
         if coefficient:
@@ -208,7 +208,7 @@ def _solve(relaxation: Relaxation, *, infeasible: bool) -> tuple[tuple[str, tupl
         lp.a_matrix_.start_ = np.searchsorted([r for r, _, _ in cells], range(len(names) + 1)).astype(np.int32)
         lp.a_matrix_.index_ = np.array([c for _, c, _ in cells], dtype=np.int32)
         lp.a_matrix_.value_ = np.array([x for _, _, x in cells])
-        with silence_stdout():  # it greets as it is made
+        with silence_stdout():  # it prints a banner when constructed
             solver = highspy.Highs()  # type: ignore[no-untyped-call]
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)
@@ -217,7 +217,7 @@ def _solve(relaxation: Relaxation, *, infeasible: bool) -> tuple[tuple[str, tupl
         solved = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
         unit = bytes_unit if excess else time_unit
         found = [float(dual) * scale * unit for dual, scale in zip(solver.getSolution().row_dual, scales, strict=True)]
-        whole = [float(round(weight)) for weight in found]  # what is meant, but for the last digits
+        whole = [float(round(weight)) for weight in found]  # most likely the exact weights
         return solved, [n if abs(w - n) < 1e-9 * max(1.0, abs(w)) else w for w, n in zip(found, whole, strict=True)]
 
     solved, found = weights(excess=infeasible)

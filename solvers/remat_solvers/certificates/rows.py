@@ -1,19 +1,19 @@
-"""The relaxation that a certificate is about, row by row, read off the meaning of the problem.
+"""States the relaxation that a certificate is about, row by row, from the meaning of the problem alone.
 
 Take any plan without offload within the budget, and any ops a_0, ..., a_(m-1) that first run one after
 the other: in the given order, ops of rising index; in any order, ops of which each depends on the one before (through
 values, through effects, whose first runs keep the problem's order, or as backward ops do on forward ops). Moment k is
-the first run of a_k, moment m the end of the step; stage k is what runs after moment k-1 up to and with moment k. Set
+the first run of a_k, moment m the end of the step; stage k is what happens after moment k-1, moment k included. Set
 
     stay(d, k) = 1 where value d is on the device at moment k (during the run)
-    run(v, i, j) = 1 where op v runs in stages i to j, once or more
+    run(v, i, j) = 1 where op v is computed in stages i to j, once or more
 
 Op v first runs in a stage from low(v) to high(v): in the given order the one stage it falls into, else not before the
 stage after the last moment it depends on, and not after the first moment that depends on it. Then, with p the op that
-makes d, these rows hold for the 0/1 values above, whatever the plan:
+produces d, these rows hold for the 0/1 values above, whatever the plan:
 
     memory(k)             bytes of all d with stay(d, k), constants, reserve and workspace of a_k <= budget
-    stay(d, i, j)         stay(d, j) <= stay(d, i-1) + run(p, i, j)        it was there, or was made since
+    stay(d, i, j)         stay(d, j) <= stay(d, i-1) + run(p, i, j)        it was resident, or was computed since
     input(v, d, i, j)     run(v, i, j) <= stay(d, i-1) + run(p, i, j)      for every d that v reads
     inside(v, i, j, f, l) run(v, f, l) <= run(v, i, j)                     stages f..l are among i..j
     split(v, i, s.., j)   run(v, i, j) <= run(v, i, s-1) + ... + run(v, s, j)    of parts one after the other
@@ -22,16 +22,16 @@ makes d, these rows hold for the 0/1 values above, whatever the plan:
 
 and these values are known (stay(d, -1) = 0):
 
-    stay(d, k) = 1    d is read or made by a_k; k = m and d is a result; d is a result of the forward and every
+    stay(d, k) = 1    d is read or produced by a_k; k = m and d is a result; d is a result of the forward and every
                       forward op has run by moment k (from there on it belongs to the caller)
     stay(d, k) = 0    low(p) > k
     run(v, i, j) = 1  i <= low(v) and high(v) <= j
     run(v, i, j) = 0  low(v) > j; v is not recomputable and high(v) < i
 
-At its first run nothing that a_k makes is there already, so that memory(k) is what the replay counts. The plan's time
+At its first computation no output of a_k is resident already, so memory(k) is what the replay counts. The plan's time
 is at least the sum of time(v) run(v, k, k), since each run counted is one that happens.
 
-Only check_certificate.py reads certificates with this file; it shares no code with what makes them.
+Only check.py reads certificates with this file; it shares no code with the prover (optimal/certify.py).
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Relaxation:
         """The moment at the end of the step, and the stage that leads to it."""
         return len(self.certificate.at)
 
-    # What must come before what
+    # The order of first computations
 
     @cached_property
     def _before(self) -> list[list[int]]:
-        """Per op those that directly have to run first: the makers of what it reads, and the effect before its own."""
+        """Per op those that directly have to run first: producers of its inputs, and the effect before its own."""
         before: list[list[int]] = []
         effect: int | None = None
         for index, op in enumerate(self.problem.ops):
@@ -173,7 +173,7 @@ class Relaxation:
             return value < len(self.problem.values) and self.problem.producer[value] >= 0 and moment <= self.last
         op, first, last = indices
         stages = first == last <= self.last or (first, last) in self._intervals
-        return 0 <= op < len(self.problem.ops) and stages  # -1 stands for what makes constants
+        return 0 <= op < len(self.problem.ops) and stages  # -1 stands for the producer of constants
 
     @cached_property
     def _intervals(self) -> frozenset[tuple[int, int]]:
@@ -233,7 +233,7 @@ class Relaxation:
             coefficients[variable] = coefficients.get(variable, 0) + coefficient
         return coefficients, constant
 
-    # All of it
+    # All rows
     def rows(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every row of the relaxation; of the splits those into single stages."""
         moments = range(self.last + 1)

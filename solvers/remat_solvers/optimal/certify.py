@@ -1,14 +1,14 @@
-"""Certificates: what makes a bound checkable by somebody who trusts none of our programs.
+"""Writes certificates, with which a bound can be checked without trust in any of the solvers.
 
-The program is the one of stages.py, relaxed to an LP, with its rows named as in certified_rows.py. Its dual solution,
-read off HiGHS, is a list of weights of rows, and any such list proves a bound by weak duality (Checkmate's relaxation
-as in Jain et al. 2020, arXiv 1910.02653, section 4.5, over few stages). How much it proves is left to the checker, in
-exact arithmetic: a solver's tolerance can cost a nanosecond, never the truth.
+The program is that of program/program.py, relaxed to an LP, with rows named as in certificates/rows.py. Its dual
+solution, read off HiGHS, is a list of weights of rows, and any such list proves a bound by weak duality (Checkmate's
+relaxation as in Jain et al. 2020, arXiv 1910.02653, section 4.5, over few stages). The checker computes in exact
+arithmetic how much it proves: a solver's tolerance can cost a nanosecond, never the truth.
 
 That no plan fits is proven by the weights of a second LP: the least bytes by which the memory rows must be exceeded.
 Its weights prove every smaller budget infeasible as well, so it also gives floors under the peak of every plan.
 
-Variables that no optimum needs have no column here (`Stages.wanted`); leaving them out lowers no bound.
+Variables that no optimum needs have no column here (`Stages.last_use`); leaving them out lowers no bound.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Interval", "certify", "certify_floor"]
 Interval: TypeAlias = tuple[int, int]
 Name: TypeAlias = tuple[str, tuple[int, ...]]
 
-WHOLE = 1e-9  # relative distance at which a weight is a whole number
+INTEGER = 1e-9  # relative distance to an integer at which a weight is taken for it
 COST_UNITS = 1e4  # the time of the step, or the bytes of the memory rows: far above HiGHS's tolerances
 
 
@@ -104,7 +104,7 @@ def raised(problem: Problem, certificate: Certificate, high: int) -> Certificate
 
 @dataclass
 class Relaxed:
-    """The LP: columns for what is not known, rows by the names that the checker knows."""
+    """The LP: columns for variables that are not fixed, rows with the names of the checker."""
 
     problem: Problem
     budget_bytes: int
@@ -124,11 +124,11 @@ class Relaxed:
         self.stages = Stages(self.graph, self.anchors)
         self.last = len(self.stages.anchors)
         self.low, self.high = self.stages.low.tolist(), self.stages.high.tolist()
-        self.wanted = self.stages.last_use.tolist()
+        self.last_use = self.stages.last_use.tolist()
         self.made = np.flatnonzero(self.graph.produced).tolist()
         moments = range(self.last + 1)
-        self.stay = [self._stay(k) for k in moments]
-        self.run = {stages: self._run(*stages) for stages in (*((k, k) for k in moments), *self.intervals)}
+        self.stay = [self._present_columns(k) for k in moments]
+        self.run = {stages: self._computed_columns(*stages) for stages in (*((k, k) for k in moments), *self.intervals)}
         for stages in self.run:
             self._window(*stages)
         for first, last in self.intervals:
@@ -142,7 +142,7 @@ class Relaxed:
         self.variables.append((kind, indices))
         return len(self.variables) - 1
 
-    def _stay(self, k: int) -> list[int]:
+    def _present_columns(self, k: int) -> list[int]:
         ops = self.problem.ops
         there = set(
             self.problem.results if k == self.last else (*ops[self.anchors[k]].inputs, *ops[self.anchors[k]].outputs)
@@ -153,15 +153,15 @@ class Relaxed:
         for value in self.made:
             if value in there:
                 columns[value] = ONE
-            elif self.wanted[value] > k and self.low[self.problem.producer[value]] <= k:
+            elif self.last_use[value] > k and self.low[self.problem.producer[value]] <= k:
                 columns[value] = self._column("stay", value, k)
         return columns
 
-    def _run(self, first: int, last: int) -> list[int]:
+    def _computed_columns(self, first: int, last: int) -> list[int]:
         columns = []
         for index, op in enumerate(self.problem.ops):
             low, high = self.low[index], self.high[index]
-            again = op.recomputable and any(self.wanted[value] >= first for value in op.outputs)
+            again = op.recomputable and any(self.last_use[value] >= first for value in op.outputs)
             if first <= low and high <= last:
                 columns.append(ONE)
             elif low <= last and (first <= high or again):
@@ -184,7 +184,7 @@ class Relaxed:
             self.cells += cells
 
     def _window(self, first: int, last: int) -> None:
-        """What is on the device, or read, at the end of some stages was there before them or is made in them."""
+        """Add rows: a value that is resident, or read, after some stages was resident before or is computed in them."""
         producer = self.problem.producer
         before = self.stay[first - 1] if first else [ZERO] * len(producer)
         after, run = self.stay[last], self.run[first, last]
@@ -198,7 +198,7 @@ class Relaxed:
                     self._row(("input", (v, d, first, last)), terms, 0)
 
     def _parts(self, first: int, last: int) -> None:
-        """An op that runs in some stages runs in a part of them, and the other way round."""
+        """Add rows: an op is computed in some stages if and only if it is computed in a part of them."""
         inner = [(i, j) for i, j in self.run if first <= i <= j <= last and (i, j) != (first, last)]
         longest: dict[int, int] = {}
         for i, j in inner:
@@ -249,12 +249,12 @@ class Relaxed:
         return self.leaf([y * unit for y in solver.getSolution().row_dual])
 
     def leaf(self, duals: Sequence[float]) -> Leaf:
-        """Weights of the rows as the solver has them, as weights of rows as they are named."""
+        """Translate the weights of the solver's rows to weights of the named rows."""
         weights = ((name, _tidy(y * s)) for name, y, s in zip(self.names, duals, self.scale, strict=True))
         return Leaf(multipliers=tuple((kind, indices, weight) for (kind, indices), weight in weights if weight > 0))
 
     def certificate(self, *leaves: Leaf) -> Certificate:
-        """What these leaves prove."""
+        """The certificate of these leaves."""
         certificate = Certificate(
             problem=self.problem.fingerprint,
             budget_bytes=self.budget_bytes,
@@ -293,6 +293,6 @@ class Relaxed:
 
 
 def _tidy(weight: float) -> float:
-    """The whole number that was meant, where there is one: then bytes and ns are proven to the last one."""
+    """Round a weight that is an integer but for rounding errors: then the bound is proven to the last ns or byte."""
     whole = round(weight)
-    return float(whole) if abs(weight - whole) <= WHOLE * max(1.0, abs(weight)) else float(weight)
+    return float(whole) if abs(weight - whole) <= INTEGER * max(1.0, abs(weight)) else float(weight)

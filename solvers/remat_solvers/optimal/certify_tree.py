@@ -1,10 +1,10 @@
-"""Certificates of many leaves: the bound of the whole-number program, not only of its relaxation.
+"""Writes certificates of many leaves, which prove the bound of the integer program, not only of its relaxation.
 
-Best-first branch and bound over the LP of certificate.py. A node fixes some of the 0/1 variables; its LP gives weights
+Best-first branch and bound over the LP of certify.py. A node fixes some of the 0/1 variables; its LP gives weights
 of rows that prove a bound for all plans that take these values. The node of least bound is branched on, its two
 children replace it, and so the nodes left are, at any moment, leaves that cover every plan: the least of their bounds
 holds. Which variable to branch on is chosen by how much either side raises the bound in a few simplex steps (strong
-branching, Achterberg, Koch, Martin 2005), among those that are furthest from whole.
+branching, Achterberg, Koch, Martin 2005), among those that are furthest from integers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Fixings: TypeAlias = tuple[tuple[int, int], ...]  # column, 0 or 1
 
 CANDIDATES = 8  # variables that are tried before one is branched on
 TRIAL_STEPS = 60  # of the simplex method, in a trial
-WHOLE = 1e-6
-LEAST_GAIN = 1e-6  # so that a product of gains compares where one is 0
+INTEGRALITY = 1e-6
+MIN_GAIN = 1e-6  # so that a product of gains compares where one is 0
 
 
 def certify_tree(
@@ -44,7 +44,7 @@ def certify_tree(
 ) -> Certificate:
     """Evidence for as much of `target_ns` as `nodes` branchings, or the time, allow; at least what `certify` gives.
 
-    target_ns: the time of a known plan, or a little less: a node that proves it is left alone. A certificate that no
+    target_ns: the time of a known plan, or a little less: a node that proves it is not split. A certificate that no
     plan fits comes from `certify`. Raises InputError for `at` that the order does not allow.
     """
     watch = Stopwatch(Limits(seconds))
@@ -60,7 +60,7 @@ def certify_tree(
 
 @dataclass(order=True)
 class _Node:
-    bound_ns: float  # of its LP; inf: it holds no plan
+    bound_ns: float  # of its LP; inf: it contains no plan
     number: int
     fixed: Fixings
     leaf: Leaf
@@ -87,7 +87,7 @@ class _Tree:
 
     @property
     def least(self) -> float:
-        """What all leaves prove, as the solver has it."""
+        """The bound that all leaves prove, as the solver computes it."""
         return self.heap[0].bound_ns
 
     def branch(self) -> bool:
@@ -126,8 +126,8 @@ class _Tree:
 
     def _ray(self, leaf: Leaf) -> Leaf:
         """Weights that prove that nothing is within the rows."""
-        _, there, ray = self.solver.getDualRay()
-        return self.program.leaf(ray) if there else leaf
+        _, exists, ray = self.solver.getDualRay()
+        return self.program.leaf(ray) if exists else leaf
 
     def _fix(self, fixed: Fixings) -> None:
         wanted = dict(fixed)
@@ -140,9 +140,9 @@ class _Tree:
 
     def _choose(self, node: _Node) -> int | None:
         """The column whose worse side, and whose better one too, raise the bound most."""
-        away = np.minimum(node.point, 1 - node.point)
-        nearest = np.argsort(-away, kind="stable")[:CANDIDATES]
-        candidates = [int(column) for column in nearest if away[column] > WHOLE]
+        distance = np.minimum(node.point, 1 - node.point)
+        nearest = np.argsort(-distance, kind="stable")[:CANDIDATES]
+        candidates = [int(column) for column in nearest if distance[column] > INTEGRALITY]
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
         gains = [self._gain(node, column) for column in candidates]
@@ -155,6 +155,6 @@ class _Tree:
             self._fix((*node.fixed, (column, side)))
             self.solver.run()
             reached = self.base_ns + self.solver.getInfo().objective_function_value * self.unit_ns
-            product *= max(LEAST_GAIN, (reached - node.bound_ns) / self.unit_ns)
+            product *= max(MIN_GAIN, (reached - node.bound_ns) / self.unit_ns)
         self.solver.setOptionValue("simplex_iteration_limit", 2**31 - 1)
         return product

@@ -1,6 +1,6 @@
 """Rows of certificates: every one that the checker accepts, used by a certificate of ours or not, holds for every plan.
 
-What a plan does is read off its actions here, by the definitions in the docstring of certified_rows.py.
+What a plan does is read off its actions here, by the definitions in the docstring of certificates/rows.py.
 """
 
 from __future__ import annotations
