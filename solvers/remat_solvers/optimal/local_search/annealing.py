@@ -45,7 +45,7 @@ from remat_solvers.problem import MAX_INT, Problem
 from remat_solvers.schedule import boundary_of, tangents_first, tangents_op
 
 try:
-    from remat_solvers.optimal.native._search import Engine
+    from remat_solvers.optimal.native import _search
 
     AVAILABLE = True
 except ImportError:  # installed where there was no compiler
@@ -89,7 +89,7 @@ class SequenceSearch:
         self.problem = problem
         self.moves_made = 0
         self._stop = threading.Event()
-        self._engine = Engine(flat_graph(problem), min(budget_bytes, MAX_INT), free_order, seed)
+        self._engine = _search.Engine(flat_graph(problem), min(budget_bytes, MAX_INT), free_order, seed)
         self.offer(range(len(problem.ops)))
 
     def offer(self, sequence: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ from remat_solvers.schedule import boundary_of, tangents_first
 from remat_solvers.simulate import copy_ns
 
 try:
-    from remat_solvers.optimal.native._moving import Mover
+    from remat_solvers.optimal.native import _moving
 
     AVAILABLE = True
 except ImportError:  # installed where there was no compiler
@@ -92,7 +92,7 @@ class OffloadAnnealer:
             for v, out, back in zip(self._values, out_ns, back_ns, strict=True)
         ]
         out_ns, back_ns = ([min(ns, longest_ns) for ns in times_ns] for times_ns in (out_ns, back_ns))
-        self._mover = Mover(flat_graph(problem), out_ns, back_ns, movable, host_bytes, min(budget_bytes, MAX_INT), seed)
+        self._mover = _moving.Mover(flat_graph(problem), out_ns, back_ns, movable, host_bytes, min(budget_bytes, MAX_INT), seed)
         self._stop = threading.Event()
 
     def offer(self, sequence: Sequence[int], swaps: Iterable[SwapChoice] = ()) -> bool:
