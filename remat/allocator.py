@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["Recording", "peak_of", "peak_while", "recording", "warm_heap"]
-
 BLOCK_BYTES = 2**16  # less than the size from which glibc maps a block outside its heap
 MAX_HEADER_BYTES = 32  # between two neighbouring blocks of the heap
 MAX_FRAGMENTS = 1000  # with an allocator that never puts one block next to another, `warm_heap` gives up here

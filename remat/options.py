@@ -26,16 +26,6 @@ from remat_solvers.problem import Link
 from remat_solvers.registry import Solver
 from remat_solvers.result import Limits, OnProgress
 
-__all__ = [
-    "InPartsKeywords",
-    "Parts",
-    "PartsKeywords",
-    "StepKeywords",
-    "StepOptions",
-    "changed",
-    "takes_options",
-]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 Options = TypeVar("Options", bound="StepOptions | Parts")
 Reduction = Literal["mean", "sum"]

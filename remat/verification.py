@@ -24,8 +24,6 @@ from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.units import format_bytes
 
-__all__ = ["StepComparison", "StepRecord", "Verification", "compare_steps", "run_step", "verify", "with_leaves"]
-
 TOLERANCE = 0.01  # of the predicted peak
 TOLERANCE_BYTES = 64 * 1024  # or this, where it is more
 _SEED = 2**31 - 1

@@ -27,8 +27,6 @@ from remat_solvers.errors import InfeasibleError, InputError
 from remat_solvers.schedule import baseline
 from remat_solvers.units import parse_budget
 
-__all__ = ["solve_in_parts"]
-
 
 @takes_options(Parts, StepOptions)
 def solve_in_parts(

@@ -30,8 +30,6 @@ from remat.execute.module import SHARED
 from remat.options import Parts, PartsKeywords, changed, takes_options
 from remat_solvers.errors import InputError
 
-__all__ = ["SubBatches", "check_batch_norm", "split"]
-
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
 
 

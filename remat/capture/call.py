@@ -19,19 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from remat.capture.trees import Tree, flatten
 from remat_solvers.errors import ExportError
 
-__all__ = [
-    "PLAIN_TYPES",
-    "Call",
-    "ModelState",
-    "Signature",
-    "TensorSpec",
-    "autocast_state",
-    "read_call",
-    "read_model",
-    "signature_differences",
-    "unique_tensors",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

@@ -25,8 +25,6 @@ from remat.capture.trees import Tree
 from remat_solvers.errors import ApplyError, InputError
 from remat_solvers.problem import Problem
 
-__all__ = ["Differentiate", "Exported", "check_call", "export"]
-
 Differentiate: TypeAlias = Literal["loss", "all"]
 
 

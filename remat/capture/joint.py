@@ -17,21 +17,6 @@ from torch import Tensor, fx
 from remat.capture.rnn.ops import RNN_FORWARD
 from remat_solvers.errors import ExportError
 
-__all__ = [
-    "STATISTICS_ONLY",
-    "InputSource",
-    "JointGraph",
-    "ReturnedTensor",
-    "Role",
-    "clone_as",
-    "device_of",
-    "inputs_read",
-    "is_random",
-    "storage_of",
-    "target_name",
-    "tensors_of",
-]
-
 aten = torch.ops.aten
 
 STATISTICS_ONLY: frozenset[Any] = frozenset({aten._native_batch_norm_legit_functional.default})

@@ -17,8 +17,6 @@ from remat.capture.joint import STATISTICS_ONLY, JointGraph, is_random, storage_
 from remat.capture.rnn.ops import RNN_BACKWARD
 from remat_solvers.problem import Effect, Kind, Op, Problem, Value
 
-__all__ = ["Lowered", "lower"]
-
 _COLLECTIVE_NAMESPACES = ("_c10d_functional", "c10d", "c10d_functional", "_dtensor")
 _DATA_DEPENDENT_TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 

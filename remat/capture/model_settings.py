@@ -14,8 +14,6 @@ from torch import nn
 
 from remat.capture.call import PLAIN_TYPES
 
-__all__ = ["ModelSettings"]
-
 
 @dataclass(frozen=True)
 class ModelSettings:

@@ -30,8 +30,6 @@ from remat.capture.source_location import ORIGIN_KEY
 from remat.capture.trace import Capture
 from remat_solvers.errors import ExportError
 
-__all__ = ["normalize"]
-
 aten = torch.ops.aten
 
 # Backward ops of training-mode batch norm, with the positions of the running statistics, which they ignore.

@@ -18,8 +18,6 @@ from remat.capture.costs.synthetic import READS_WHOLE_STORAGE, synthetic_call
 from remat.capture.joint import JointGraph, storage_of, tensors_of
 from remat.capture.rnn.ops import RNN_FORWARD
 
-__all__ = ["correct_outputs"]
-
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 

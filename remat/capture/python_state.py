@@ -24,8 +24,6 @@ from torch.overrides import TorchFunctionMode
 from remat.capture.source_location import user_line
 from remat_solvers.errors import ExportError
 
-__all__ = ["PythonState", "preserved_model"]
-
 log = logging.getLogger("remat")
 
 _IN_PLACE = re.compile(r"(?!__)\w*[^_]_|__i\w+__|__setitem__")

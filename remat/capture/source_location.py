@@ -17,8 +17,6 @@ from torch import nn
 from torch.fx import traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ORIGIN_KEY", "is_user_file", "recording_origins", "user_line"]
-
 ORIGIN_KEY = "remat_origin"  # key in node.meta["custom"] of the pair (module path, source line)
 
 _LIBRARY_ROOTS = (

@@ -30,8 +30,6 @@ from remat.capture.source_location import is_user_file, recording_origins
 from remat.capture.trees import Tree, flatten, unflatten
 from remat_solvers.errors import ExportError
 
-__all__ = ["Capture", "capture"]
-
 
 @dataclass(frozen=True)
 class Capture:

@@ -18,8 +18,6 @@ from torch.utils import _pytree as pytree
 
 from remat.capture.rnn.packed import known_batch_sizes, tensor_of_batch_sizes
 
-__all__ = ["Tree", "flatten", "unflatten"]
-
 _MAX_DEPTH = 12  # of objects inside objects; deeper objects are leaves
 
 

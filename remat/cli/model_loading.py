@@ -21,8 +21,6 @@ from remat_solvers.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Loaded", "load_model"]
-
 FORM = "MODEL is file.py:function or package.module:function."
 RETURNS = "It must return (model, args) or (model, args, kwargs), such as (MyModel(), (torch.randn(8, 16),))."
 

@@ -23,20 +23,6 @@ if TYPE_CHECKING:
     from remat_solvers.registry import Solver
     from remat_solvers.result import Limits
 
-__all__ = [
-    "AsJson",
-    "Costs",
-    "LoadedRequest",
-    "Request",
-    "Scratch",
-    "TierName",
-    "asks",
-    "export_model",
-    "make_tier",
-    "quiet",
-    "read_request",
-]
-
 EMPTY = inspect.Parameter.empty
 
 Source = Annotated[str, typer.Argument(metavar="MODEL|PROBLEM", help="file.py:function, or an exported problem.json")]

@@ -11,8 +11,6 @@ from remat.cli.terminal import check_writable
 from remat_solvers.formats import save_plan, save_sweep
 from remat_solvers.pareto import Sweep
 
-__all__ = ["check_sweep_path", "save_sweep_files"]
-
 
 def check_sweep_path(path: Path | None) -> None:
     """Raise OSError, before minutes of work, where `save_sweep_files` could not write to `path`."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from remat_solvers.result import Progress
 
-__all__ = ["Commands", "ExitCode", "check_writable", "log", "print_json", "print_table", "progress_printer"]
-
 INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
 SECONDS_BETWEEN_REPORTS = 1.0
 

@@ -19,20 +19,6 @@ if TYPE_CHECKING:
 
     from remat_solvers.comparing import Comparison, Row
 
-__all__ = [
-    "ProblemSummary",
-    "comparison_notes",
-    "comparison_table",
-    "describe_problem",
-    "point_line",
-    "problem_line",
-    "replay_lines",
-    "result_lines",
-    "row_line",
-    "sweep_notes",
-    "sweep_table",
-]
-
 
 class ProblemSummary(TypedDict):
     """The size of a problem, and the peak and time of its unmodified step (store-all)."""

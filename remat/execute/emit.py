@@ -25,8 +25,6 @@ from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.schedule import forward_action_count
 
-__all__ = ["Emitted", "emit"]
-
 aten = torch.ops.aten
 
 _BATCH_NORM = aten._native_batch_norm_legit_functional.default

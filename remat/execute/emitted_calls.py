@@ -11,17 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "RNG_LOCK",
-    "coerce",
-    "drawing",
-    "hold",
-    "recording",
-    "replaying",
-    "restore_rng",
-    "save_rng",
-]
-
 
 def hold(*values: Any) -> None:
     """Do nothing: the arguments stay resident until this call."""

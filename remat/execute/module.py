@@ -24,8 +24,6 @@ from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Result
 
-__all__ = ["SHARED", "OnChange", "RematModule"]
-
 OnChange: TypeAlias = Literal["error", "replan", "original"]
 
 SHARED = (  # the registries of a module that are those of its original

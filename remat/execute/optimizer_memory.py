@@ -12,8 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remat_solvers.errors import InputError
 
-__all__ = ["reserve_of"]
-
 
 def reserve_of(model: nn.Module, optimizer: Any, *, accumulate: bool) -> int:
     """Bytes of optimizer state, and with `accumulate` those of gradients, which then stay resident.

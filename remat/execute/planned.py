@@ -20,8 +20,6 @@ from remat_solvers.problem import MAX_INT, Link, Problem
 from remat_solvers.result import Result
 from remat_solvers.validate import validate
 
-__all__ = ["Planned", "Planner", "check_plan", "plan_call", "with_link_for"]
-
 
 @dataclass(frozen=True)
 class Planned:

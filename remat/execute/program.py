@@ -20,8 +20,6 @@ from remat.execute.offload.tiers import HostTier, Tier
 from remat_solvers.errors import ApplyError
 from remat_solvers.plan import Plan
 
-__all__ = ["Program"]
-
 log = logging.getLogger("remat")
 
 _Start: TypeAlias = tuple[list[tuple[torch.device, Any]], Sequence[Tensor], list[int]]

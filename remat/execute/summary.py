@@ -10,8 +10,6 @@ from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.units import format_bytes, format_ns
 
-__all__ = ["report_text"]
-
 
 def report_text(planned: Sequence[Planned]) -> str:
     """A few lines for each planned call."""

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, ModuleType
 
-__all__ = ["DeadlineError", "deadline"]
-
 POLL_S = 0.01  # between attempts, until the code may be interrupted
 REPEAT_S = 1.0  # until the next attempt, where code has caught the error by mistake
 

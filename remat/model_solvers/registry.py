@@ -10,8 +10,6 @@ from remat_solvers.registry import Entry, Solver, entry
 if TYPE_CHECKING:
     from remat.capture.exported import Exported
 
-__all__ = ["MODEL_ENTRIES", "bind", "check_name"]
-
 TORCH_BUDGET = Entry(
     name="torch-budget",
     path="remat.model_solvers.torch_budget:TorchBudget",

@@ -30,8 +30,6 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["TorchBudget"]
-
 STEPS = 10  # the grid: 0, 1/10, ... 1
 
 

@@ -29,8 +29,6 @@ from dataclasses import dataclass
 from remat_solvers.problem import Op, Problem
 from remat_solvers.units import format_bytes
 
-__all__ = ["Bottleneck", "PeakBound", "ResidentValue", "bottleneck", "peak_bound", "peak_bound_bytes", "time_bound_ns"]
-
 VALUES_SHOWN = 4  # the largest, which a Bottleneck names one by one
 MODULE_SEARCH_OPS = 8  # how many ops are followed backwards to find a module
 

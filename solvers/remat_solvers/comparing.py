@@ -28,8 +28,6 @@ from remat_solvers.schedule import baseline, keeps_order
 from remat_solvers.solving import solve
 from remat_solvers.units import parse_budget
 
-__all__ = ["Comparison", "Row", "SolverFailedError", "compare", "solve_in_subprocess"]
-
 DEFAULT_SECONDS = 30.0
 INTERRUPTED = "interrupted by the user"
 INTERRUPTED_BEFORE = "the user interrupted before its turn"

@@ -23,21 +23,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from remat_solvers.result import Result
 
-__all__ = [
-    "ApplyError",
-    "BudgetError",
-    "CertificateError",
-    "ChangedError",
-    "ExportError",
-    "FormatError",
-    "InfeasibleError",
-    "InputError",
-    "OffloadError",
-    "PlanError",
-    "ProblemError",
-    "RematError",
-]
-
 
 class RematError(Exception):
     """Base of every error raised on purpose."""

@@ -16,8 +16,6 @@ from math import log, sqrt
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Effect, Kind, Link, Op, Phase, Problem, Value
 
-__all__ = ["adversarial", "chain", "random_chain", "random_layered", "random_plan", "training_graph"]
-
 # Random layered graphs: width of a layer, skip distance, and the mixture of (mean, deviation) of sizes and times.
 WIDTH_DIVISOR = 2.5
 SKIP_P = 0.35

@@ -9,8 +9,6 @@ from remat_solvers.plan import Plan
 from remat_solvers.problem import Link
 from remat_solvers.result import Order, Result, Status, Stopped
 
-__all__ = ["Point", "Sweep"]
-
 
 @dataclass(frozen=True, slots=True)
 class Point:

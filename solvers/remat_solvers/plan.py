@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Action", "Compute", "Fetch", "Free", "Offload", "Plan"]
-
 
 @dataclass(frozen=True, slots=True)
 class Compute:

@@ -18,8 +18,6 @@ from remat_solvers.errors import ProblemError
 if TYPE_CHECKING:
     import networkx as nx
 
-__all__ = ["Costs", "Effect", "Kind", "Link", "Op", "Phase", "Problem", "Value"]
-
 Kind: TypeAlias = Literal["constant", "activation", "gradient"]
 Phase: TypeAlias = Literal["forward", "backward"]
 Effect: TypeAlias = Literal["random", "buffer", "collective", "data"]

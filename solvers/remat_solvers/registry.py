@@ -15,19 +15,6 @@ from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Outcome
 
-__all__ = [
-    "ENTRIES",
-    "Entry",
-    "Family",
-    "FindsMinPeak",
-    "Solver",
-    "WarmStarted",
-    "create",
-    "entry",
-    "solver_names",
-    "with_starts",
-]
-
 Family: TypeAlias = Literal["recompute", "swap", "optimal"]
 
 

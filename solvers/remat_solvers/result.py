@@ -9,8 +9,6 @@ from typing import TypeAlias
 
 from remat_solvers.plan import Plan
 
-__all__ = ["Certificate", "Leaf", "Limits", "OnProgress", "Order", "Outcome", "Progress", "Result", "Status", "Stopped"]
-
 
 class _Sentence(StrEnum):
     """A word for programs (`value`) with a sentence for people (`sentence`)."""

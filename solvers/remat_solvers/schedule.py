@@ -21,18 +21,6 @@ from remat_solvers.plan import Action, Compute, Free, Offload, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.simulate import Timeline, simulate
 
-__all__ = [
-    "baseline",
-    "boundary_of",
-    "forward_action_count",
-    "keeps_order",
-    "plan_from_sequence",
-    "plan_with_tangents_first",
-    "store_all",
-    "tangents_first",
-    "tangents_op",
-]
-
 
 def store_all(problem: Problem) -> Plan:
     """The plan of the unmodified step: the problem's order, every value freed after its last use."""

@@ -28,8 +28,6 @@ from remat_solvers.errors import PlanError
 from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import MAX_INT, Link, Problem
 
-__all__ = ["Timeline", "copy_ns", "simulate"]
-
 NS_PER_S = 1_000_000_000
 
 

@@ -20,8 +20,6 @@ from remat_solvers.toolkit.options import option_names
 from remat_solvers.units import MIN, format_bytes, read_budget
 from remat_solvers.validate import validate
 
-__all__ = ["FITS", "solve"]
-
 FITS = "fits as it is"
 VIOLATIONS_SHOWN = 3
 PEAK_SHARE = 0.6  # of the time for the budget "min", to find the smallest peak; the rest makes the plan there faster

@@ -34,8 +34,6 @@ from remat_solvers.schedule import baseline, keeps_order
 from remat_solvers.solving import solve
 from remat_solvers.units import parse_budget
 
-__all__ = ["DEFAULT_POINTS", "DEFAULT_SECONDS", "sweep"]
-
 DEFAULT_POINTS = 10
 DEFAULT_SECONDS = 300.0
 NOT_ASKED = "the sweep ended before its turn"

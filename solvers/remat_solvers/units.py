@@ -11,17 +11,6 @@ from typing import Final, Literal, SupportsIndex
 from remat_solvers.errors import BudgetError, InputError
 from remat_solvers.problem import MAX_INT, Link
 
-__all__ = [
-    "ANY_PEAK_BYTES",
-    "MIN",
-    "format_bytes",
-    "format_ns",
-    "parse_budget",
-    "parse_link",
-    "parse_size",
-    "read_budget",
-]
-
 MIN: Final = "min"  # the budget that stands for the smallest peak that a method reaches
 ANY_PEAK_BYTES = 10**15  # checks a budget before the store-all peak is known: even 0.01 % of it is a byte
 

@@ -17,8 +17,6 @@ from typing import Literal, TypeAlias
 from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Problem
 
-__all__ = ["Rule", "Violation", "validate"]
-
 Rule: TypeAlias = Literal[
     "action",  # not one of the four kinds
     "index",  # an op or value the problem does not have

@@ -15,8 +15,6 @@ from remat.capture.lower import Lowered
 from remat_solvers.errors import InputError
 from remat_solvers.problem import Costs, Problem
 
-__all__ = ["add_costs", "main_device"]
-
 _NO_COSTS = OpCosts(0, 0, 0, 0)  # of the op `tangents`, which runs nothing
 
 

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Row", "cache_path", "device_name", "read_rows", "write_rows"]
-
 Row = tuple[int, int, int, int]
 """The costs of one execution: time_ns, spread_ns, workspace_bytes, kept_bytes."""
 

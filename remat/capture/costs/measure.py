@@ -25,8 +25,6 @@ from remat.capture.costs.cache import Row, device_name, read_rows, write_rows
 from remat.capture.costs.synthetic import READS_WHOLE_STORAGE, synthetic_call
 from remat.capture.joint import device_of, storage_of, target_name, tensors_of
 
-__all__ = ["OpCosts", "measure_memory", "measure_ops", "signature_of"]
-
 _MIN_RUNS, _MAX_RUNS = 3, 9
 _ENOUGH_NS = 10_000_000  # no further run where the runs took so long together
 _ALLOCATOR_BYTES = 2**16  # warm memory for the allocator's own use, beside the op's

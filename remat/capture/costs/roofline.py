@@ -23,8 +23,6 @@ from remat.capture.joint import tensors_of
 from remat.capture.rnn.ops import RNN_BACKWARD, RNN_FORWARD
 from remat_solvers.errors import InputError
 
-__all__ = ["HARDWARE", "Hardware", "estimate_ns", "find_hardware", "hardware_name"]
-
 
 @dataclass(frozen=True)
 class Hardware:

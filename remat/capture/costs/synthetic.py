@@ -15,8 +15,6 @@ from torch import Tensor, fx
 from remat.capture.rnn.ops import RUNTIME_CALLS, is_tape
 from remat_solvers.errors import ExportError
 
-__all__ = ["READS_WHOLE_STORAGE", "synthetic_call"]
-
 READS_WHOLE_STORAGE: frozenset[Any] = frozenset({torch.ops.aten.copy.default})
 """Ops that read the whole storage of their first argument."""
 

@@ -21,8 +21,6 @@ from remat.capture.rnn.packed import KnownBatchSizes, known_batch_sizes
 from remat.capture.rnn.tape import run_backward, run_forward
 from remat_solvers.errors import ExportError
 
-__all__ = ["RNN_BACKWARD", "RNN_FORWARD", "RUNTIME_CALLS", "is_tape", "opaque_rnns"]
-
 _LAYER = "bool has_biases, int num_layers, float dropout, bool training, bool bidirectional, bool batch_first"
 torch.library.define(
     "remat::rnn_forward",

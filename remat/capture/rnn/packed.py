@@ -15,8 +15,6 @@ from torch.overrides import TorchFunctionMode
 
 from remat_solvers.errors import ExportError
 
-__all__ = ["KnownBatchSizes", "known_batch_sizes", "tensor_of_batch_sizes"]
-
 _ATTRIBUTE = "remat_batch_sizes"  # of a batch_sizes tensor
 
 

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
-__all__ = ["Tape", "run_backward", "run_forward"]
-
 
 @dataclass
 class _Saved:

@@ -11,8 +11,6 @@ from remat.execute.offload.session import OffloadEngine
 from remat.execute.offload.tiers import HostTier, Tier
 from remat_solvers.errors import ApplyError
 
-__all__ = ["make_engine"]
-
 
 def make_engine(device: torch.device, tier: Tier, size_bytes: Mapping[int, int]) -> OffloadEngine[Any]:
     """Return an engine that offloads from `device` to `tier`. Raises ApplyError where there is none.

@@ -14,8 +14,6 @@ from remat.execute.offload.engines import make_engine
 from remat.execute.offload.tiers import DiskTier, Tier
 from remat_solvers.problem import Link
 
-__all__ = ["measure_link"]
-
 SMALL_BYTES, LARGE_BYTES = 2**16, 2**25
 RUNS = 7  # of which the median is used
 

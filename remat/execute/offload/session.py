@@ -25,8 +25,6 @@ from weakref import WeakSet
 from remat.execute.offload.storage import Content, Layout, drop_tape
 from remat.execute.offload.tiers import BLOCK_BYTES
 
-__all__ = ["OffloadEngine", "Session", "SlabPool"]
-
 S = TypeVar("S")
 
 RECENT_STEPS = 16  # the pool keeps as many slabs as any of these had in flight

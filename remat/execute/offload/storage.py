@@ -10,8 +10,6 @@ from torch import Tensor
 
 from remat.capture.rnn.tape import Tape
 
-__all__ = ["Content", "Layout", "Storages", "drop_tape", "layout_of", "storages_of"]
-
 Content: TypeAlias = Tensor | Tape
 """A value at run time: a tensor, or the tape of a fused recurrent layer."""
 

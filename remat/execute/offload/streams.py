@@ -27,8 +27,6 @@ from remat.execute.offload.storage import Content, Storages, layout_of, storages
 from remat_solvers.errors import OffloadError
 from remat_solvers.units import format_bytes
 
-__all__ = ["CudaDevice", "Event", "Stream", "StreamDevice", "StreamEngine"]
-
 
 class Event(Protocol):
     """A point in the work of a stream."""

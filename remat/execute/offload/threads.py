@@ -14,8 +14,6 @@ from remat.execute.offload.storage import Content, layout_of, storages_of
 from remat.execute.offload.tiers import Bytes, Slab, Tier
 from remat_solvers.errors import OffloadError
 
-__all__ = ["ThreadEngine"]
-
 
 class _CopyThreads:
     """The two copying threads of this process, one per direction, each with its queue."""

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from remat_solvers.errors import OffloadError
 
-__all__ = ["BLOCK_BYTES", "CHUNK_BYTES", "Bytes", "DiskTier", "HostTier", "Slab", "Tier"]
-
 Bytes = NDArray[np.uint8]
 
 BLOCK_BYTES = 2**12  # direct access to files needs whole blocks; a multiple of the block size of disks

@@ -24,8 +24,6 @@ from remat_solvers.problem import MAX_INT, Problem
 from remat_solvers.processes.stdout import silence_stdout
 from remat_solvers.result import Certificate, Leaf, Order
 
-__all__ = ["check_certificate", "proven_ns"]
-
 Fixed: TypeAlias = Mapping[Variable, int]
 
 ARITY = {"memory": 1, "stay": 3, "input": 4, "inside": 5, "split": 4, "once": 1, "only": 1}

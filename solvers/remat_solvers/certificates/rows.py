@@ -45,8 +45,6 @@ from remat_solvers.errors import CertificateError
 from remat_solvers.problem import Problem
 from remat_solvers.result import Certificate, Order
 
-__all__ = ["Relaxation", "Row", "Variable"]
-
 Variable: TypeAlias = tuple[str, tuple[int, ...]]  # ("stay", (d, k)) or ("run", (v, i, j))
 Row: TypeAlias = tuple[dict[Variable, int], int]  # coefficients and constant of g(x) >= 0
 

@@ -23,8 +23,6 @@ from remat_solvers.formats.json_text import (
 )
 from remat_solvers.result import Certificate, Leaf, Order
 
-__all__ = ["CERTIFICATE_FORMAT", "certificate_to_dict", "encode_certificate", "read_certificate"]
-
 N = TypeVar("N", int, float)
 
 CERTIFICATE_FORMAT = "remat.certificate"

@@ -21,19 +21,6 @@ from remat_solvers.pareto import Sweep
 from remat_solvers.problem import Problem
 from remat_solvers.result import Certificate, Result
 
-__all__ = [
-    "decode",
-    "load",
-    "load_certificate",
-    "load_plan",
-    "load_problem",
-    "load_sweep",
-    "save_certificate",
-    "save_plan",
-    "save_problem",
-    "save_sweep",
-]
-
 Document: TypeAlias = Problem | PlanFile | Sweep | Certificate
 D = TypeVar("D", Problem, PlanFile, Sweep, Certificate)
 WORDS: dict[type, str] = {Problem: "problem", PlanFile: "plan", Sweep: "sweep", Certificate: "certificate"}

@@ -17,23 +17,6 @@ import msgspec
 from remat_solvers.errors import FormatError
 from remat_solvers.problem import MAX_INT
 
-__all__ = [
-    "VERSION",
-    "check_keys",
-    "convert",
-    "dump",
-    "duration",
-    "fingerprint",
-    "header",
-    "list_of",
-    "parse",
-    "plain",
-    "record",
-    "shorten",
-    "size",
-    "write",
-]
-
 VERSION = 1  # of every format
 FINGERPRINT_DIGITS = 64
 

@@ -27,8 +27,6 @@ from remat_solvers.formats.json_text import (
 from remat_solvers.plan import Action, Compute, Fetch, Free, Offload, Plan
 from remat_solvers.result import Result, Status
 
-__all__ = ["PLAN_FORMAT", "PlanFile", "encode_plan", "plain_actions", "read_actions", "read_plan", "result_to_dict"]
-
 PLAN_FORMAT = "remat.plan"
 PLAN_KEYS = (
     "format",

@@ -7,8 +7,6 @@ from remat_solvers.plan import Compute, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.validate import validate
 
-__all__ = ["check_match"]
-
 DIGITS = 12
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from remat_solvers.formats.json_text import check_keys, convert, dump, header, list_of, plain, record, size
 from remat_solvers.problem import Costs, Link, Op, Problem, Value
 
-__all__ = ["PROBLEM_FORMAT", "encode_problem", "read_problem"]
-
 PROBLEM_FORMAT = "remat.problem"
 PROBLEM_KEYS = ("format", "version", "name", "values", "ops", "results", "link", "reserve_bytes", "costs")
 

@@ -13,8 +13,6 @@ from remat_solvers.formats.json_text import check_keys, convert, dump, fingerpri
 from remat_solvers.formats.plan import plain_actions, read_actions
 from remat_solvers.pareto import Point, Sweep
 
-__all__ = ["SWEEP_FORMAT", "encode_sweep", "read_sweep", "sweep_to_dict"]
-
 SWEEP_FORMAT = "remat.sweep"
 
 

@@ -30,8 +30,6 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome, Status, Stopped
 from remat_solvers.toolkit.options import check_options
 
-__all__ = ["Auto"]
-
 CERTIFY_S = 20.0  # for a certificate, beyond the limit
 WITHOUT_LINK_SHARE = 0.3  # of the time where there is a link, for a plan that only recomputes
 

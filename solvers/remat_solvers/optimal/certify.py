@@ -28,8 +28,6 @@ from remat_solvers.result import Certificate, Leaf, Order
 from remat_solvers.toolkit.programs.highs import new_highs
 from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["Interval", "certify", "certify_floor"]
-
 Interval: TypeAlias = tuple[int, int]
 Name: TypeAlias = tuple[str, tuple[int, ...]]
 

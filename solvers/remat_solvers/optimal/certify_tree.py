@@ -21,8 +21,6 @@ from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Certificate, Leaf, Limits, Order
 
-__all__ = ["certify_tree"]
-
 Fixings: TypeAlias = tuple[tuple[int, int], ...]  # column, 0 or 1
 
 CANDIDATES = 8  # variables that are tried before one is branched on

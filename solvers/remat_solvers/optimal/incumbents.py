@@ -17,8 +17,6 @@ from remat_solvers.result import OnProgress, Order, Outcome, Progress, Status
 from remat_solvers.schedule import baseline, plan_from_sequence
 from remat_solvers.toolkit.trials import BestPlan, Incumbent
 
-__all__ = ["Evidence", "Incumbents"]
-
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

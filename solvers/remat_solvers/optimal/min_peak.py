@@ -29,8 +29,6 @@ from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome
 from remat_solvers.schedule import baseline, store_all
 from remat_solvers.toolkit.trials import BestPlan, Incumbent
 
-__all__ = ["MinPeak", "floor_certificate", "minimise_peak"]
-
 CYCLE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)  # targets in turn, as parts of the way from the floor to the smallest peak
 IDLE_ROUNDS = 8  # through the cycle without a smaller peak, after which nothing more is expected
 MOVES_PER_OP = 100  # in a turn

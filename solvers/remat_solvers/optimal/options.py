@@ -8,8 +8,6 @@ from typing import Literal, Self
 from remat_solvers.errors import InputError
 from remat_solvers.plan import Plan
 
-__all__ = ["AutoOptions"]
-
 RENAMED = {  # what an option was called once -> its name
     "apart": "subprocess",
     "repeats": "lagrangian",

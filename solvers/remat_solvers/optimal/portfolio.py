@@ -33,8 +33,6 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Order, Outcome, Stopped
 from remat_solvers.schedule import keeps_order, plan_from_sequence
 
-__all__ = ["Portfolio", "Tuning"]
-
 SEARCH = "search"  # message of plans that a search found
 
 

@@ -35,8 +35,6 @@ from remat_solvers.result import Order
 from remat_solvers.schedule import tangents_op
 from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
 
-__all__ = ["StateSearch"]
-
 State: TypeAlias = tuple[int, int]  # bit sets: ops computed, values on the device
 Entry: TypeAlias = tuple[int, int, int, int, State]  # three keys, g, and the state
 

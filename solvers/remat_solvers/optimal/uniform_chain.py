@@ -52,8 +52,6 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.chains.binomial import binomial_schedule, forward_steps
 from remat_solvers.toolkit.chains.schedule import Advance, Back
 
-__all__ = ["UniformChain", "recognise_uniform_chain", "solve_uniform_chain"]
-
 
 @dataclass(frozen=True, slots=True)
 class UniformChain:

@@ -13,8 +13,6 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.registry import create, entry
 from remat_solvers.result import Outcome, Stopped
 
-__all__ = ["METHODS", "OFFLOAD_METHODS", "warm_starts"]
-
 METHODS = (  # on 4,600 ops the first four take under 1 s, the last two up to 5 s
     "capuchin",
     "belady",

@@ -25,8 +25,6 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any, Self
 
-__all__ = ["Child", "Connection", "FolderChild", "PipeChild", "connect_to_caller", "leave_answer"]
-
 ANSWER, UNFINISHED, OUTPUT = "answer", "unfinished", "output"  # files in the folder of a FolderChild
 LENGTH = struct.Struct("<Q")  # of a message, in bytes
 

@@ -13,8 +13,6 @@ from importlib import import_module
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-__all__ = ["import_uninterrupted", "run_interruptibly"]
-
 POLL_S = 0.05
 START_S = 5.0  # more than a thread takes to start
 T = TypeVar("T")

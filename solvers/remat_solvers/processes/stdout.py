@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["silence_stdout"]
-
 
 @contextmanager
 def silence_stdout() -> Iterator[None]:

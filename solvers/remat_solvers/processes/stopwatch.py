@@ -6,8 +6,6 @@ import time
 
 from remat_solvers.result import Limits
 
-__all__ = ["Stopwatch"]
-
 
 class Stopwatch:
     """Wall-clock time since its construction, against the seconds of some limits."""

@@ -37,8 +37,6 @@ from remat_solvers.toolkit.eviction.scoring import ScoringEvictor
 from remat_solvers.toolkit.eviction.settings import EvictionSetting, try_settings
 from remat_solvers.toolkit.options import check_options
 
-__all__ = ["WEIGHTS", "Belady"]
-
 Weight: TypeAlias = Literal["none", "size", "cost", "saving"]
 
 WEIGHTS: tuple[Weight, ...] = ("saving", "cost", "size", "none")

@@ -52,8 +52,6 @@ from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.sequences.segments import Segment, flat, recompute_sequence, recursive
 from remat_solvers.toolkit.trials import TrialMethod, Trials
 
-__all__ = ["Chen", "Form", "candidate_cuts", "memory_plan", "search_thresholds", "sqrt_cuts"]
-
 Strategy: TypeAlias = Literal["auto", "sqrt", "recursive", "budget"]
 Candidates: TypeAlias = Literal["auto", "articulation", "linearised", "crossing"]
 

@@ -45,8 +45,6 @@ from remat_solvers.toolkit.eviction.scoring import ScoringEvictor
 from remat_solvers.toolkit.eviction.settings import EvictionSetting, try_settings
 from remat_solvers.toolkit.options import check_options
 
-__all__ = ["DTR", "HEURISTICS"]
-
 Heuristic: TypeAlias = Literal["h", "h_eq", "h_local", "lru", "size", "msps"]
 
 HEURISTICS: tuple[Heuristic, ...] = ("h_eq", "h", "h_local", "msps", "lru", "size")

@@ -54,16 +54,6 @@ from remat_solvers.toolkit.chains.schedule import (
 from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.trials import TrialMethod, Trials
 
-__all__ = [
-    "Gruslys",
-    "Strategy",
-    "cheapest_schedule",
-    "forward_steps",
-    "reference_steps",
-    "slots_within",
-    "steps_table",
-]
-
 Strategy: TypeAlias = Literal["hidden", "internal", "mixed"]
 Table: TypeAlias = NDArray[np.int32]  # [t, m]: smallest number of forward steps
 

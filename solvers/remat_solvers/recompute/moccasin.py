@@ -50,8 +50,6 @@ from remat_solvers.toolkit.options import check_options
 from remat_solvers.toolkit.sequences.pruning import drop_useless
 from remat_solvers.toolkit.trials import BestPlan
 
-__all__ = ["Moccasin"]
-
 UNITS = 2**30  # of the budget: keeps products of bytes and events within 64 bits
 LARGEST_SEED = 2**31 - 1
 

@@ -26,8 +26,6 @@ from remat_solvers.toolkit.chains.persistent_search import try_keeping_nothing, 
 from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.trials import TrialMethod, Trials
 
-__all__ = ["Rotor"]
-
 CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
 
 

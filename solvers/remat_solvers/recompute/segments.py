@@ -29,8 +29,6 @@ from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.toolkit.trials import NotApplicableError, TrialMethod, Trials
 
-__all__ = ["Segments", "blocks", "wrapped"]
-
 Level: TypeAlias = Literal["outer", "inner"]
 
 EVERY = (1, 2, 3, 4)

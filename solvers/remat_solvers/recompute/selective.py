@@ -23,8 +23,6 @@ from remat_solvers.toolkit.graphs.op_kinds import OP_KINDS, OpKind, op_kind
 from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.toolkit.trials import NotApplicableError, TrialMethod, Trials
 
-__all__ = ["Selective"]
-
 EVERY = (1, 2)  # published: keep all, and torchtitan's every second
 
 

@@ -10,8 +10,6 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Limits, OnProgress, Order, Outcome, Status
 from remat_solvers.schedule import baseline, store_all
 
-__all__ = ["StoreAll"]
-
 
 @dataclass(frozen=True)
 class StoreAll:

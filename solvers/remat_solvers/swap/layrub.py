@@ -39,8 +39,6 @@ from remat_solvers.toolkit.transfers.intervals import IdleInterval, Swap, plan_w
 from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["Layrub", "migrating_plan", "migrations"]
-
 
 @dataclass(frozen=True)
 class Layrub:

@@ -44,8 +44,6 @@ from remat_solvers.toolkit.transfers.intervals import Clock, IdleInterval
 from remat_solvers.toolkit.transfers.layers import feature_maps
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["Meng", "edges_to_cut", "trigger"]
-
 
 @dataclass(frozen=True)
 class Meng:

@@ -34,8 +34,6 @@ from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["ModNN", "lower_bound_bytes"]
-
 
 @dataclass(frozen=True)
 class ModNN:

@@ -36,8 +36,6 @@ from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import relieving_intervals, schedule_copies
 from remat_solvers.toolkit.trials import LeastTraffic
 
-__all__ = ["SwapOnly"]
-
 PUBLISHED_METHODS = ("tflms", "meng", "modnn")  # that recompute nothing
 PUBLISHED_SHARE = 0.1  # of the time, for each of them
 

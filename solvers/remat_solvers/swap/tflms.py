@@ -46,8 +46,6 @@ from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_interva
 from remat_solvers.toolkit.transfers.layers import feature_maps
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["TFLMS", "OrderedGraph"]
-
 Strategy: TypeAlias = Literal["chain_rule", "direct_order"]
 
 STRATEGIES: tuple[Strategy, ...] = ("chain_rule", "direct_order")

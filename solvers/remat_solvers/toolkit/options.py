@@ -9,8 +9,6 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from remat_solvers.errors import InputError
 
-__all__ = ["Ranges", "check_options", "option_names"]
-
 NONE = type(None)
 Ranges: TypeAlias = Mapping[str, tuple[float, float]]  # by option; both ends included
 

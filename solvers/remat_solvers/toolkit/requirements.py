@@ -7,8 +7,6 @@ from typing import Literal, TypeAlias
 from remat_solvers.problem import Problem
 from remat_solvers.result import Outcome, Status
 
-__all__ = ["Requirement", "missing_requirement"]
-
 Requirement: TypeAlias = Literal["link to the host", "backward pass"]
 
 

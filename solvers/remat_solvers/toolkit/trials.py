@@ -22,8 +22,6 @@ from remat_solvers.simulate import Timeline, simulate
 from remat_solvers.toolkit.options import Ranges, check_options
 from remat_solvers.toolkit.requirements import Requirement, missing_requirement
 
-__all__ = ["BestPlan", "Incumbent", "LeastTraffic", "NotApplicableError", "TrialMethod", "Trials"]
-
 TRIED_BEYOND = 3  # parameters tried beyond the first that does not fit, since peaks need not grow with them
 T = TypeVar("T")
 

@@ -23,8 +23,6 @@ from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.programs.highs import new_highs
 from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["DualAscent"]
-
 MAX_STEPS = 60
 DAMPING = 0.3  # share of the best prices in the next ones
 FIRST_PRICE_CAP = 4.0  # of the price of the whole capacity, in store-all times

@@ -27,8 +27,6 @@ import numpy as np
 from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
 
-__all__ = ["Elimination", "TooLargeError", "eliminate"]
-
 LARGE = 4096  # entries
 Table = Floats
 

@@ -23,8 +23,6 @@ from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 from remat_solvers.toolkit.programs.highs import new_highs
 from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["recover_primal"]
-
 KNAPSACK_S = 1.0
 KNAPSACK_GAP = 1e-5  # of the store-all time
 

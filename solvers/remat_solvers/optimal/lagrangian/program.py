@@ -45,8 +45,6 @@ from remat_solvers.optimal.program.graph import OpGraph
 from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 
-__all__ = ["LagrangianProgram", "Point"]
-
 Scope = tuple[int, ...]
 MAX_MOMENTS = 10
 LARGEST, LARGEST_LENIENT = 20, 22  # log2 of the entries of a table

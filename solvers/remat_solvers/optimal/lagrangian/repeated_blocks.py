@@ -24,8 +24,6 @@ import numpy as np
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Ints
 
-__all__ = ["Run", "find_repeats"]
-
 LEVELS = 1  # how far up the graph a colour looks
 PERIODS = 24  # most frequent distances between equal colours that are tried
 Block = tuple[int, ...]

@@ -38,8 +38,6 @@ from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import SolveEnd
 
-__all__ = ["lagrangian_steps"]
-
 TOLERANCE = 5e-4  # of the time of store-all: a smaller gap counts as closed
 PRICE_STEP = 1.3  # factor by which prices rise until a point fits
 MAX_RISES = 40

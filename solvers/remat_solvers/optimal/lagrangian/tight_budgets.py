@@ -24,8 +24,6 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.toolkit.arrays import Floats
 
-__all__ = ["tight_bounds"]
-
 PATIENCE = 4  # rounds without a better bound
 MIN_GAIN = 1e-4  # of the store-all time: a bound that rises by less has not risen
 MIN_WEIGHT = 1e-6

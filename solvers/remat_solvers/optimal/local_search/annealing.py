@@ -51,8 +51,6 @@ try:
 except ImportError:  # installed where there was no compiler
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "NO_SEARCH", "FlatGraph", "FoundSequence", "SearchError", "SequenceSearch", "flat_graph"]
-
 FlatGraph: TypeAlias = tuple[int, int, list[list[int]], list[list[int]], *tuple[list[int], ...]]
 
 NO_SEARCH = "without the search: its C++ extension is not built"

@@ -28,8 +28,6 @@ from collections.abc import Sequence
 from remat_solvers.optimal.local_search.annealing import SequenceSearch
 from remat_solvers.problem import MAX_INT, Problem
 
-__all__ = ["WindowSearch"]
-
 SHORTEST, LONGEST = 0.02, 0.5  # windows, as shares of the ops; spread evenly on a logarithmic scale
 MIN_OPS = 5  # first computations in a window
 HEATS = (0.0002, 0.0006)  # temperatures at the begin of a window, as parts of the time of all ops

@@ -29,8 +29,6 @@ try:
 except ImportError:  # installed where there was no compiler
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "OffloadAnnealer", "SwapChoice", "choice_of"]
-
 SMALL_PART = 2_000  # values below this part of the budget are never offloaded
 LONGEST_NS = 2**53  # for a copy of every value, out and back: the times of thousands of swaps stay below 2**63
 SLICE_SECONDS = 0.2  # how long a Ctrl-C or a stop may wait
@@ -92,7 +90,9 @@ class OffloadAnnealer:
             for v, out, back in zip(self._values, out_ns, back_ns, strict=True)
         ]
         out_ns, back_ns = ([min(ns, longest_ns) for ns in times_ns] for times_ns in (out_ns, back_ns))
-        self._mover = _moving.Mover(flat_graph(problem), out_ns, back_ns, movable, host_bytes, min(budget_bytes, MAX_INT), seed)
+        self._mover = _moving.Mover(
+            flat_graph(problem), out_ns, back_ns, movable, host_bytes, min(budget_bytes, MAX_INT), seed
+        )
         self._stop = threading.Event()
 
     def offer(self, sequence: Sequence[int], swaps: Iterable[SwapChoice] = ()) -> bool:

@@ -11,8 +11,6 @@ from remat_solvers.optimal.offload.program import JointProgram
 from remat_solvers.schedule import tangents_first
 from remat_solvers.toolkit.arrays import Floats, Mask
 
-__all__ = ["decode"]
-
 HALF = 0.5
 
 

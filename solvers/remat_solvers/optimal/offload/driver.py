@@ -30,8 +30,6 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.highs import MIN_GAP, new_highs
 from remat_solvers.toolkit.programs.highs_process import MipProcess, MipReport, run_highs
 
-__all__ = ["first_anchors", "solve_jointly"]
-
 FIRST_ANCHORS = 5  # of the first program
 SLICE_S = 0.2  # of search, before the program is asked
 SLICE_MOVES = 5_000  # of the same, where work is limited

@@ -88,8 +88,6 @@ from remat_solvers.simulate import copy_ns
 from remat_solvers.toolkit.arrays import Floats, Ints
 from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["JointProgram", "StageRanges", "stage_ranges"]
-
 ZERO, ONE = -1, -2  # terms that are constants
 LARGEST = 10_000.0  # number for bytes or times in the program: large against HiGHS's tolerances, small enough for them
 MAX_COPY_STEPS = 10.0  # a longer copy is counted as so many times the time of all ops

@@ -11,8 +11,6 @@ from remat_solvers.optimal.warm_starts import OFFLOAD_METHODS, warm_starts
 from remat_solvers.plan import Plan
 from remat_solvers.result import Order, Outcome, Stopped
 
-__all__ = ["solve_with_link"]
-
 
 def solve_with_link(
     incumbents: Incumbents,

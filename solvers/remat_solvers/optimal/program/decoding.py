@@ -21,8 +21,6 @@ from remat_solvers.plan import Compute, Free, Plan
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Ints, Mask
 
-__all__ = ["bytes_at_first_computations", "decode_point", "encode_plan"]
-
 
 def encode_plan(stages: Stages, plan: Plan) -> tuple[Mask, Mask]:
     """Return S as [moment, value] and R as [stage, op] of a plan without moves that computes the anchors in order."""

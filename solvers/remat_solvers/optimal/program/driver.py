@@ -10,8 +10,6 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.toolkit.programs.highs import SolveEnd
 
-__all__ = ["ProgramTask", "RefinementDriver"]
-
 FOREVER = float("inf")
 MAX_ANCHORS, MAX_NODES = 8, 5_000  # where nodes are counted: no clock ends a program that has grown too large
 GROWTH = 2.0  # of the time for the next step, where nothing could be added

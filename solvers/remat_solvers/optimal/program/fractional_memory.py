@@ -22,8 +22,6 @@ from remat_solvers.optimal.program.interval_cuts import values_at
 from remat_solvers.optimal.program.program import StageProgram
 from remat_solvers.toolkit.arrays import Floats, Ints
 
-__all__ = ["fractional_memory"]
-
 
 def fractional_memory(program: StageProgram, point: Floats) -> Ints:
     """Per op, the bytes during its first computation, constants and reserve included; for the given order."""

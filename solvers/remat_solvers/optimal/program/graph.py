@@ -15,8 +15,6 @@ from remat_solvers.problem import Problem
 from remat_solvers.result import Order
 from remat_solvers.toolkit.arrays import Ints, Mask
 
-__all__ = ["OpGraph"]
-
 
 class OpGraph:
     """Holds a problem as flat arrays, and the partial order of its first computations."""

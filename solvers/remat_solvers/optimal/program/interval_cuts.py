@@ -23,8 +23,6 @@ import numpy as np
 from remat_solvers.optimal.program.program import ONE, ZERO, IntervalColumns, StageProgram
 from remat_solvers.toolkit.arrays import Floats, Ints
 
-__all__ = ["add_interval", "values_at", "violation"]
-
 
 def add_interval(program: StageProgram, first: int, last: int) -> None:
     """Add the columns and rows of the interval of stages `first` to `last`."""

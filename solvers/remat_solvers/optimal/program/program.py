@@ -58,8 +58,6 @@ from remat_solvers.optimal.program.stages import Stages
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 from remat_solvers.toolkit.programs.rows import Rows
 
-__all__ = ["ONE", "ZERO", "IntervalColumns", "StageProgram"]
-
 ZERO, ONE = -1, -2  # in place of a column: the variable is fixed
 HALF = 0.5
 LARGEST_UNITS = 1e6  # of the objective and of the memory rows: far above the solver's tolerances, small enough for them

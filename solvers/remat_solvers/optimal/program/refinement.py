@@ -49,9 +49,6 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.arrays import Floats, Mask
 from remat_solvers.toolkit.programs.highs import HighsAnswer, Relaxation, SolveEnd, margin, solve_mip
 
-__all__ = ["TOLERANCE", "Refinement", "RefinementStep"]
-
-
 TOLERANCE = 5e-4  # of the time of store-all: plans that are faster by less are not searched for
 FIRST_ANCHORS = 3
 FAR = 0.05  # of the capacity: a rounded point that exceeds the budget by more needs anchors, not a tree

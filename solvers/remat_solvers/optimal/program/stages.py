@@ -24,8 +24,6 @@ from remat_solvers.optimal.program.graph import OpGraph
 from remat_solvers.result import Order
 from remat_solvers.toolkit.arrays import Ints
 
-__all__ = ["Stages"]
-
 
 class Stages:
     """The anchors, and what follows from them for every op and value.

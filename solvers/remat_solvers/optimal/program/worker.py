@@ -12,8 +12,6 @@ from remat_solvers.optimal.program.driver import ProgramTask, RefinementDriver
 from remat_solvers.optimal.program.refinement import RefinementStep
 from remat_solvers.processes.child import Connection, PipeChild, connect_to_caller
 
-__all__ = ["InlineWorker", "ProcessWorker", "run_child"]
-
 TARGET = "remat_solvers.optimal.program.worker:run_child"
 FIRST_SLICE_S = 4.0  # for a program, before moments are added
 FIRST_SLICE_INLINE_S = 0.5

@@ -37,8 +37,6 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.schedule import tangents_op
 from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
 
-__all__ = ["OrderOption", "OutOfReachError", "Search"]
-
 OrderOption: TypeAlias = Literal["given", "free"]
 State: TypeAlias = tuple[int, int]  # bit sets: ops computed, values on the device
 

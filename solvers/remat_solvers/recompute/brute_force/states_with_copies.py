@@ -33,8 +33,6 @@ from remat_solvers.recompute.brute_force.states import OrderOption, Search
 from remat_solvers.simulate import copy_ns
 from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
 
-__all__ = ["best_moving_plan"]
-
 MAX_STATES = 200_000  # some seconds
 COMPARED = 32  # states that differ in clocks only with which a new one is compared
 

@@ -44,8 +44,6 @@ from remat_solvers.toolkit.programs.pulp_backend import Backend, Ended, minimise
 from remat_solvers.toolkit.sequences.pruning import drop_useless
 from remat_solvers.toolkit.transfers.intervals import Clock, IdleInterval, idle_intervals
 
-__all__ = ["OffloadChoice", "SwapTime", "choose_moments", "solve_offload_program"]
-
 SwapTime: TypeAlias = Literal["overlapped", "additive"]  # how the time of copies is counted, see above
 Term: TypeAlias = Any  # a variable of PuLP, or 0 or 1 where it is fixed
 

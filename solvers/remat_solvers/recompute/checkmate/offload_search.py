@@ -39,8 +39,6 @@ from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import relieving_intervals, schedule_copies
 from remat_solvers.toolkit.trials import LeastTraffic
 
-__all__ = ["OffloadLocalSearch", "search_offload_plans"]
-
 EVERY_OP = 16  # problems of at most so many ops have a moment per op
 MOMENTS = 5  # of larger ones, at first
 ADDED_MOMENTS = 3  # per round, where the budget is exceeded

@@ -61,8 +61,6 @@ from remat_solvers.problem import Problem
 from remat_solvers.schedule import tangents_op
 from remat_solvers.toolkit.programs.pulp_backend import Answer, Ended
 
-__all__ = ["Amounts", "CheckmateProgram", "Retained", "in_stages"]
-
 Term: TypeAlias = Any  # a variable of PuLP, or 0 or 1 where it is fixed
 Amounts: TypeAlias = Mapping[tuple[int, int], float]  # (stage, op or value) -> the backend's value of the variable
 

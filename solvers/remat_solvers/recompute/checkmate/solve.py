@@ -14,8 +14,6 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.programs.pulp_backend import Answer, Backend, Ended, minimise
 from remat_solvers.toolkit.sequences.pruning import drop_useless
 
-__all__ = ["Solved", "repair", "solve_exactly", "solve_rounded"]
-
 THRESHOLDS = (0.5, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # the paper's, then those of the authors' code
 
 

@@ -70,8 +70,6 @@ from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.pruning import drop_useless, keep_where_it_fits
 from remat_solvers.toolkit.trials import BestPlan, Incumbent
 
-__all__ = ["Checkmate"]
-
 EXACT_SHARE = 0.6  # of the time limit, where there is one; the rest is for the coarse form
 EXACT_SHARE_BESIDE_SWAP = 0.2  # the same where values may also move
 OFFLOAD_SHARE = 0.9  # of the time that is left, for plans that also move values

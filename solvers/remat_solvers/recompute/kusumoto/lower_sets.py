@@ -19,17 +19,6 @@ from remat_solvers.toolkit.arrays import Mask
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 from remat_solvers.toolkit.graphs.dropped_values import droppable
 
-__all__ = [
-    "ForwardGraph",
-    "all_lower_sets",
-    "ancestor_sets",
-    "forward_graph",
-    "membership",
-    "set_boundaries",
-    "set_boundary",
-    "thin_out",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ForwardGraph:

@@ -17,8 +17,6 @@ from remat_solvers.recompute.kusumoto.lower_sets import ForwardGraph, membership
 from remat_solvers.toolkit.arrays import Floats, Mask
 from remat_solvers.toolkit.graphs.bit_sets import indices_of
 
-__all__ = ["STRATEGIES", "LowerSetProgram", "Strategy", "binned_times", "reference_front", "segment_bytes"]
-
 Strategy: TypeAlias = Literal["time-centric", "memory-centric"]
 
 STRATEGIES: tuple[Strategy, ...] = ("time-centric", "memory-centric")

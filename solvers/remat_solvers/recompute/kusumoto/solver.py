@@ -62,8 +62,6 @@ from remat_solvers.toolkit.graphs.dropped_values import droppable, ops_to_restor
 from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.trials import NotApplicableError, TrialMethod, Trials
 
-__all__ = ["Kusumoto", "canonical_sequence"]
-
 GRID = 64  # budgets B between the smallest and the largest useful one
 SCAN = 4  # every so many of them are tried where bisection finds no plan
 MAX_SETS = 10_000  # their pairs are a table

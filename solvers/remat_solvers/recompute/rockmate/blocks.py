@@ -32,8 +32,6 @@ from remat_solvers.toolkit.graphs.contraction import contract
 from remat_solvers.toolkit.programs.pulp_backend import Backend, Ended
 from remat_solvers.toolkit.sequences.pruning import drop_useless
 
-__all__ = ["Block", "BlockSchedule", "BlockSearch", "block_of", "option_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Block:

@@ -49,8 +49,6 @@ from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.programs.pulp_backend import Backend
 from remat_solvers.toolkit.trials import TrialMethod, Trials
 
-__all__ = ["Rockmate"]
-
 BlockCuts: TypeAlias = Literal["renewed", "minima"]
 
 CUTS: tuple[BlockCuts, ...] = ("renewed", "minima")

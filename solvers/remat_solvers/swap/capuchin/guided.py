@@ -17,8 +17,6 @@ from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_interva
 from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 
-__all__ = ["GuidedSequence", "GuidedSwaps", "late_fetches"]
-
 FEEDBACK = 20  # a late swap-in starts a 20th of SwapTime earlier
 
 

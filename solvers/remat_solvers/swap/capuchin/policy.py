@@ -17,8 +17,6 @@ from remat_solvers.simulate import copy_ns
 from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.transfers.intervals import Clock
 
-__all__ = ["Candidate", "EvictionPolicy", "Lanes", "candidates_of", "peak_ops"]
-
 
 @dataclass
 class Candidate:

@@ -81,8 +81,6 @@ from remat_solvers.toolkit.transfers.device import Overflow
 from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["Capuchin"]
-
 MOST_TIMES = 6  # as much recomputation as the step has work: beyond that, more candidates do not help
 ROUNDS = 20  # of feedback, each 5 % of SwapTime
 PATIENCE = 5

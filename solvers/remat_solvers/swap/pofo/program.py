@@ -37,8 +37,6 @@ from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
 from remat_solvers.toolkit.chains.persistent import DiscretisedChain, cost_table, discretised
 
-__all__ = ["ChainProgram", "Decision", "Schedule", "Sizes", "solve_chain"]
-
 NS_PER_S = 1e9
 
 

@@ -52,8 +52,6 @@ from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import schedule_copies
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["POFO", "moved_values", "steps_of"]
-
 CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
 ROTOR_SHARE = 0.25  # of the time, at most
 MOST_CELLS = 1_000  # in each of three directions

@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from remat_solvers.plan import Compute, Fetch, Free, Plan
 from remat_solvers.problem import Problem
 
-__all__ = ["BLOCK_BYTES", "PoolAllocator", "PoolUse", "pool_use"]
-
 BLOCK_BYTES = 1024
 
 

@@ -77,8 +77,6 @@ from remat_solvers.toolkit.transfers.demand_paging import smallest_paging_budget
 from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["STRATEGIES", "SuperNeurons", "checkpoint_ops", "memory_centric", "segments_between"]
-
 Strategy: TypeAlias = Literal["keep", "speed-centric", "cost-aware", "memory-centric"]
 Threshold: TypeAlias = Literal["paper", "code"]
 Offload: TypeAlias = Literal["conv", "checkpoints"]

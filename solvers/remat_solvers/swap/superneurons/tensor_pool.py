@@ -20,8 +20,6 @@ from remat_solvers.toolkit.transfers.demand_paging import (
 )
 from remat_solvers.toolkit.transfers.profile import StepProfile
 
-__all__ = ["Ladder", "ladder", "pooled", "prefetches"]
-
 
 def pooled(profile: StepProfile, movable: set[int], budget_bytes: int, *, cache: bool) -> Plan | None:
     """The plan of `profile`'s sequence in which values of `movable` move; None: an op does not fit.

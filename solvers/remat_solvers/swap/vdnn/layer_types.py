@@ -19,8 +19,6 @@ from typing import Literal, TypeAlias
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
 
-__all__ = ["LayerType", "classifier_start", "layer_types"]
-
 LayerType: TypeAlias = Literal["CONV", "ACTV", "LOSS", "OTHER"]
 
 ACTIVATIONS = (

@@ -60,8 +60,6 @@ from remat_solvers.toolkit.transfers.kernel_choice import (
 from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["VDNN", "LadderStep", "dynamic_step", "managed", "offloading_plan"]
-
 Policy: TypeAlias = Literal["dynamic", "all", "conv"]
 Static: TypeAlias = Literal["all", "conv"]
 

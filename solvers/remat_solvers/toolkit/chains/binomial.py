@@ -25,8 +25,6 @@ from math import comb
 from remat_solvers.errors import InputError
 from remat_solvers.toolkit.chains.schedule import Advance, ChainStep, Part, keep_nothing_steps, unfold
 
-__all__ = ["advance_length", "binomial_schedule", "forward_steps", "repetitions"]
-
 
 def forward_steps(steps: int, snapshots: int) -> int:
     """Forward steps of the whole schedule, the one inside each backward step included.

@@ -23,8 +23,6 @@ from remat_solvers.schedule import tangents_op
 from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.chains.cuts import Crossings, Cuts
 
-__all__ = ["MAX_SLOTS", "MAX_STAGES", "Chain", "Stage", "chain_view", "distinct_chains", "live_gradients"]
-
 MAX_SLOTS = 10_000  # parts of memory, in tables by slots over all pairs of stages
 MAX_STAGES = 1_000  # of such a table
 

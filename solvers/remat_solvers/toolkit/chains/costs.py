@@ -23,7 +23,6 @@ from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.chains.chain import Chain, live_gradients
 from remat_solvers.toolkit.chains.schedule import SaveOptions, keep_everything, needed_ops
 
-__all__ = ["ChainCosts", "chain_costs"]
 NEVER = 2**62  # bytes: the need of an option that a stage does not have
 
 

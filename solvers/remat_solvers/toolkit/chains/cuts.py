@@ -33,8 +33,6 @@ import numpy as np
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.graphs.dropped_values import droppable
 
-__all__ = ["Crossings", "Cuts"]
-
 Cuts: TypeAlias = Literal["minima", "renewed", "every"]
 
 CARRIED_SHARE = 8  # a value that crosses more than this part of the forward ops is carried along

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.chains.chain import Chain, distinct_chains
 
-__all__ = ["MAX_RUNS", "equal_step_chains"]
-
 MAX_MINIMA = 100  # stages where the step is cut at all minima
 MAX_RUNS = 64  # average runs of a stage in a schedule worth building: with one slot, at most 127 steps
 

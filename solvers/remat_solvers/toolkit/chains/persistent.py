@@ -45,16 +45,6 @@ from remat_solvers.toolkit.chains.chain import Chain
 from remat_solvers.toolkit.chains.costs import ChainCosts, chain_costs
 from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Part, Save, SaveOptions, unfold
 
-__all__ = [
-    "DiscretisedChain",
-    "DisjointStates",
-    "cost_table",
-    "discretised",
-    "disjoint_states",
-    "persistent_schedule",
-    "reference_cost_table",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class DiscretisedChain:

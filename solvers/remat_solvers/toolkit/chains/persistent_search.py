@@ -23,8 +23,6 @@ from remat_solvers.toolkit.chains.persistent import (
 from remat_solvers.toolkit.chains.schedule import SaveOptions, keep_nothing_steps, sequence_of
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["try_keeping_nothing", "try_persistent_schedules"]
-
 BEYOND_BUDGET = 1.5  # memories in the table go up to this many times what the budget leaves
 PATIENCE = 6  # memories beyond the fastest that fits, in a row, whose replays do not
 

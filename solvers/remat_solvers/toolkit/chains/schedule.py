@@ -23,23 +23,6 @@ from typing import TypeAlias
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.chains.chain import Chain
 
-__all__ = [
-    "Advance",
-    "Back",
-    "ChainStep",
-    "Save",
-    "SaveOption",
-    "SaveOptions",
-    "forward_steps_of",
-    "keep_everything",
-    "keep_nothing_steps",
-    "needed_ops",
-    "read_before_computed",
-    "save_option",
-    "sequence_of",
-    "unfold",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Advance:

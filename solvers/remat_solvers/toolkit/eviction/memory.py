@@ -9,8 +9,6 @@ import numpy as np
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Indices
 
-__all__ = ["NEVER", "Deallocate", "Evictor", "Memory"]
-
 Deallocate: TypeAlias = Literal["eager", "ignore"]
 
 NEVER = 2**62  # a position in the problem's order after every op

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Indices, Ints
 
-__all__ = ["REACH", "Components", "Neighbourhoods", "ValueGraph"]
-
 REACH = 16  # evicted values that a neighbourhood is followed through, in each direction
 
 

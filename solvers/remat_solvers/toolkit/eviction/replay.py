@@ -31,8 +31,6 @@ from collections.abc import Callable
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.eviction.memory import NEVER, Deallocate, Evictor, Memory
 
-__all__ = ["Replay"]
-
 CHECK_EVERY = 64  # ops between two looks at the stopwatch
 
 

@@ -10,8 +10,6 @@ from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.eviction.memory import Memory
 from remat_solvers.toolkit.eviction.neighbourhoods import Components, Neighbourhoods
 
-__all__ = ["ScoringEvictor"]
-
 
 class ScoringEvictor(ABC):
     """Evicts the candidate of the smallest score, and keeps what is evicted around it up to date where one is given."""

@@ -12,8 +12,6 @@ from remat_solvers.toolkit.eviction.memory import Deallocate, Evictor, Memory
 from remat_solvers.toolkit.eviction.replay import Replay
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["PATIENCE", "THRASHING", "EvictionSetting", "try_settings"]
-
 THRASHING = 2  # times the store-all plan's time: DTR's paper (figure 2) calls that much or more thrashing
 PATIENCE = 6  # the same, where thrashing is better than no plan
 PATIENT_OPS = 50_000  # computed in all replays: beyond that there is no such patience

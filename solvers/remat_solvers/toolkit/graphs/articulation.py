@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from remat_solvers.problem import Problem
 
-__all__ = ["articulation_positions"]
-
 
 def articulation_positions(problem: Problem) -> tuple[int, ...]:
     """Positions, among the forward ops, of the articulation points of the undirected forward graph.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-__all__ = ["indices_of", "set_of"]
-
 
 def set_of(indices: Iterable[int]) -> int:
     """The set of these indices, as an integer."""

@@ -31,8 +31,6 @@ from math import sqrt
 from remat_solvers.problem import Op, Phase, Problem
 from remat_solvers.schedule import tangents_op
 
-__all__ = ["ContractedProblem", "contract"]
-
 FORWARD_SHARE = 2 / 3
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from remat_solvers.problem import Problem
 
-__all__ = ["droppable", "ops_to_restore"]
-
 
 def droppable(problem: Problem) -> list[bool]:
     """Per value: whether it can be dropped and recomputed. It is an output of a recomputable forward op, and no result.

@@ -6,8 +6,6 @@ from typing import Literal, TypeAlias
 
 from remat_solvers.problem import Op
 
-__all__ = ["OP_KINDS", "OpKind", "op_kind", "op_name"]
-
 OpKind: TypeAlias = Literal["matmul", "conv", "attention", "rnn"]
 
 OP_KINDS: tuple[OpKind, ...] = ("matmul", "conv", "attention", "rnn")

@@ -19,9 +19,6 @@ from remat_solvers.processes.stdout import silence_stdout
 from remat_solvers.toolkit.arrays import Floats
 from remat_solvers.toolkit.programs.rows import Mark, Rows
 
-__all__ = ["HighsAnswer", "Program", "Relaxation", "SolveEnd", "margin", "new_highs", "solve_lp", "solve_mip"]
-
-
 DOUBT_PER_COLUMN = 1e-6
 RELATIVE_DOUBT = 1e-9
 INFINITY = float("inf")

@@ -18,8 +18,6 @@ import numpy as np
 from remat_solvers.processes.child import FolderChild, leave_answer
 from remat_solvers.toolkit.arrays import Floats
 
-__all__ = ["MipProcess", "MipReport", "run_child", "run_highs", "solve_mip_in_subprocess"]
-
 TARGET = "remat_solvers.toolkit.programs.highs_process:run_child"
 MODEL = "model.mps"
 GRACE_S = 1.0  # after the limit, to leave the last report

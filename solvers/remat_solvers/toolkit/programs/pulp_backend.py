@@ -21,8 +21,6 @@ from remat_solvers.processes.interrupt import run_interruptibly
 from remat_solvers.processes.stdout import silence_stdout
 from remat_solvers.toolkit.programs.highs_process import solve_mip_in_subprocess
 
-__all__ = ["Answer", "Backend", "Ended", "minimise"]
-
 Backend: TypeAlias = Literal["highs", "cbc"]
 
 THREADS = 1

@@ -10,8 +10,6 @@ import numpy as np
 
 from remat_solvers.toolkit.arrays import Floats, Ints, Mask
 
-__all__ = ["Mark", "Rows"]
-
 Mark = tuple[int, int, int]  # numbers of rows, of blocks of entries, and of blocks of bounds
 
 

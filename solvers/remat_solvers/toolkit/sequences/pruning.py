@@ -13,8 +13,6 @@ from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.schedule import boundary_of, plan_from_sequence
 from remat_solvers.simulate import simulate
 
-__all__ = ["drop_useless", "keep_where_it_fits", "repeat_positions", "useful_positions"]
-
 
 def drop_useless(problem: Problem, sequence: Sequence[int]) -> list[int]:
     """`sequence` without the repeats whose outputs no op reads before they are recomputed; its peak is never higher."""

@@ -18,8 +18,6 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.graphs.dropped_values import ops_to_restore
 
-__all__ = ["recompute_dropped"]
-
 
 def recompute_dropped(
     problem: Problem, dropped: Sequence[bool], groups: Mapping[int, int], every_time: Container[int] = ()

@@ -22,8 +22,6 @@ from itertools import pairwise
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.graphs.dropped_values import droppable, ops_to_restore
 
-__all__ = ["Segment", "flat", "recompute_sequence", "recursive"]
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -32,8 +32,6 @@ from remat_solvers.toolkit.transfers.device import Device, Overflow
 from remat_solvers.toolkit.transfers.intervals import IdleInterval
 from remat_solvers.toolkit.transfers.profile import StepProfile, frees_by_position
 
-__all__ = ["DemandPaging", "PagedPlan", "VictimOrder", "movable_values", "required_values", "smallest_paging_budget"]
-
 VictimOrder: TypeAlias = Literal["lru", "list", "farthest"]
 
 

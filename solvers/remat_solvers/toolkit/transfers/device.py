@@ -13,8 +13,6 @@ from remat_solvers.plan import Action, Compute, Fetch, Free, Offload
 from remat_solvers.toolkit.transfers.intervals import IdleInterval
 from remat_solvers.toolkit.transfers.profile import StepProfile
 
-__all__ = ["Device", "Overflow", "SwappingDevice"]
-
 
 @dataclass(frozen=True, slots=True)
 class Overflow:

@@ -28,8 +28,6 @@ from remat_solvers.toolkit.transfers.intervals import IdleInterval
 from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.trials import Trials
 
-__all__ = ["CutEdge", "GraphRewriting", "search_smallest_peak", "try_edge_counts"]
-
 SPREAD = 24  # choices that are tried beside those of the bisection
 HALVINGS = 12  # of the range of budgets in which the smallest peak is searched
 

@@ -25,8 +25,6 @@ from remat_solvers.problem import Problem
 from remat_solvers.schedule import plan_from_sequence, tangents_first
 from remat_solvers.simulate import copy_ns
 
-__all__ = ["Clock", "IdleInterval", "Swap", "free_when_copied", "idle_intervals", "latest_fetches", "plan_with_swaps"]
-
 
 @dataclass(frozen=True, slots=True)
 class Swap:

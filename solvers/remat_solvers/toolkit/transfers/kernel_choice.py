@@ -31,16 +31,6 @@ from remat_solvers.simulate import simulate
 from remat_solvers.toolkit.transfers.demand_paging import DemandPaging, movable_values
 from remat_solvers.toolkit.transfers.profile import StepProfile
 
-__all__ = [
-    "Implementation",
-    "Workspaces",
-    "alternatives_of",
-    "choose_workspaces",
-    "choose_workspaces_for_plan",
-    "fastest_within",
-    "with_implementations",
-]
-
 Implementation: TypeAlias = tuple[int, int]  # time_ns, workspace_bytes
 Workspaces: TypeAlias = Mapping[str | int, Sequence[Implementation]]
 

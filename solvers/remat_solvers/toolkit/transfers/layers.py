@@ -13,8 +13,6 @@ from __future__ import annotations
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
 
-__all__ = ["backward_layers", "feature_maps", "within_host"]
-
 
 def backward_layers(problem: Problem) -> dict[int, int]:
     """Backward op -> the layer whose backward it belongs to."""

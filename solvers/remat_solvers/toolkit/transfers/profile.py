@@ -18,8 +18,6 @@ from remat_solvers.simulate import copy_ns
 from remat_solvers.toolkit.arrays import Ints
 from remat_solvers.toolkit.transfers.intervals import Clock, IdleInterval
 
-__all__ = ["StepProfile", "frees_by_position"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepProfile:

@@ -23,8 +23,6 @@ from remat_solvers.toolkit.transfers.device import Overflow, SwappingDevice
 from remat_solvers.toolkit.transfers.intervals import IdleInterval, latest_fetches
 from remat_solvers.toolkit.transfers.profile import StepProfile
 
-__all__ = ["relieving_intervals", "schedule_copies"]
-
 
 def schedule_copies(
     profile: StepProfile,
