@@ -22,7 +22,7 @@ from remat_solvers.schedule import baseline
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.vdnn.solver import offloading_plan
 from remat_solvers.validate import validate
-from tests.solvers.swap.vdnn_networks import Network, alexnet, googlenet, overfeat, vgg16
+from tests.solvers.swap.vdnn.networks import Network, alexnet, googlenet, overfeat, vgg16
 
 
 def network_wide_bytes(problem: Problem) -> int:
