@@ -33,30 +33,22 @@ from typing import ClassVar
 
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.intervals import IdleInterval, Swap, plan_with_swaps
 from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 
 @dataclass(frozen=True)
-class Layrub:
+class Layrub(TrialMethod):
     """Move every layer's data to the host when its count is zero, and back before its backward."""
 
     name: ClassVar[str] = "layrub"
     version: ClassVar[str] = "1"
+    requires = ("link to the host", "backward pass")
 
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The plan, where it fits. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            trials.replay(migrating_plan(problem), "migrated")
-        return trials.outcome()
+    def try_plans(self, trials: Trials) -> None:
+        """Try the one plan of the method."""
+        trials.replay(migrating_plan(trials.problem), "migrated")
 
 
 def migrations(problem: Problem) -> list[tuple[int, int]]:

@@ -31,9 +31,7 @@ from math import inf
 from typing import ClassVar
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.transfers.graph_rewriting import (
     CutEdge,
     GraphRewriting,
@@ -42,38 +40,31 @@ from remat_solvers.toolkit.transfers.graph_rewriting import (
 )
 from remat_solvers.toolkit.transfers.intervals import Clock, IdleInterval
 from remat_solvers.toolkit.transfers.layers import feature_maps
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 
 @dataclass(frozen=True)
-class Meng:
+class Meng(TrialMethod):
     """Keep the values of late layers, swap the others, bring them back just in time."""
 
     threshold_bytes: int | None = None  # most bytes kept for backward; None: searched
 
     name: ClassVar[str] = "meng"
     version: ClassVar[str] = "1"
+    requires = ("link to the host", "backward pass")
+    ranges: ClassVar[Ranges] = {"threshold_bytes": (0, inf)}
 
-    def __post_init__(self) -> None:
-        check_options(self, threshold_bytes=(0, inf))
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest plan of any threshold. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
-            return missing
+    def try_plans(self, trials: Trials) -> None:
+        """Try thresholds, and where none fits look for the smallest peak."""
+        problem = trials.problem
         rewriting = GraphRewriting(problem)
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            edges = edges_to_cut(problem, 0 if self.threshold_bytes is None else self.threshold_bytes)
-            if self.threshold_bytes is None:
-                try_edge_counts(rewriting, trials, lambda number: edges[:number], len(edges), "threshold")
-            elif (plan := rewriting.plan(edges, budget_bytes)) is not None:
-                trials.replay(plan, "threshold")
-            if trials.best is None:
-                search_smallest_peak(rewriting, trials, edges)
-        return trials.outcome()
+        edges = edges_to_cut(problem, 0 if self.threshold_bytes is None else self.threshold_bytes)
+        if self.threshold_bytes is None:
+            try_edge_counts(rewriting, trials, lambda number: edges[:number], len(edges), "threshold")
+        elif (plan := rewriting.plan(edges, trials.budget_bytes)) is not None:
+            trials.replay(plan, "threshold")
+        if trials.best is None:
+            search_smallest_peak(rewriting, trials, edges)
 
 
 def edges_to_cut(problem: Problem, threshold_bytes: int) -> list[CutEdge]:

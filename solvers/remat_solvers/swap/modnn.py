@@ -25,50 +25,43 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome, Status
 from remat_solvers.schedule import tangents_first
-from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.demand_paging import DemandPaging, movable_values, smallest_paging_budget
 from remat_solvers.toolkit.transfers.device import Overflow
 from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import schedule_copies
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 
 @dataclass(frozen=True)
-class ModNN:
+class ModNN(TrialMethod):
     """Offload the data whose next use is farthest in the future, prefetch as soon as there is room."""
 
     name: ClassVar[str] = "modnn"
     version: ClassVar[str] = "1"
+    requires = ("link to the host",)
 
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The schedule within the budget, with and without copies ahead of need. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "link to the host"):
-            return missing
+    def try_plans(self, trials: Trials) -> None:
+        """Try the schedule with and without copies ahead of need."""
+        problem = trials.problem
         profile = StepProfile.of(problem, range(len(problem.ops)))
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            paged = DemandPaging(profile, movable_values(problem, profile.sequence), budget_bytes, "farthest").run()
-            if isinstance(paged, Overflow):
-                return self._does_not_fit(problem, profile, paged)
-            trials.replay(paged.plan, "on demand")
-            ahead = schedule_copies(profile, paged.intervals, budget_bytes, {i: i.last + 1 for i in paged.intervals})
-            if not isinstance(ahead, Overflow):
-                trials.replay(ahead, "ahead of need")
-        return trials.outcome()
+        paged = DemandPaging(profile, movable_values(problem, profile.sequence), trials.budget_bytes, "farthest").run()
+        if isinstance(paged, Overflow):
+            self._explain(trials, profile, paged)
+            return
+        trials.replay(paged.plan, "on demand")
+        ahead = schedule_copies(profile, paged.intervals, trials.budget_bytes, {i: i.last + 1 for i in paged.intervals})
+        if not isinstance(ahead, Overflow):
+            trials.replay(ahead, "ahead of need")
 
-    def _does_not_fit(self, problem: Problem, profile: StepProfile, overflow: Overflow) -> Outcome:
-        assert problem.link is not None
-        unlimited = problem.link.host_bytes is None
+    def _explain(self, trials: Trials, profile: StepProfile, overflow: Overflow) -> None:
+        """Say why there is no plan, and, where the host has room for all values, which peak can be reached."""
+        assert trials.problem.link is not None
+        unlimited = trials.problem.link.host_bytes is None
         host = "" if unlimited else ", or the host has no room for the other values"
-        return Outcome(
-            Status.NOT_FOUND,
-            reason=f"{overflow.place(profile)} needs {overflow.excess_bytes} bytes more than the budget{host}",
-            smallest_peak_bytes=lower_bound_bytes(problem) if unlimited else None,
-        )
+        trials.reason = f"{overflow.place(profile)} needs {overflow.excess_bytes} bytes more than the budget{host}"
+        if unlimited:
+            trials.observe_peak(lower_bound_bytes(trials.problem))
 
 
 def lower_bound_bytes(problem: Problem) -> int:

@@ -33,9 +33,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.graph_rewriting import (
     CutEdge,
     GraphRewriting,
@@ -44,7 +41,7 @@ from remat_solvers.toolkit.transfers.graph_rewriting import (
 )
 from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
 from remat_solvers.toolkit.transfers.layers import feature_maps
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 Strategy: TypeAlias = Literal["chain_rule", "direct_order"]
 
@@ -54,7 +51,7 @@ FARTHEST = 10_000  # ub where none is given, as in the released code
 
 
 @dataclass(frozen=True)
-class TFLMS:
+class TFLMS(TrialMethod):
     """Swap the first values of the forward, bring them back at a distance."""
 
     n_tensors: int | None = None  # most values swapped; None: searched
@@ -65,24 +62,16 @@ class TFLMS:
 
     name: ClassVar[str] = "tflms"
     version: ClassVar[str] = "1"
+    requires = ("link to the host", "backward pass")
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest plan of all settings that are left open. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
-            return missing
+    def try_plans(self, trials: Trials) -> None:
+        """Try all settings that the options leave open."""
+        problem = trials.problem
         rewriting, graph = GraphRewriting(problem), OrderedGraph(problem)
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for lb in DISTANCES if self.lb is None else (self.lb,):
-                for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
-                    if not trials.out_of_time():
-                        self._try(rewriting, graph, trials, lb, strategy)
-        return trials.outcome()
+        for lb in DISTANCES if self.lb is None else (self.lb,):
+            for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
+                if not trials.out_of_time():
+                    self._try(rewriting, graph, trials, lb, strategy)
 
     def _try(self, rewriting: GraphRewriting, graph: OrderedGraph, trials: Trials, lb: int, strategy: Strategy) -> None:
         edges_of_values = graph.edges_to_cut(lb, self.ub, strategy, self.fuse_swapins)

@@ -66,11 +66,10 @@ from math import inf
 from typing import ClassVar
 
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import baseline, tangents_first
 from remat_solvers.swap.capuchin.guided import GuidedSequence, GuidedSwaps
 from remat_solvers.swap.capuchin.policy import Candidate, EvictionPolicy, Lanes, candidates_of
-from remat_solvers.toolkit.options import check_options
+from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.transfers.demand_paging import (
     DemandPaging,
     PagedPlan,
@@ -79,7 +78,7 @@ from remat_solvers.toolkit.transfers.demand_paging import (
 )
 from remat_solvers.toolkit.transfers.device import Overflow
 from remat_solvers.toolkit.transfers.profile import StepProfile
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 MOST_TIMES = 6  # as much recomputation as the step has work: beyond that, more candidates do not help
 ROUNDS = 20  # of feedback, each 5 % of SwapTime
@@ -87,7 +86,7 @@ PATIENCE = 5
 
 
 @dataclass(frozen=True)
-class Capuchin:
+class Capuchin(TrialMethod):
     """Swap where it costs nothing; of the other tensors, evict those that save the most memory per second."""
 
     collective: bool | None = None  # keep evicted tensors that are computed on the way; None: both are tried
@@ -95,34 +94,29 @@ class Capuchin:
 
     name: ClassVar[str] = "capuchin"
     version: ClassVar[str] = "2"
+    requires = ()
+    ranges: ClassVar[Ranges] = {"most_swaps": (0, inf)}
 
-    def __post_init__(self) -> None:
-        check_options(self, most_swaps=(0, inf))
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """More and more candidates until the plan fits. See `registry.Solver`."""
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            trials.fits(range(len(problem.ops)), "0 recomputed")
-            candidates = candidates_of(problem, budget_bytes)
-            swap_limits: list[int | None] = [0]
-            if problem.link is not None and self.most_swaps != 0:
-                if problem.link.host_bytes is None:
-                    order = tangents_first(problem, range(len(problem.ops)))
-                    trials.observe_peak(smallest_paging_budget(problem, order, movable_values(problem, order)))
-                paged = passive(problem, budget_bytes)
-                if isinstance(paged, PagedPlan):
-                    trials.replay(paged.plan, "passive")
-                swap_limits = [self.most_swaps]
-            collectives = (True, False) if self.collective is None else (self.collective,)
-            while swap_limits and not trials.expired and not trials.cannot_improve(range(len(problem.ops))):
-                most_swaps = swap_limits.pop()
-                swapped = [_evict_until_it_fits(trials, candidates, c, most_swaps) for c in collectives]
-                if self.most_swaps is None and (most_swaps is None or most_swaps > 0):
-                    swap_limits.append(max(swapped) // 2)
-        return trials.outcome()
+    def try_plans(self, trials: Trials) -> None:
+        """Evict more and more candidates until the plan fits."""
+        problem = trials.problem
+        trials.fits(range(len(problem.ops)), "0 recomputed")
+        candidates = candidates_of(problem, trials.budget_bytes)
+        swap_limits: list[int | None] = [0]
+        if problem.link is not None and self.most_swaps != 0:
+            if problem.link.host_bytes is None:
+                order = tangents_first(problem, range(len(problem.ops)))
+                trials.observe_peak(smallest_paging_budget(problem, order, movable_values(problem, order)))
+            paged = passive(problem, trials.budget_bytes)
+            if isinstance(paged, PagedPlan):
+                trials.replay(paged.plan, "passive")
+            swap_limits = [self.most_swaps]
+        collectives = (True, False) if self.collective is None else (self.collective,)
+        while swap_limits and not trials.expired and not trials.cannot_improve(range(len(problem.ops))):
+            most_swaps = swap_limits.pop()
+            swapped = [_evict_until_it_fits(trials, candidates, c, most_swaps) for c in collectives]
+            if self.most_swaps is None and (most_swaps is None or most_swaps > 0):
+                swap_limits.append(max(swapped) // 2)
 
 
 def passive(problem: Problem, budget_bytes: int) -> PagedPlan | Overflow:

@@ -35,22 +35,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from remat_solvers.problem import Problem
 from remat_solvers.registry import create
-from remat_solvers.result import Limits, OnProgress, Outcome, Stopped
+from remat_solvers.result import Stopped
 from remat_solvers.schedule import boundary_of
 from remat_solvers.swap.pofo.program import ChainProgram, Decision, solve_chain
 from remat_solvers.toolkit.chains.chain import MAX_SLOTS, MAX_STAGES, Chain, distinct_chains
 from remat_solvers.toolkit.chains.cuts import Cuts
 from remat_solvers.toolkit.chains.persistent import persistent_schedule
 from remat_solvers.toolkit.chains.schedule import Advance, Back, ChainStep, Save, keep_nothing_steps, sequence_of
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
+from remat_solvers.toolkit.options import Ranges
 from remat_solvers.toolkit.transfers.device import Overflow
 from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_intervals
 from remat_solvers.toolkit.transfers.profile import StepProfile
 from remat_solvers.toolkit.transfers.scheduler import schedule_copies
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 CUTS: tuple[Cuts, ...] = ("minima", "renewed", "every")
 ROTOR_SHARE = 0.25  # of the time, at most
@@ -59,7 +57,7 @@ SHARES = tuple(1.05**k for k in range(-7, 9))  # of the memory that the budget l
 
 
 @dataclass(frozen=True)
-class POFO:
+class POFO(TrialMethod):
     """Choose together which stages of a chain are kept, moved or recomputed."""
 
     slots: int = 300  # parts of memory in rotor's table
@@ -69,24 +67,16 @@ class POFO:
 
     name: ClassVar[str] = "pofo"
     version: ClassVar[str] = "1"
+    requires = ("link to the host", "backward pass")
+    ranges: ClassVar[Ranges] = {"slots": (1, MAX_SLOTS), "cells": (1, MOST_CELLS), "stages": (1, MAX_STAGES)}
 
-    def __post_init__(self) -> None:
-        check_options(self, slots=(1, MAX_SLOTS), cells=(1, MOST_CELLS), stages=(1, MAX_STAGES))
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest schedule whose replayed plan is within the budget. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            self._without_moves(trials)
-            forms = (self.cuts,) if self.cuts else CUTS
-            for chain in distinct_chains(problem, [(cuts, self.stages) for cuts in forms]):
-                if not trials.expired:
-                    self._try(chain, trials)
-        return trials.outcome()
+    def try_plans(self, trials: Trials) -> None:
+        """Try the plans that only recompute, then the schedules of each chain."""
+        self._without_moves(trials)
+        forms = (self.cuts,) if self.cuts else CUTS
+        for chain in distinct_chains(trials.problem, [(cuts, self.stages) for cuts in forms]):
+            if not trials.expired:
+                self._try(chain, trials)
 
     def _without_moves(self, trials: Trials) -> None:
         """Rotor's own plan."""

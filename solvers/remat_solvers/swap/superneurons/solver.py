@@ -60,22 +60,19 @@ cache by secondary notes. That tensors are locked while a layer uses them is fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.swap.superneurons.pool_allocator import pool_use
 from remat_solvers.swap.superneurons.tensor_pool import pooled
 from remat_solvers.toolkit.graphs.dropped_values import droppable
 from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.recompute_dropped import recompute_dropped
 from remat_solvers.toolkit.transfers.demand_paging import smallest_paging_budget
 from remat_solvers.toolkit.transfers.profile import StepProfile
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 Strategy: TypeAlias = Literal["keep", "speed-centric", "cost-aware", "memory-centric"]
 Threshold: TypeAlias = Literal["paper", "code"]
@@ -88,7 +85,7 @@ LOSSES = ("_softmax", "_log_softmax", "softmax", "log_softmax", "nll_loss_forwar
 
 
 @dataclass(frozen=True)
-class SuperNeurons:
+class SuperNeurons(TrialMethod):
     """Move checkpoints, recompute the layers between them: for speed, for memory, or as each segment allows."""
 
     strategy: Strategy | None = None  # None: each in turn
@@ -99,26 +96,18 @@ class SuperNeurons:
     name: ClassVar[str] = "superneurons"
     version: ClassVar[str] = "2"
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The fastest of the strategies asked for. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
-                if trials.expired:
-                    break
-                sequence = self.sequence(problem, strategy)
-                trials.fits(sequence, strategy)
-                if problem.link is not None:
-                    self._move(sequence, trials, strategy)
-        outcome = trials.outcome()
-        return outcome if outcome.plan is None else replace(outcome, reason=_pool_size(problem, outcome.plan))
+    def try_plans(self, trials: Trials) -> None:
+        """Try the chosen strategies."""
+        problem = trials.problem
+        for strategy in STRATEGIES if self.strategy is None else (self.strategy,):
+            if trials.expired:
+                break
+            sequence = self.sequence(problem, strategy)
+            trials.fits(sequence, strategy)
+            if problem.link is not None:
+                self._move(sequence, trials, strategy)
+        if trials.best is not None:
+            trials.reason = _pool_size(problem, trials.best.plan)
 
     def _move(self, sequence: list[int], trials: Trials, form: str) -> None:
         problem = trials.problem

@@ -43,12 +43,9 @@ from typing import ClassVar, Literal, TypeAlias
 
 from remat_solvers.plan import Plan
 from remat_solvers.problem import Problem
-from remat_solvers.result import Limits, OnProgress, Outcome
 from remat_solvers.schedule import store_all
 from remat_solvers.simulate import simulate
 from remat_solvers.swap.vdnn.layer_types import LayerType, classifier_start, layer_types
-from remat_solvers.toolkit.options import check_options
-from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.transfers.intervals import IdleInterval, Swap, plan_with_swaps
 from remat_solvers.toolkit.transfers.kernel_choice import (
     Workspaces,
@@ -58,44 +55,38 @@ from remat_solvers.toolkit.transfers.kernel_choice import (
     with_implementations,
 )
 from remat_solvers.toolkit.transfers.layers import backward_layers, feature_maps, within_host
-from remat_solvers.toolkit.trials import Trials
+from remat_solvers.toolkit.trials import TrialMethod, Trials
 
 Policy: TypeAlias = Literal["dynamic", "all", "conv"]
 Static: TypeAlias = Literal["all", "conv"]
 
 
 @dataclass(frozen=True)
-class VDNN:
+class VDNN(TrialMethod):
     """Offload the inputs of layers, prefetch them within a window."""
 
     policy: Policy = "dynamic"
 
     name: ClassVar[str] = "vdnn"
     version: ClassVar[str] = "1"
+    requires = ("link to the host", "backward pass")
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    def solve(
-        self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
-    ) -> Outcome:
-        """The plan of the policy, where it fits. See `registry.Solver`."""
-        if missing := missing_requirement(problem, self.name, "link to the host", "backward pass"):
-            return missing
-        trials = Trials(problem, budget_bytes, limits, on_progress)
-        with trials:
-            if self.policy == "dynamic":
-                return _dynamic(problem, trials)
-            trials.replay(offloading_plan(problem, self.policy), self.policy)
-        return trials.outcome()
+    def try_plans(self, trials: Trials) -> None:
+        """Try the plan of the policy."""
+        if self.policy == "dynamic":
+            _climb_ladder(trials)
+        else:
+            trials.replay(offloading_plan(trials.problem, self.policy), self.policy)
 
 
-def _dynamic(problem: Problem, trials: Trials) -> Outcome:
-    """The first step of the ladder that fits, if its last one does."""
+def _climb_ladder(trials: Trials) -> None:
+    """Replay the steps of the ladder up to the first that fits; none where even the last does not."""
+    problem = trials.problem
     everything = offloading_plan(problem, "all")
-    trainable = Trials(problem, trials.budget_bytes, Limits(None), None)
-    if trainable.replay(everything, "all").peak_bytes > trials.budget_bytes:
-        return trainable.outcome()
+    smallest_peak_bytes = simulate(problem, everything).peak_bytes
+    if smallest_peak_bytes > trials.budget_bytes:
+        trials.observe_peak(smallest_peak_bytes)
+        return
     for form, plan in (
         ("no offload", store_all(problem)),
         ("conv", offloading_plan(problem, "conv")),
@@ -103,7 +94,6 @@ def _dynamic(problem: Problem, trials: Trials) -> Outcome:
     ):
         if trials.replay(plan, form).peak_bytes <= trials.budget_bytes:
             break
-    return trials.outcome()
 
 
 @dataclass(frozen=True, slots=True)
