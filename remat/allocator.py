@@ -51,15 +51,22 @@ def peak_of(changes: Sequence[int]) -> int:
 def peak_while(run: Callable[[], object], device: torch.device) -> int:
     """The peak, in bytes beyond those held at the start, while `run` runs on `device`."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before)
+        return cuda_memory_of(run, device)[0]
     with recording() as record:
         run()
     return peak_of(record.changes)
+
+
+def cuda_memory_of(run: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Return (peak, kept) bytes beyond those held at the start: at most, and after `run` while its result exists."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+    result = run()
+    torch.cuda.synchronize(device)
+    stats = torch.cuda.memory_stats(device)
+    del result
+    return int(stats["requested_bytes.all.peak"] - before), int(stats["requested_bytes.all.current"] - before)
 
 
 @contextmanager

@@ -80,18 +80,18 @@ class TorchBudget:
         """
         sequences: dict[int, list[int]] = {}
         for step in (STEPS, 0):
-            sequences[step] = self._sequence(captured, step / STEPS)
+            sequences[step] = self.sequence_at(captured, step / STEPS)
             yield step / STEPS, sequences[step]
         ranges = deque([(0, STEPS)])
         while ranges:
             low, high = ranges.popleft()
             if high - low > 1 and sequences[low] != sequences[high]:
                 middle = (low + high) // 2
-                sequences[middle] = self._sequence(captured, middle / STEPS)
+                sequences[middle] = self.sequence_at(captured, middle / STEPS)
                 yield middle / STEPS, sequences[middle]
                 ranges += [(low, middle), (middle, high)]
 
-    def _sequence(self, captured: Capture, setting: float) -> list[int]:
+    def sequence_at(self, captured: Capture, setting: float) -> list[int]:
         """The forward ops in order, then the ops of the partitioner's backward, in its order."""
         problem = self.exported.problem
         op_of = {node.name: i for i, node in enumerate(self.exported.lowered.op_nodes) if node is not None}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from remat.allocator import recording, warm_heap
+from remat.allocator import cuda_memory_of, recording, warm_heap
 from remat.capture.costs.cache import Row, device_name, read_rows, write_rows
 from remat.capture.costs.synthetic import READS_WHOLE_STORAGE, synthetic_call
 from remat.capture.joint import device_of, storage_of, target_name, tensors_of
@@ -93,19 +93,19 @@ def _measure_missing(nodes: dict[str, fx.Node]) -> dict[str, Row]:
                 _run_between_markers(node)
         memory = dict(zip(on_cpu, _between_markers(record.changes), strict=True))
     for key in nodes.keys() - on_cpu.keys():
-        memory[key] = _cuda_memory(nodes[key])
+        memory[key] = cuda_memory_of(synthetic_call(nodes[key]), device_of(nodes[key]))
     rows: dict[str, Row] = {}
     for key, node in nodes.items():
         peak, kept = memory[key]
-        times = _timed(node, peak + _ALLOCATOR_BYTES if key in on_cpu else 0)
+        times = measure_time(node, peak + _ALLOCATOR_BYTES if key in on_cpu else 0)
         rows[key] = (*times, max(0, peak - _created_bytes(node)), kept)
     return rows
 
 
-def _timed(node: fx.Node, warm_bytes: int) -> tuple[int, int]:
+def measure_time(node: fx.Node, warm_bytes: int) -> tuple[int, int]:
     """Return (minimum, median - minimum) of several runs, in ns. Each starts with `warm_bytes` of warm heap."""
     device = device_of(node)
-    clock = _cuda_clock(device) if device.type == "cuda" else _clock
+    clock = cuda_clock(device) if device.type == "cuda" else cpu_clock
     call = synthetic_call(node, repeatable=True)
     runs: list[int] = []
     call()
@@ -115,13 +115,13 @@ def _timed(node: fx.Node, warm_bytes: int) -> tuple[int, int]:
     return min(runs), int(statistics.median(runs)) - min(runs)
 
 
-def _clock(call: Callable[[], object]) -> int:
+def cpu_clock(call: Callable[[], object]) -> int:
     begin = time.perf_counter_ns()
     call()
     return time.perf_counter_ns() - begin
 
 
-def _cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], int]:
+def cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], int]:
     def clock(call: Callable[[], object]) -> int:
         begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -138,7 +138,7 @@ def _cuda_clock(device: torch.device) -> Callable[[Callable[[], object]], int]:
 def measure_memory(node: fx.Node) -> tuple[int, int]:
     """Return (peak, kept) bytes of one execution: allocated at most, and after it, without the inputs."""
     if device_of(node).type == "cuda":
-        return _cuda_memory(node)
+        return cuda_memory_of(synthetic_call(node), device_of(node))
     with recording() as record:
         _run_between_markers(node)
     return _between_markers(record.changes)[0]
@@ -164,19 +164,6 @@ def _between_markers(changes: Sequence[int]) -> list[tuple[int, int]]:
             figures.append((max(allocated), allocated[-1]))
             begin = -1
     return figures
-
-
-def _cuda_memory(node: fx.Node) -> tuple[int, int]:
-    device = device_of(node)
-    call = synthetic_call(node)
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
-    outputs = call()
-    torch.cuda.synchronize(device)
-    stats = torch.cuda.memory_stats(device)
-    del outputs
-    return stats["requested_bytes.all.peak"] - before, stats["requested_bytes.all.current"] - before
 
 
 def _created_bytes(node: fx.Node) -> int:

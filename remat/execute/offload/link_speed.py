@@ -29,7 +29,7 @@ def measure_link(device: torch.device, tier: Tier) -> Link:
     known = read_rows([key]).get(key)
     if known is None:
         with warm_heap(2 * LARGE_BYTES if device.type == "cpu" else 0):
-            small, large = _times(device, tier, SMALL_BYTES), _times(device, tier, LARGE_BYTES)
+            small, large = copy_times(device, tier, SMALL_BYTES), copy_times(device, tier, LARGE_BYTES)
         to_host, to_device = _rate(small[0], large[0]), _rate(small[1], large[1])
         latency_ns = max(0, small[0] - _copy_ns(to_host), small[1] - _copy_ns(to_device))
         known = (to_host, to_device, latency_ns, 0)
@@ -45,7 +45,7 @@ def _copy_ns(rate: int) -> int:
     return SMALL_BYTES * 10**9 // rate
 
 
-def _times(device: torch.device, tier: Tier, size_bytes: int) -> tuple[int, int]:
+def copy_times(device: torch.device, tier: Tier, size_bytes: int) -> tuple[int, int]:
     """Return the median times of a copy of `size_bytes` to the tier, and of one back, in ns."""
     engine = make_engine(device, tier, {0: size_bytes})
     value = torch.zeros(size_bytes, dtype=torch.uint8, device=device)

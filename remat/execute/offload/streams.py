@@ -117,10 +117,10 @@ class StreamEngine(OffloadEngine[_Slab]):
             raise OffloadError("host", self.slab_bytes, message) from error
 
     def _new_session(self, slab: _Slab) -> Session:
-        return _StreamSession(self, slab)
+        return StreamSession(self, slab)
 
 
-class _StreamSession(Session):
+class StreamSession(Session):
     def __init__(self, engine: StreamEngine, slab: _Slab) -> None:
         super().__init__()
         self._engine = engine

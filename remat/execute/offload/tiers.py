@@ -117,7 +117,7 @@ class _DiskSlab(Slab):
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._direct = _go_direct(fd)
+        self._direct = enable_direct_access(fd)
         self._outgoing, self._incoming = (np.frombuffer(mmap.mmap(-1, CHUNK_BYTES), np.uint8) for _ in range(2))
         self._edges: dict[int, tuple[Bytes, Bytes]] = {}
         self._checksums: dict[int, int] = {}
@@ -169,7 +169,7 @@ class _DiskSlab(Slab):
         os.close(self.fd)
 
 
-def _go_direct(fd: int) -> bool:
+def enable_direct_access(fd: int) -> bool:
     """Switch the file to direct access, and return whether that works.
 
     Some file systems accept the flag and then refuse the first block, so one block is written.

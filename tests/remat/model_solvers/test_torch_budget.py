@@ -56,7 +56,7 @@ def test_every_setting_is_a_valid_plan_that_runs(name: str) -> None:
 def test_settings_left_out_are_those_that_change_nothing(name: str) -> None:
     method = TorchBudget(export(name))
     captured = method.exported.recapture()
-    every = {tuple(method._sequence(captured, step / STEPS)) for step in range(STEPS + 1)}
+    every = {tuple(method.sequence_at(captured, step / STEPS)) for step in range(STEPS + 1)}
     assert {tuple(ops) for _, ops in method.sequences(captured)} == every
 
 

@@ -36,13 +36,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def timed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """The number of times that each signature was timed."""
     counted: Counter[str] = Counter()
-    original = measure._timed
+    original = measure.measure_time
 
-    def spy(node: fx.Node, room_bytes: int) -> tuple[int, int]:
+    def count(node: fx.Node, warm_bytes: int) -> tuple[int, int]:
         counted[signature_of(node)] += 1
-        return original(node, room_bytes)
+        return original(node, warm_bytes)
 
-    monkeypatch.setattr(measure, "_timed", spy)
+    monkeypatch.setattr(measure, "measure_time", count)
     return counted
 
 
@@ -240,7 +240,7 @@ def test_spread_is_the_noise_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     def clock(call: Callable[[], object]) -> int:
         return 10**7 * runs.setdefault(call, [40, 10, 50]).pop()
 
-    monkeypatch.setattr(measure, "_clock", clock)
+    monkeypatch.setattr(measure, "cpu_clock", clock)
     problem = measured(nn.Linear(WIDTH, WIDTH), rows())
     assert problem.ops[0].time_ns == 10 * 10**7
     assert problem.costs is not None
@@ -250,7 +250,7 @@ def test_spread_is_the_noise_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ops_run_in_warm_memory_while_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """glibc maps blocks of 32 MiB anew: the system has to map and clear 8,192 pages, but not during a timed run."""
     faults: dict[Callable[[], object], list[int]] = {}
-    original = measure._clock
+    original = measure.cpu_clock
 
     def clock(call: Callable[[], object]) -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -258,7 +258,7 @@ def test_ops_run_in_warm_memory_while_they_are_timed(monkeypatch: pytest.MonkeyP
         faults.setdefault(call, []).append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         return time_ns
 
-    monkeypatch.setattr(measure, "_clock", clock)
+    monkeypatch.setattr(measure, "cpu_clock", clock)
     model = Lambda(lambda self, x: (x * self.scale).exp().sum(), scale=nn.Parameter(torch.ones(4096)))
     measured(model, torch.ones(2048, 4096))
     assert len(faults) >= 4

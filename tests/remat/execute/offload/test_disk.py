@@ -32,7 +32,7 @@ def open_files() -> int:
 @pytest.fixture
 def cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system without direct access."""
-    monkeypatch.setattr(tiers, "_go_direct", lambda fd: False)
+    monkeypatch.setattr(tiers, "enable_direct_access", lambda fd: False)
 
 
 @pytest.mark.parametrize("refused", ["fcntl", "pwrite"])

@@ -33,7 +33,7 @@ def test_rates_and_latency_are_read_from_two_sizes(link: Link, monkeypatch: pyte
         offload_ns, fetch_ns = (copy_ns(size_bytes, rate, link.latency_ns) for rate in rates)
         return offload_ns, fetch_ns
 
-    monkeypatch.setattr(link_speed, "_times", times)
+    monkeypatch.setattr(link_speed, "copy_times", times)
     found = measure_link(CPU, HostTier())
     for size in (SMALL_BYTES, 10**6, LARGE_BYTES, 10**9):
         for measured, stated in (
@@ -44,14 +44,14 @@ def test_rates_and_latency_are_read_from_two_sizes(link: Link, monkeypatch: pyte
             assert copy_ns(size, measured, found.latency_ns) == pytest.approx(expected, rel=1e-4, abs=2)
 
 
-def test_it_is_measured_once_per_tier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real, calls = link_speed._times, []
+def test_each_tier_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real, calls = link_speed.copy_times, []
 
-    def counting(device: torch.device, tier: HostTier | DiskTier, size_bytes: int) -> tuple[int, int]:
+    def count(device: torch.device, tier: HostTier | DiskTier, size_bytes: int) -> tuple[int, int]:
         calls.append((tier.name, size_bytes))
         return real(device, tier, size_bytes)
 
-    monkeypatch.setattr(link_speed, "_times", counting)
+    monkeypatch.setattr(link_speed, "copy_times", count)
     for tier in (HostTier(), DiskTier(tmp_path)):
         first = measure_link(CPU, tier)
         assert measure_link(CPU, tier) == first

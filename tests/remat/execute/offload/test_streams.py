@@ -22,9 +22,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import remat
 from remat.execute import program
-from remat.execute.offload import streams
 from remat.execute.offload.session import OffloadEngine
-from remat.execute.offload.streams import StreamEngine
+from remat.execute.offload.streams import StreamEngine, StreamSession
 from remat.verification import compare_steps, run_step
 from remat_solvers.errors import OffloadError
 from remat_solvers.generate import random_plan
@@ -248,9 +247,9 @@ def test_every_wait_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         def end(session: Any) -> None:
             session._engine.pool.put_back(session._slab)
 
-        monkeypatch.setattr(streams._StreamSession, "__del__", end)
+        monkeypatch.setattr(StreamSession, "__del__", end)
     else:
-        monkeypatch.setattr(streams._StreamSession, name, lambda session, *_: session._device.current_stream())
+        monkeypatch.setattr(StreamSession, name, lambda session, *_: session._device.current_stream())
     assert sum(wrong_reads(seed) for seed in range(300)) > 0
 
 
