@@ -1,6 +1,6 @@
-"""Which solvers there are: name -> lazily imported class, and what each can do.
+"""Registers the solvers: their names, the classes that are imported lazily, and what each can do.
 
-Nothing is imported before a solver is asked for. Adding one is its file and one entry here.
+A solver's module is imported when the solver is created. To add a solver, write its file and one entry here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Solver(Protocol):
 
 @runtime_checkable
 class FindsMinPeak(Solver, Protocol):
-    """A method with a search of its own for the smallest peak; any other is asked for smaller and smaller budgets."""
+    """A method with a search of its own for the smallest peak; any other solves for one budget after the other."""
 
     def solve_min_peak(self, problem: Problem, *, limits: Limits, on_progress: OnProgress | None, seed: int) -> Outcome:
         """A plan of the smallest peak that this method finds within `limits`, whatever its time.
@@ -76,7 +76,8 @@ ENTRIES: tuple[Entry, ...] = (
         name="auto",
         path="remat_solvers.optimal.auto:Auto",
         family="optimal",
-        summary="Our own portfolio: an integer program proves bounds, local search improves the best plan.",
+        summary="A portfolio: an integer program proves lower bounds while local search improves plans, "
+        "warm-started by the fast published methods.",
         supports_link=True,
         exact=True,
         slow=True,
@@ -128,7 +129,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="rockmate",
         path="remat_solvers.recompute.rockmate:Rockmate",
         family="recompute",
-        summary="Zhao et al. 2023: integer programs inside blocks, each solved once if alike; rotor's chain over them.",
+        summary="Zhao et al. 2023: integer programs inside blocks, one for identical blocks; rotor's chain over them.",
         needs_backward=True,
         slow=True,
     ),
@@ -136,7 +137,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="checkmate",
         path="remat_solvers.recompute.checkmate:Checkmate",
         family="recompute",
-        summary="Jain et al. 2020: an integer program over stages; coarsened for large graphs; with a link, moves too.",
+        summary="Jain et al. 2020: an integer program over stages, coarsened for large graphs; offloads with a link.",
         supports_link=True,
         exact=True,
         slow=True,
@@ -167,7 +168,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="belady",
         path="remat_solvers.recompute.belady:Belady",
         family="recompute",
-        summary="Evict what is needed again farthest in the future, weighed by size and cost; recompute on demand.",
+        summary="Evict the value whose next use is farthest, weighed by size and cost; recompute on demand.",
     ),
     Entry(
         name="selective",
@@ -180,14 +181,14 @@ ENTRIES: tuple[Entry, ...] = (
         name="segments",
         path="remat_solvers.recompute.segments:Segments",
         family="recompute",
-        summary="What torch.utils.checkpoint around each block does.",
+        summary="Recompute each block in backward, as torch.utils.checkpoint around each block does.",
         needs_backward=True,
     ),
     Entry(
         name="superneurons",
         path="remat_solvers.swap.superneurons:SuperNeurons",
         family="swap",
-        summary="Wang et al. 2018: move checkpoints, recompute between them; an LRU cache of tensors.",
+        summary="Wang et al. 2018: offload checkpoints, recompute between them; an LRU cache of tensors.",
         needs_backward=True,
         supports_link=True,
     ),
@@ -203,7 +204,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="meng",
         path="remat_solvers.swap.meng:Meng",
         family="swap",
-        summary="Meng et al. 2017: swap what the early layers make, and back when the time still hides the copy.",
+        summary="Meng et al. 2017: swap the outputs of the early layers; fetch when compute still hides the copy.",
         needs_backward=True,
         supports_link=True,
     ),
@@ -211,7 +212,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="tflms",
         path="remat_solvers.swap.tflms:TFLMS",
         family="swap",
-        summary="Le et al. 2018 (TFLMS): swap the first tensors of the graph, and back at a distance in the graph.",
+        summary="Le et al. 2018 (TFLMS): swap the first tensors of the graph; fetch them at a distance in the graph.",
         needs_backward=True,
         supports_link=True,
         slow=True,
@@ -220,7 +221,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="layrub",
         path="remat_solvers.swap.layrub:Layrub",
         family="swap",
-        summary="Liu et al. 2018: every layer's data moves when no forward layer will read it, back one layer ahead.",
+        summary="Liu et al. 2018: offload every layer's data after its last forward reader; fetch it one layer ahead.",
         needs_backward=True,
         supports_link=True,
     ),
@@ -228,7 +229,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="pofo",
         path="remat_solvers.swap.pofo:POFO",
         family="swap",
-        summary="Beaumont et al. 2021: keep, move or recompute the stages of a chain, by one dynamic program.",
+        summary="Beaumont et al. 2021: keep, offload or recompute the stages of a chain, by one dynamic program.",
         needs_backward=True,
         supports_link=True,
         slow=True,
@@ -237,7 +238,7 @@ ENTRIES: tuple[Entry, ...] = (
         name="swap-only",
         path="remat_solvers.swap.swap_only:SwapOnly",
         family="swap",
-        summary="The fastest plan found that moves values to the host and recomputes nothing.",
+        summary="The fastest plan found that offloads values and recomputes nothing.",
         supports_link=True,
         slow=True,
     ),
@@ -245,14 +246,14 @@ ENTRIES: tuple[Entry, ...] = (
         name="modnn",
         path="remat_solvers.swap.modnn:ModNN",
         family="swap",
-        summary="Chen et al. 2018, in the manner of: offload what is needed last, prefetch as soon as there is room.",
+        summary="After Chen et al. 2018: offload the values needed last, prefetch as soon as there is room.",
         supports_link=True,
     ),
     Entry(
         name="capuchin",
         path="remat_solvers.swap.capuchin:Capuchin",
         family="swap",
-        summary="Peng et al. 2020: swap what costs nothing, then swap or recompute what saves most per second (MSPS).",
+        summary="Peng et al. 2020: swap at no cost first, then swap or recompute by memory saved per second (MSPS).",
         supports_link=True,
         slow=True,
     ),
@@ -265,7 +266,7 @@ def solver_names() -> tuple[str, ...]:
 
 
 def entry(name: str) -> Entry:
-    """The entry of `name`. Raises InputError, with close names, where there is none."""
+    """The entry of `name`. Raises InputError, which suggests similar names, if there is none."""
     for known in ENTRIES:
         if known.name == name:
             return known

@@ -1,14 +1,14 @@
-"""Checks independently, in exact arithmetic, what a certificate proves about a problem.
+"""Computes the bound that a certificate proves about a problem, independently and in exact arithmetic.
 
 This file, with rows.py, shares no code with the search, with the program that bounds it, or with the code that writes
-certificates, and trusts no solver's tolerance: any multipliers at all give a bound that holds, and that bound is
-computed here in integers.
+certificates, and trusts no solver's tolerance: any multipliers at all give a valid bound, and that bound is computed
+here in integers.
 
 Weak duality. rows.py states which rows g(x) >= 0 every plan satisfies with its 0/1 values x, and which of these values
-are known. For weights w >= 0 no such x has an objective c(x) below the least of c(x) - sum of w g(x) over all
-values that are not ruled out one by one, which falls apart into one choice per variable. With the objective 0, a least
-value above 0 proves that there is no x: that no plan fits. A certificate of several leaves branches on variables;
-every plan falls into one of the leaves, so that the least of their bounds holds.
+are known. For weights w >= 0 no such x has an objective c(x) below the minimum of c(x) - sum of w g(x) over the ranges
+that are known of the single variables, and this minimum is a sum of one minimum per variable. With the objective 0, a
+minimum above 0 proves that there is no such x: that no plan fits. A certificate of several leaves branches on
+variables; every plan belongs to one of the leaves, so the smallest of their bounds holds for all plans.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ Fixed: TypeAlias = Mapping[Variable, int]
 
 ARITY = {"memory": 1, "stay": 3, "input": 4, "inside": 5, "split": 4, "once": 1, "only": 1}
 VARIABLE_ARITY = {"stay": 2, "run": 3}
-SCALE = 1e4  # the step's time, and all bytes, in the program that is solved where there are no multipliers
+SCALE = 1e4  # the step's time, and all bytes, in units of the LP that is solved if a certificate has no leaves
 
 
 def check_certificate(problem: Problem, certificate: Certificate) -> int | None:
     """The bound that `certificate` proves for the plans of `problem`, in ns; None: that no plan is within its budget.
 
-    At least what it claims, or CertificateError says what is wrong: another problem, a wrong type, ops that need not
-    run one after the other, stages, rows or variables that do not exist, leaves that miss a case, or multipliers that
-    prove less than is claimed. A certificate without leaves has its relaxation solved here.
+    The bound is at least the claimed one. For a certificate without leaves the relaxation is solved here. Raises
+    CertificateError, which says what is wrong: another problem, a wrong type, ops that need not run one after the
+    other, stages, rows or variables that do not exist, leaves that miss a case, or multipliers that prove less than the
+    certificate claims.
     """
     proven = proven_ns(problem, certificate)
     claimed = certificate.bound_ns
@@ -52,7 +53,7 @@ def proven_ns(problem: Problem, certificate: Certificate) -> int | None:
     if certificate.problem != problem.fingerprint:
         raise CertificateError("problem: the certificate is for another problem (the fingerprints differ)")
     if problem.link is not None:
-        raise CertificateError("problem: has a link, and a certificate is about plans without offload only")
+        raise CertificateError("problem: it has a link, but a certificate is about plans without offload only")
     relaxation = Relaxation(problem, certificate)
     leaves = certificate.leaves or (Leaf(multipliers=_solve(relaxation, infeasible=certificate.bound_ns is None)),)
     _check_cover([leaf.fixed for leaf in leaves])
@@ -97,7 +98,7 @@ def _are_indices(numbers: object) -> bool:
 
 
 def _names(entry: object, arity: Mapping[str, int]) -> bool:
-    """Whether a triple begins with a kind and its indices; a split may have more of them."""
+    """Whether an entry is a triple of a kind, its indices and a number; a split may have more indices than `arity`."""
     if type(entry) is not tuple or len(entry) != 3 or type(entry[0]) is not str or not _are_indices(entry[1]):
         return False
     kind, count = entry[0], len(entry[1])
@@ -105,7 +106,7 @@ def _names(entry: object, arity: Mapping[str, int]) -> bool:
 
 
 def _check_cover(branches: list[tuple[tuple[str, tuple[int, ...], int], ...]]) -> None:
-    """The branches must be the leaves of a binary tree, each node of which splits one variable into 0 and 1."""
+    """Raise CertificateError unless the branches are the leaves of a binary tree that splits one variable per node."""
     stack = [(branches, 0)]
     while stack:
         group, depth = stack.pop()
@@ -139,21 +140,21 @@ def _bound(relaxation: Relaxation, index: int, leaf: Leaf) -> int | None:
         constant -= factor * known
         for variable, coefficient in coefficients.items():
             reduced[variable] = reduced.get(variable, 0) - factor * coefficient
-    if _least(relaxation, reduced, fixed) + constant > 0:
+    if _minimum(relaxation, reduced, fixed) + constant > 0:
         return None
     for op, item in enumerate(relaxation.problem.ops):
         for stage in range(relaxation.low[op], relaxation.last + 1):
             variable = ("run", (op, stage, stage))
             reduced[variable] = reduced.get(variable, 0) + item.time_ns * scale
-    return -(-(_least(relaxation, reduced, fixed) + constant) // scale)
+    return -(-(_minimum(relaxation, reduced, fixed) + constant) // scale)
 
 
 def _allows(relaxation: Relaxation, variable: Variable, side: int) -> bool:
-    least, most = relaxation.box(variable)
-    return least <= side <= most
+    low, high = relaxation.box(variable)
+    return low <= side <= high
 
 
-def _least(relaxation: Relaxation, objective: dict[Variable, int], fixed: Fixed) -> int:
+def _minimum(relaxation: Relaxation, objective: dict[Variable, int], fixed: Fixed) -> int:
     """The minimum of a linear objective over the known ranges of the variables."""
     total = 0
     for variable, coefficient in objective.items():
@@ -165,9 +166,9 @@ def _least(relaxation: Relaxation, objective: dict[Variable, int], fixed: Fixed)
 
 
 def _solve(relaxation: Relaxation, *, infeasible: bool) -> tuple[tuple[str, tuple[int, ...], float], ...]:
-    """Multipliers from HiGHS: those of the relaxation or, to prove that no plan fits, of the least excess of memory.
+    """Multipliers from HiGHS: those of the relaxation or, to prove that no plan fits, of the smallest excess of memory.
 
-    Nothing here needs to be exact, or even right: what the multipliers prove is computed from them afterwards.
+    Nothing here needs to be exact, or even right: the bound is computed from the multipliers afterwards.
     """
     import highspy
     import numpy as np
@@ -214,11 +215,11 @@ def _solve(relaxation: Relaxation, *, infeasible: bool) -> tuple[tuple[str, tupl
         solver.run()
         solved = solver.getModelStatus() == highspy.HighsModelStatus.kOptimal
         unit = bytes_unit if excess else time_unit
-        found = [float(dual) * scale * unit for dual, scale in zip(solver.getSolution().row_dual, scales, strict=True)]
-        whole = [float(round(weight)) for weight in found]  # most likely the exact weights
-        return solved, [n if abs(w - n) < 1e-9 * max(1.0, abs(w)) else w for w, n in zip(found, whole, strict=True)]
+        duals = [float(dual) * scale * unit for dual, scale in zip(solver.getSolution().row_dual, scales, strict=True)]
+        rounded = [float(round(weight)) for weight in duals]  # most likely the exact weights
+        return solved, [n if abs(w - n) < 1e-9 * max(1.0, abs(w)) else w for w, n in zip(duals, rounded, strict=True)]
 
-    solved, found = weights(excess=infeasible)
+    solved, multipliers = weights(excess=infeasible)
     if not solved and not infeasible:
-        _, found = weights(excess=True)
-    return tuple((*name, weight) for name, weight in zip(names, found, strict=True) if weight > 0)
+        _, multipliers = weights(excess=True)
+    return tuple((*name, weight) for name, weight in zip(names, multipliers, strict=True) if weight > 0)

@@ -2,15 +2,15 @@
 
 Take any plan without offload within the budget, and any ops a_0, ..., a_(m-1) that first run one after
 the other: in the given order, ops of rising index; in any order, ops of which each depends on the one before (through
-values, through effects, whose first runs keep the problem's order, or as backward ops do on forward ops). Moment k is
-the first run of a_k, moment m the end of the step; stage k is what happens after moment k-1, moment k included. Set
+values, through effects, whose first runs keep the problem's order, or as backward ops depend on forward ops). Moment k
+is the first run of a_k, moment m the end of the step; stage k lasts from after moment k-1 to moment k, included. Set
 
     stay(d, k) = 1 where value d is on the device at moment k (during the run)
     run(v, i, j) = 1 where op v is computed in stages i to j, once or more
 
-Op v first runs in a stage from low(v) to high(v): in the given order the one stage it falls into, else not before the
-stage after the last moment it depends on, and not after the first moment that depends on it. Then, with p the op that
-produces d, these rows hold for the 0/1 values above, whatever the plan:
+Op v first runs in a stage from low(v) to high(v). In the given order this is the one stage that the op belongs to. In
+any order it is not before the stage after the last moment that v depends on, and not after the first moment that
+depends on v. Then, with p the op that produces d, these rows hold for the 0/1 values above, whatever the plan:
 
     memory(k)             bytes of all d with stay(d, k), constants, reserve and workspace of a_k <= budget
     stay(d, i, j)         stay(d, j) <= stay(d, i-1) + run(p, i, j)        it was resident, or was computed since
@@ -23,13 +23,13 @@ produces d, these rows hold for the 0/1 values above, whatever the plan:
 and these values are known (stay(d, -1) = 0):
 
     stay(d, k) = 1    d is read or produced by a_k; k = m and d is a result; d is a result of the forward and every
-                      forward op has run by moment k (from there on it belongs to the caller)
+                      forward op has run by moment k (from then on it belongs to the caller)
     stay(d, k) = 0    low(p) > k
     run(v, i, j) = 1  i <= low(v) and high(v) <= j
     run(v, i, j) = 0  low(v) > j; v is not recomputable and high(v) < i
 
-At its first computation no output of a_k is resident already, so memory(k) is what the replay counts. The plan's time
-is at least the sum of time(v) run(v, k, k), since each run counted is one that happens.
+At its first computation no output of a_k is resident already, so memory(k) counts the same bytes as the replay. The
+plan's time is at least the sum of time(v) run(v, k, k), since each run counted is one that happens.
 
 Only check.py reads certificates with this file; it shares no code with the prover (optimal/certify.py).
 """
@@ -51,7 +51,7 @@ Row: TypeAlias = tuple[dict[Variable, int], int]  # coefficients and constant of
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Rows and variables of one certificate; CertificateError where its ops or stages are not what they must be."""
+    """Rows and variables of one certificate. Raises CertificateError for ops or stages that it may not have."""
 
     problem: Problem
     certificate: Certificate
@@ -77,7 +77,7 @@ class Relaxation:
 
     @cached_property
     def _before(self) -> list[list[int]]:
-        """Per op those that directly have to run first: producers of its inputs, and the effect before its own."""
+        """Per op, the ops that must run directly before it: producers of its inputs, and the op of the last effect."""
         before: list[list[int]] = []
         effect: int | None = None
         for index, op in enumerate(self.problem.ops):
@@ -91,13 +91,13 @@ class Relaxation:
     @cached_property
     def _ancestors(self) -> list[set[int]]:
         """Per op of `at` all ops whose first run comes before its own in every plan of the order."""
-        found = []
+        ancestors = []
         for op in self.certificate.at:
             if self.certificate.order is Order.GIVEN:
-                found.append(set(range(op)))
+                ancestors.append(set(range(op)))
                 continue
-            found.append(_reach(op, self._before, self._phase("backward"), self.problem.forward_ops))
-        return found
+            ancestors.append(_reach(op, self._before, self._phase("backward"), self.problem.forward_ops))
+        return ancestors
 
     def _phase(self, phase: str) -> list[bool]:
         return [op.phase == phase for op in self.problem.ops]
@@ -138,30 +138,30 @@ class Relaxation:
         return frozenset(d for d in self.problem.results if producer[d] >= 0 and ops[producer[d]].phase == "forward")
 
     @cached_property
-    def _needed(self) -> list[set[int]]:
+    def _certain(self) -> list[set[int]]:
         """Per moment the values that are on the device then in every plan."""
         ops, producer = self.problem.ops, self.problem.producer
         forward_ends = max((self.high[op] for op in self.problem.forward_ops), default=0)
-        needed = [{*ops[op].inputs, *ops[op].outputs} for op in self.certificate.at]
-        needed.append(set(self.problem.results))
+        certain = [{*ops[op].inputs, *ops[op].outputs} for op in self.certificate.at]
+        certain.append(set(self.problem.results))
         return [
-            {d for d in there | (self._forward_results if k >= forward_ends else set()) if producer[d] >= 0}
-            for k, there in enumerate(needed)
+            {d for d in values | (self._forward_results if k >= forward_ends else set()) if producer[d] >= 0}
+            for k, values in enumerate(certain)
         ]
 
     def box(self, variable: Variable) -> tuple[int, int]:
-        """The least and the most that is known of a variable."""
+        """The smallest and the largest number that a variable can be, by the known values."""
         kind, indices = variable
         if kind == "stay":
             value, moment = indices
-            if value in self._needed[moment]:
+            if value in self._certain[moment]:
                 return 1, 1
             return 0, int(self.low[self.problem.producer[value]] <= moment)
         op, first, last = indices
         if first <= self.low[op] and self.high[op] <= last:
             return 1, 1
-        again = self.problem.ops[op].recomputable or first <= self.high[op]
-        return 0, int(self.low[op] <= last and again)
+        may_run = self.problem.ops[op].recomputable or first <= self.high[op]
+        return 0, int(self.low[op] <= last and may_run)
 
     def exists(self, variable: Variable) -> bool:
         """Whether the relaxation has such a variable."""
@@ -170,8 +170,8 @@ class Relaxation:
             value, moment = indices
             return value < len(self.problem.values) and self.problem.producer[value] >= 0 and moment <= self.last
         op, first, last = indices
-        stages = first == last <= self.last or (first, last) in self._intervals
-        return 0 <= op < len(self.problem.ops) and stages  # -1 stands for the producer of constants
+        stages_exist = first == last <= self.last or (first, last) in self._intervals
+        return 0 <= op < len(self.problem.ops) and stages_exist  # -1 is the producer of constants
 
     @cached_property
     def _intervals(self) -> frozenset[tuple[int, int]]:
@@ -233,7 +233,7 @@ class Relaxation:
 
     # All rows
     def rows(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every row of the relaxation; of the splits those into single stages."""
+        """The names of all rows of the relaxation; of the splits only those into single stages."""
         moments = range(self.last + 1)
         yield from (("memory", (k,)) for k in moments)
         values = [d for d, producer in enumerate(self.problem.producer) if producer >= 0]
@@ -256,16 +256,16 @@ class Relaxation:
 
 
 def _reach(start: int, steps: list[list[int]], leaps: list[bool], all_of: tuple[int, ...]) -> set[int]:
-    """Ops reached from `start` by one step or more; an op that leaps also steps to `all_of`."""
+    """Ops reached from `start` by one step or more; an op with `leaps` also steps to every op of `all_of`."""
     seen: set[int] = set()
     stack = [start]
     leapt = False
     while stack:
         op = stack.pop()
-        then = list(steps[op])
+        reached = list(steps[op])
         if leaps[op] and not leapt:
             leapt = True
-            then += all_of
-        stack += [u for u in then if u not in seen]
-        seen.update(then)
+            reached += all_of
+        stack += [u for u in reached if u not in seen]
+        seen.update(reached)
     return seen - {start}

@@ -1,12 +1,12 @@
-"""Writes certificates, with which a bound can be checked without trust in any of the solvers.
+"""Writes certificates, with which anyone can check a bound without trust in any of the solvers.
 
 The program is that of program/program.py, relaxed to an LP, with rows named as in certificates/rows.py. Its dual
 solution, read off HiGHS, is a list of weights of rows, and any such list proves a bound by weak duality (Checkmate's
 relaxation as in Jain et al. 2020, arXiv 1910.02653, section 4.5, over few stages). The checker computes in exact
 arithmetic how much it proves: a solver's tolerance can cost a nanosecond, never the truth.
 
-That no plan fits is proven by the weights of a second LP: the least bytes by which the memory rows must be exceeded.
-Its weights prove every smaller budget infeasible as well, so it also gives floors under the peak of every plan.
+A second LP proves that no plan fits: it minimises the bytes by which the memory rows must be exceeded. Its weights
+prove every smaller budget infeasible as well, so it also gives floors under the peak of every plan.
 
 Variables that no optimum needs have no column here (`Stages.last_use`); leaving them out lowers no bound.
 """
@@ -31,7 +31,7 @@ from remat_solvers.toolkit.programs.rows import Rows
 Interval: TypeAlias = tuple[int, int]
 Name: TypeAlias = tuple[str, tuple[int, ...]]
 
-INTEGER = 1e-9  # relative distance to an integer at which a weight is taken for it
+INTEGER = 1e-9  # relative distance to an integer below which a weight is rounded to it
 COST_UNITS = 1e4  # the time of the step, or the bytes of the memory rows: far above HiGHS's tolerances
 
 
@@ -47,11 +47,11 @@ def certify(
     """Evidence for the bound that the relaxation over the moments `at` gives on the time of plans within the budget.
 
     at: ops whose first runs come one after the other in every plan of the order; intervals: first and last stage
-    (from 0 to len(at)) of runs of stages whose recomputations are counted together, which strengthens the bound. Where
-    the relaxation has no point the certificate proves that no plan fits. Stopped by `seconds`, it proves less. Raises
-    InputError for `at` that the order does not allow.
+    (from 0 to len(at)) of series of stages whose recomputations are counted together, which strengthens the bound. If
+    the relaxation has no point the certificate proves that no plan fits. After `seconds` the LP stops, and the
+    certificate proves less. Raises InputError for `at` that the order does not allow.
     """
-    program = Relaxed(problem, budget_bytes, order, at, intervals)
+    program = RelaxedProgram(problem, budget_bytes, order, at, intervals)
     certificate = program.certificate(program.multipliers(excess=False, seconds=seconds))
     if certificate.bound_ns is not None and not program.solved:
         other = program.certificate(program.multipliers(excess=True, seconds=seconds))
@@ -69,24 +69,24 @@ def certify_floor(
 ) -> Certificate | None:
     """Evidence that no plan has a peak of `budget_bytes` or less, for the largest such budget the relaxation gives.
 
-    None: it gives none, not even 0. Arguments as for `certify`.
+    None: it gives none, not even 0. The arguments are those of `certify`.
     """
     lowest = problem.static_bytes
-    program = Relaxed(problem, lowest, order, at, intervals)
-    found = program.multipliers(excess=True, seconds=seconds)
-    end = Leaf(multipliers=(("memory", (len(at),), 1.0),))  # which never is below the bytes of its results
+    program = RelaxedProgram(problem, lowest, order, at, intervals)
+    relaxation = program.multipliers(excess=True, seconds=seconds)
+    end = Leaf(multipliers=(("memory", (len(at),), 1.0),))  # this row alone proves the bytes of the results
     results_bytes = sum(problem.values[v].bytes for v in problem.results)
     claims = (
-        raised(problem, replace(program.certificate(leaf), bound_ns=None), high)
-        for leaf, high in ((found, lowest + round(program.objective) + 1), (end, lowest + results_bytes))
+        _for_largest_budget(problem, replace(program.certificate(leaf), bound_ns=None), high)
+        for leaf, high in ((relaxation, lowest + round(program.objective) + 1), (end, lowest + results_bytes))
     )
     return max(filter(None, claims), key=lambda claim: claim.budget_bytes, default=None)
 
 
-def raised(problem: Problem, certificate: Certificate, high: int) -> Certificate | None:
-    """The certificate, that no plan fits, for the largest budget up to `high` that it proves it for; None: for none.
+def _for_largest_budget(problem: Problem, certificate: Certificate, high: int) -> Certificate | None:
+    """The certificate with the largest budget up to `high` for which it proves that no plan fits; None: for none.
 
-    Weights that rule a budget out rule out every smaller one: the memory rows are the only ones that know it.
+    Weights that rule a budget out rule out every smaller one, since only the memory rows contain the budget.
     """
     low = -1
     step = 1
@@ -101,7 +101,7 @@ def raised(problem: Problem, certificate: Certificate, high: int) -> Certificate
 
 
 @dataclass
-class Relaxed:
+class RelaxedProgram:
     """The LP: columns for variables that are not fixed, rows with the names of the checker."""
 
     problem: Problem
@@ -123,7 +123,7 @@ class Relaxed:
         self.last = len(self.stages.anchors)
         self.low, self.high = self.stages.low.tolist(), self.stages.high.tolist()
         self.last_use = self.stages.last_use.tolist()
-        self.made = np.flatnonzero(self.graph.produced).tolist()
+        self.produced = np.flatnonzero(self.graph.produced).tolist()
         moments = range(self.last + 1)
         self.stay = [self._present_columns(k) for k in moments]
         self.run = {stages: self._computed_columns(*stages) for stages in (*((k, k) for k in moments), *self.intervals)}
@@ -142,14 +142,14 @@ class Relaxed:
 
     def _present_columns(self, k: int) -> list[int]:
         ops = self.problem.ops
-        there = set(
+        certain = set(
             self.problem.results if k == self.last else (*ops[self.anchors[k]].inputs, *ops[self.anchors[k]].outputs)
         )
         if k >= max((self.high[op] for op in self.problem.forward_ops), default=0):
-            there |= set(np.flatnonzero(self.graph.forward_result).tolist())
+            certain |= set(np.flatnonzero(self.graph.forward_result).tolist())
         columns = [ZERO] * len(self.problem.values)
-        for value in self.made:
-            if value in there:
+        for value in self.produced:
+            if value in certain:
                 columns[value] = ONE
             elif self.last_use[value] > k and self.low[self.problem.producer[value]] <= k:
                 columns[value] = self._column("stay", value, k)
@@ -159,10 +159,10 @@ class Relaxed:
         columns = []
         for index, op in enumerate(self.problem.ops):
             low, high = self.low[index], self.high[index]
-            again = op.recomputable and any(self.last_use[value] >= first for value in op.outputs)
+            recomputed = op.recomputable and any(self.last_use[value] >= first for value in op.outputs)
             if first <= low and high <= last:
                 columns.append(ONE)
-            elif low <= last and (first <= high or again):
+            elif low <= last and (first <= high or recomputed):
                 columns.append(self._column("run", index, first, last))
             else:
                 columns.append(ZERO)
@@ -171,7 +171,7 @@ class Relaxed:
     # Rows
 
     def _row(self, name: Name, terms: Sequence[tuple[int, float]], constant: float, scale: float = 1.0) -> None:
-        """The row sum of terms + constant >= 0, unless it holds whatever the free variables are."""
+        """Add the row sum of terms + constant >= 0, unless it holds whatever the free variables are."""
         row = len(self.names)
         cells = [(row, column, c * scale) for column, c in terms if column >= 0]
         constant += sum(c for column, c in terms if column == ONE)
@@ -186,8 +186,8 @@ class Relaxed:
         producer = self.problem.producer
         before = self.stay[first - 1] if first else [ZERO] * len(producer)
         after, run = self.stay[last], self.run[first, last]
-        open_ = [d for d in self.made if before[d] != ONE and run[producer[d]] != ONE]
-        for d in open_:
+        uncertain = [d for d in self.produced if before[d] != ONE and run[producer[d]] != ONE]
+        for d in uncertain:
             if after[d] != ZERO:
                 self._row(("stay", (d, first, last)), [(before[d], 1), (run[producer[d]], 1), (after[d], -1)], 0)
             for v in self.problem.consumers[d]:
@@ -228,17 +228,18 @@ class Relaxed:
         for k, stay in enumerate(self.stay):
             workspace = self.problem.ops[self.anchors[k]].workspace_bytes if k < self.last else 0
             room = self.budget_bytes - self.graph.static_bytes - workspace
-            self._row(("memory", (k,)), [(stay[d], -float(sizes[d])) for d in self.made if sizes[d]], room, 1 / unit)
+            terms = [(stay[d], -float(sizes[d])) for d in self.produced if sizes[d]]
+            self._row(("memory", (k,)), terms, room, 1 / unit)
 
     # Solutions
 
     def multipliers(self, *, excess: bool, seconds: float | None) -> Leaf:
-        """The dual solution, as weights of rows, of the least time or, with `excess`, of the least bytes too many."""
+        """Weights of rows: the dual solution of minimal time or, with `excess`, of minimal bytes over the budget."""
         solver, unit = self.solver(excess=excess, seconds=seconds)
         return self.weights(solver, unit)
 
     def weights(self, solver: Any, unit: float) -> Leaf:
-        """Run the solver; the weights of rows it ends with."""
+        """Run the solver, and return the weights of rows that it ends with."""
         import highspy
 
         solver.run()
@@ -265,7 +266,7 @@ class Relaxed:
         return replace(certificate, bound_ns=proven_ns(self.problem, certificate))
 
     def solver(self, *, excess: bool, seconds: float | None) -> tuple[Any, float]:
-        """A `highspy.Highs` with the LP, and what one unit of its objective is (ns, or bytes)."""
+        """A `highspy.Highs` with the LP, and the size of one unit of its objective, in ns or bytes."""
         ops = self.problem.ops
         width = len(self.variables)
         unit = max(1, sum(op.time_ns for op in ops)) / COST_UNITS
@@ -291,6 +292,6 @@ class Relaxed:
 
 
 def _tidy(weight: float) -> float:
-    """Round a weight that is an integer but for rounding errors: then the bound is proven to the last ns or byte."""
+    """Round a weight that is an integer but for rounding errors, so that the bound is exact to the last ns or byte."""
     whole = round(weight)
     return float(whole) if abs(weight - whole) <= INTEGER * max(1.0, abs(weight)) else float(weight)

@@ -1,9 +1,9 @@
 """Writes certificates of many leaves, which prove the bound of the integer program, not only of its relaxation.
 
 Best-first branch and bound over the LP of certify.py. A node fixes some of the 0/1 variables; its LP gives weights
-of rows that prove a bound for all plans that take these values. The node of least bound is branched on, its two
-children replace it, and so the nodes left are, at any moment, leaves that cover every plan: the least of their bounds
-holds. Which variable to branch on is chosen by how much either side raises the bound in a few simplex steps (strong
+of rows that prove a bound for all plans that take these values. The node of the lowest bound is split, and its two
+children replace it. So the open nodes are leaves that cover every plan at any time, and the lowest of their bounds
+holds. The variable to branch on is the one whose two sides raise the bound most in a few simplex steps (strong
 branching, Achterberg, Koch, Martin 2005), among those that are furthest from integers.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from remat_solvers.optimal.certify import Interval, Relaxed, certify
+from remat_solvers.optimal.certify import Interval, RelaxedProgram, certify
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
 from remat_solvers.result import Certificate, Leaf, Limits, Order
@@ -40,7 +40,7 @@ def certify_tree(
     nodes: int = 200,
     seconds: float | None = None,
 ) -> Certificate:
-    """Evidence for as much of `target_ns` as `nodes` branchings, or the time, allow; at least what `certify` gives.
+    """Evidence for a bound of up to `target_ns`, after at most `nodes` branchings; never less than `certify` proves.
 
     target_ns: the time of a known plan, or a little less: a node that proves it is not split. A certificate that no
     plan fits comes from `certify`. Raises InputError for `at` that the order does not allow.
@@ -49,8 +49,8 @@ def certify_tree(
     root = certify(problem, budget_bytes, order=order, at=at, intervals=intervals, seconds=seconds)
     if root.bound_ns is None or root.bound_ns >= target_ns:
         return root
-    tree = _Tree(Relaxed(problem, budget_bytes, order, at, intervals))
-    while tree.least < target_ns and tree.branchings < nodes and not watch.expired and tree.branch():
+    tree = _Tree(RelaxedProgram(problem, budget_bytes, order, at, intervals))
+    while tree.bound_ns < target_ns and tree.branchings < nodes and not watch.expired and tree.branch():
         pass
     certificate = tree.program.certificate(*tree.leaves())
     return certificate if certificate.bound_ns is None or certificate.bound_ns > root.bound_ns else root
@@ -66,9 +66,9 @@ class _Node:
 
 
 class _Tree:
-    """The leaves, in a heap; one solver goes from LP to LP, each from the basis before."""
+    """The leaves, in a heap. One solver solves their LPs, each from the basis of the one before."""
 
-    def __init__(self, program: Relaxed) -> None:
+    def __init__(self, program: RelaxedProgram) -> None:
         self.program = program
         self.solver, self.unit_ns = program.solver(excess=False, seconds=None)
         self.solver.setOptionValue("presolve", "off")
@@ -78,18 +78,18 @@ class _Tree:
             for op, low, high in zip(program.problem.ops, program.low, program.high, strict=True)
             if low == high
         )
-        self.fixed: dict[int, int] = {}  # as the solver has it
+        self.fixed: dict[int, int] = {}  # in the solver now: column to 0 or 1
         self.branchings = 0
         self.heap: list[_Node] = []
         self._add(())
 
     @property
-    def least(self) -> float:
-        """The bound that all leaves prove, as the solver computes it."""
+    def bound_ns(self) -> float:
+        """The bound that all leaves prove together, as the solver computes it."""
         return self.heap[0].bound_ns
 
     def branch(self) -> bool:
-        """Split the leaf of least bound; whether there was something to split on."""
+        """Split the leaf of the lowest bound. Return whether it had a variable to split on."""
         node = heapq.heappop(self.heap)
         column = None if node.point is None else self._choose(node)
         if column is None:
@@ -123,7 +123,7 @@ class _Tree:
         heapq.heappush(self.heap, _Node(bound_ns, self.branchings * 2 + len(self.heap), fixed, leaf, point))
 
     def _ray(self, leaf: Leaf) -> Leaf:
-        """Weights that prove that nothing is within the rows."""
+        """Weights that prove that no point satisfies the rows."""
         _, exists, ray = self.solver.getDualRay()
         return self.program.leaf(ray) if exists else leaf
 
@@ -137,7 +137,7 @@ class _Tree:
         self.fixed = wanted
 
     def _choose(self, node: _Node) -> int | None:
-        """The column whose worse side, and whose better one too, raise the bound most."""
+        """The column whose two sides raise the bound most, by the product of the gains."""
         distance = np.minimum(node.point, 1 - node.point)
         nearest = np.argsort(-distance, kind="stable")[:CANDIDATES]
         candidates = [int(column) for column in nearest if distance[column] > INTEGRALITY]

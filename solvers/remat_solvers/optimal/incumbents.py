@@ -1,4 +1,4 @@
-"""Keeps the best plans and the proven bounds of one problem and budget, and decides what they prove together.
+"""Keeps the best plans and the proven bounds of one problem and budget, and derives the answer and its gap.
 
 A plan that reorders first computations is only compared with the bound for every order, which is the lower one. So the
 best plan that keeps the order is remembered beside the best of all, and is the answer where it is as good.
@@ -20,7 +20,7 @@ from remat_solvers.toolkit.trials import BestPlan, Incumbent
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The relaxation that proved a bound: what a certificate is made from."""
+    """The relaxation that proved a bound, from which a certificate can be written."""
 
     anchors: tuple[int, ...]  # ops whose first computations are its moments
     intervals: tuple[tuple[int, int], ...]  # its interval cuts
@@ -48,11 +48,11 @@ class Incumbents(BestPlan):
         return self.best is not best or self.best_ordered is not best_ordered
 
     def offer_sequence(self, sequence: Sequence[int], message: str) -> bool:
-        """The same for the plan that computes `sequence`."""
+        """Offer the plan that computes `sequence`."""
         return self.offer(plan_from_sequence(self.problem, sequence), message)
 
     def consider(self, new: Incumbent, message: str) -> bool:
-        """Whether a plan within the budget becomes the best, or the best that keeps the order: it must be faster."""
+        """Keep a plan within the budget if it is faster than the best, or the best that keeps the order; whether so."""
         better_ordered = new.keeps_order and (self.best_ordered is None or new.time_ns < self.best_ordered.time_ns)
         if better_ordered:
             self.best_ordered = new
@@ -92,7 +92,7 @@ class Incumbents(BestPlan):
 
     @property
     def order(self) -> Order:
-        """For which plans the bound is claimed: for every order where the answer needs it or it costs nothing."""
+        """The plans for which the bound is claimed: all if the answer reorders or that bound is as high, else GIVEN."""
         answer = self.answer
         reorders = answer is not None and not answer.keeps_order
         return Order.FREE if reorders or self.bounds[Order.FREE] >= self.bounds[Order.GIVEN] else Order.GIVEN
@@ -111,7 +111,7 @@ class Incumbents(BestPlan):
         return answer.time_ns - self.bound_ns <= self.within_ns
 
     def outcome(self, reason: str = "") -> Outcome:
-        """The plan to return with all that is proven of it; `reason` is for people."""
+        """The plan to return, with its bound and status; `reason` is for people."""
         answer = self.answer
         if answer is None:
             if self.infeasible[Order.FREE]:
@@ -137,7 +137,7 @@ class Incumbents(BestPlan):
         )
 
     def progress(self, message: str) -> Progress:
-        """The fastest plan, with a bound that holds for it: so times fall, and the bounds of an order rise."""
+        """A report of the fastest plan and a bound that holds for it: times only fall, bounds of an order only rise."""
         best = self.best
         order = self.order if best is None or best.keeps_order else Order.FREE
         return Progress(
