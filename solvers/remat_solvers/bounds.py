@@ -16,7 +16,7 @@ Peak. Fix any valid plan. The static bytes (constants + reserve) are on the devi
 
 Each line names a moment of every plan and a set of distinct values on the device at that moment, so the largest
 sum is a lower bound on the peak of every plan, in any order of first computations. `bottleneck` describes that moment
-in the words of the model.
+by op names, source lines and modules of the user's model.
 
 Time. Every op runs at least once, and compute is one stream: no plan is faster than the sum of the times.
 """
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from remat_solvers.problem import Op, Problem
 from remat_solvers.units import format_bytes
 
-VALUES_SHOWN = 4  # the largest, which a Bottleneck names one by one
+VALUES_SHOWN = 4  # the largest, which the text of a Bottleneck names one by one
 MODULE_SEARCH_OPS = 8  # how many ops are followed backwards to find a module
 
 
@@ -150,7 +150,7 @@ class Bottleneck:
     static_bytes: int  # constants and reserve
 
     def __str__(self) -> str:
-        """One sentence: the bytes, the moment, and the largest of the resident values."""
+        """The bytes, the moment, and the largest of the resident values, on one line."""
         parts = [
             f"{format_bytes(item.bytes)} {item.description}" for item in self.resident[:VALUES_SHOWN] if item.bytes
         ]
@@ -165,7 +165,7 @@ class Bottleneck:
 
 
 def bottleneck(problem: Problem, floor: PeakBound | None = None) -> Bottleneck:
-    """The moment that sets the floor under the peak of every plan, in the words of the model.
+    """The moment that sets the floor under the peak of every plan, by names and modules of the user's model.
 
     An op without a module of its own (a function called between modules) is located by the module that its data comes
     from: the nearest one along values of the same size.

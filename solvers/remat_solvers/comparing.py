@@ -4,8 +4,8 @@ A method that crashes or does not end becomes a row like the others, with the er
 
 The gap of a row is to the best bound that any method proved: of those for every order of the ops, and, for a plan whose
 first computations keep the problem's order, of those for that order too. A bound above the time of a plan that it
-covers is a bug of the method that claims it, and so is a proof that no plan fits where another method has one: then the
-row says so, and the bound is not used.
+covers is a bug of the method that claims it, and so is a proof that no plan fits if another method has one. Then the
+row has an error, and the bound is not used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEFAULT_SECONDS = 30.0
 INTERRUPTED = "interrupted by the user"
 INTERRUPTED_BEFORE = "the user interrupted before its turn"
 START_S = 15.0  # for a child process to start and read the problem, on a busy machine
-GRACE_SHARE = 0.25  # of the time limit: backends look at their clocks between steps
+GRACE_SHARE = 0.25  # of the time limit: backends check their clocks only between steps
 STDERR_SHOWN = 200  # last characters of a crashed child's output
 
 
@@ -53,12 +53,12 @@ class Row:
     smallest_peak_bytes: int | None  # the smallest that the method knows to be reachable
     seconds: float  # the method's own; of a failed one, wall-clock, the start of its process included
     reason: str  # why there is no plan, or a remark on it
-    error: str | None = None  # how the method crashed, why it was killed, or which claim of it is false
+    error: str | None = None  # how the method crashed, why it was killed, or which of its claims is false
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows: the fastest plans first, then no plan found, not applicable, failed, and not asked."""
+    """All rows: the fastest plans first, then no plan found, not applicable, failed, and not run."""
 
     problem: str  # fingerprint
     name: str
@@ -66,7 +66,7 @@ class Comparison:
     seconds: float | None  # limit of each method
     store_all_peak_bytes: int
     store_all_time_ns: int
-    peak_bound_bytes: int  # proven: no plan is below
+    peak_bound_bytes: int  # proven: no plan has a smaller peak
     bound_ns: int  # proven, for plans in any order
     given_bound_ns: int  # proven, for plans in the problem's order
     rows: tuple[Row, ...]
@@ -173,8 +173,8 @@ def solve_task(folder: str) -> None:
 
 def _death(code: int, output: str) -> str:
     """The exit code of a child without an answer, and the last line of its output."""
-    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return ": ".join([how, *output.strip()[-STDERR_SHOWN:].splitlines()[-1:]])
+    death = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return ": ".join([death, *output.strip()[-STDERR_SHOWN:].splitlines()[-1:]])
 
 
 def _without_answer(name: str, status: str, seconds: float, *, reason: str = "", error: str | None = None) -> Row:
@@ -203,7 +203,7 @@ def _row(result: Result, store_all_ns: int) -> Row:
 
 
 def _settle(problem: Problem, budget_bytes: int, limits: Limits, rows: list[Row]) -> Comparison:
-    """The comparison of all rows: the bounds that no plan contradicts, the gaps to the best of them, and the order."""
+    """The comparison of all rows, sorted: bounds that a plan contradicts become errors, gaps are to the best others."""
     rows = [_contradicted(row, rows) for row in rows]
     sound = [row for row in rows if row.bound_ns is not None and row.error is None]
     free_ns = max([time_bound_ns(problem), *(r.bound_ns or 0 for r in sound if r.order == Order.FREE.value)])
@@ -236,7 +236,7 @@ def _contradicted(row: Row, rows: list[Row]) -> Row:
         if other.time_ns is None:
             continue
         if row.status == Status.INFEASIBLE.value:
-            error = f"it says that no plan fits, but {other.solver}'s does, with a peak of {other.peak_bytes} bytes"
+            error = f"it claims that no plan fits, but {other.solver}'s does, with a peak of {other.peak_bytes} bytes"
             return replace(row, error=error)
         covered = row.order == Order.FREE.value or other.keeps_order
         if row.bound_ns is not None and covered and other.time_ns < row.bound_ns:

@@ -1,7 +1,7 @@
-"""`solve`: the one way to ask any method for a plan.
+"""`solve` runs any method on a problem and a budget, and checks its plan.
 
-What holds for every method is settled here: a budget that the unmodified step meets, a budget below the proven
-floor, the budget "min", and the replay and the independent validation of every plan before anyone sees it. A plan that
+All that is common to the methods is done here: a budget that the unmodified step meets, a budget below the proven
+floor, the budget "min", and the replay and the independent validation of every plan before it is returned. A plan that
 is invalid or over the budget is a bug of ours, raised as AssertionError and never returned.
 """
 
@@ -22,7 +22,7 @@ from remat_solvers.validate import validate
 
 FITS = "fits as it is"
 VIOLATIONS_SHOWN = 3
-PEAK_SHARE = 0.6  # of the time for the budget "min", to find the smallest peak; the rest makes the plan there faster
+PEAK_SHARE = 0.6  # of the time for the budget "min", to find the smallest peak; the rest is for a faster plan of it
 
 
 def solve(
@@ -41,7 +41,7 @@ def solve(
             "min" is the smallest peak that the solver finds a plan for: the result carries it as its budget, and the
             proven floor of every plan as `peak_bound_bytes`.
         solver: a name of the registry, or a solver object with options of its own.
-        limits: how long the solver may work.
+        limits: the time, and the work, that the solver may take.
         on_progress: called with every report of the solver.
         seed: for solvers that draw random numbers.
 
@@ -94,7 +94,7 @@ def solve_min_budget(
         left = Limits(watch.remaining, limits.work)
         try:
             outcome = started.solve(problem, found.smallest_peak_bytes, limits=left, on_progress=on_progress, seed=seed)
-        except KeyboardInterrupt:  # before it had a plan
+        except KeyboardInterrupt:  # before the method had a plan
             outcome = replace(found, stopped=Stopped.INTERRUPT)
         outcome = outcome if outcome.plan is not None else found
         return found.smallest_peak_bytes, _with_peak_floor(problem, outcome, found)
@@ -109,7 +109,7 @@ def solve_min_budget(
 
 
 def _with_peak_floor(problem: Problem, outcome: Outcome, found: Outcome) -> Outcome:
-    """The outcome with the floor that `found` proves under every plan's peak, its certificate, and what forces it."""
+    """The outcome with the floor that `found` proves under every plan's peak, its certificate, and its bottleneck."""
     floor_bytes = found.peak_bound_bytes
     reasons = [outcome.reason]
     if floor_bytes is not None:
@@ -128,7 +128,7 @@ def _with_peak_floor(problem: Problem, outcome: Outcome, found: Outcome) -> Outc
 
 @dataclass
 class _Evaluation:
-    """Turns the outcome of a method into a checked Result, with all that is known of the problem and the budget."""
+    """Turns the outcome of a method into a checked Result, with the facts of the problem and the budget."""
 
     problem: Problem
     budget_bytes: int
@@ -177,7 +177,7 @@ class _Evaluation:
         )
 
     def _check(self, outcome: Outcome) -> Timeline | None:
-        """Replay the outcome's plan; AssertionError where the method claims what does not hold."""
+        """Replay the outcome's plan. Raises AssertionError for any claim of the method that does not hold."""
         name = self.solver.name
         with_plan = outcome.status in (Status.OPTIMAL, Status.FEASIBLE)
         if with_plan is not (outcome.plan is not None):
@@ -196,12 +196,12 @@ class _Evaluation:
         if outcome.bound_ns is not None and outcome.bound_ns > timeline.time_ns and outcome.order is Order.FREE:
             raise AssertionError(f"{name}: a bound of {outcome.bound_ns} ns above its own plan's {timeline.time_ns} ns")
         if outcome.status is Status.OPTIMAL and (outcome.bound_ns is None or outcome.bound_ns < timeline.time_ns):
-            raise AssertionError(f"{name}: optimal is claimed, its bound does not prove it")
+            raise AssertionError(f"{name}: status optimal, but its bound does not prove it")
         return timeline
 
 
 def _why_not_found(outcome: Outcome) -> str:
-    """The method's own reason and the smallest peak it reached; without either, what stopped it."""
+    """The method's own reason and the smallest peak it reached; without either, the event that stopped it."""
     reasons = [outcome.reason] if outcome.reason else []
     if outcome.smallest_peak_bytes is not None:
         reasons.append(f"smallest peak found: {format_bytes(outcome.smallest_peak_bytes)}")

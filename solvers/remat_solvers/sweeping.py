@@ -1,19 +1,19 @@
 """`sweep`: the Pareto curve of time against peak, from the smallest reachable peak to store-all.
 
-Two facts make one curve of many answers, whatever the solver. A plan fits every budget that its peak does not exceed.
-And the plans within a budget are among those within any larger one, so what is proven of the larger budget, a bound
-on their times or that there is none, holds for the smaller one too. Each point is therefore settled with all that is
-known: the fastest of all plans that fit, beside the largest bound proven at its budget or above. So times fall and
-bounds fall as budgets rise. Where plan and bound meet before the solver was asked, it is not asked.
+Two facts join the results of single budgets to one curve, whatever the solver. A plan fits every budget that its peak
+does not exceed. And the plans within a budget are among those within any larger one, so a bound on their times, or a
+proof that no plan fits, holds for every smaller budget too. Each point therefore uses all that is known: the fastest of
+all plans that fit, and the largest bound proven at its budget or above. So times fall and bounds fall as budgets rise.
+If plan and bound meet at a budget before the solver has run for it, the solver does not run for it.
 
-A warm-started solver (registry.WarmStarted) is handed the plans known on both sides of the budget, and the plan of the
-smallest peak, which leads to one that fits.
+A warm-started solver (registry.WarmStarted) starts from the plans known on both sides of the budget, and from the plan
+of the smallest peak, which leads to one that fits.
 
-Where no budgets are given they are chosen: half of them evenly from the smallest peak that is found to store-all, the
-others one by one where most is unknown. Between neighbours (b, t) and (b', t'), where p' <= b' is the peak of the
-second plan, the fastest known plan is somewhere in the rectangle from (b, t) to (p', t'), since times only fall; the
+If no budgets are given they are chosen: half of them evenly from the smallest peak that is found to store-all, the
+others one by one where the curve is least certain. Between neighbours (b, t) and (b', t'), where p' <= b' is the peak
+of the second plan, the fastest plan is somewhere in the rectangle from (b, t) to (p', t'), since times only fall; the
 largest rectangle is halved. Its height is measured in speed, 1/t' - 1/t: the last bytes before the smallest peak can
-cost ten times the step, which would draw all points there.
+cost ten times the step, which would draw all points to that end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from remat_solvers.units import parse_budget
 
 DEFAULT_POINTS = 10
 DEFAULT_SECONDS = 300.0
-NOT_ASKED = "the sweep ended before its turn"
+NOT_SOLVED = "the sweep ended before its turn"
 
 OnPoint = Callable[[Point], None]
 
@@ -52,16 +52,16 @@ def sweep(
     on_point: OnPoint | None = None,
     seed: int = 0,
 ) -> Sweep:
-    """The fastest plans that `solver` finds for `budgets`, or for `points` budgets chosen by the curve itself.
+    """The fastest plans that `solver` finds for `budgets`, or for `points` budgets that the sweep chooses.
 
     Args:
         budgets: bytes, "8GiB", "60%" (of store-all's peak, constants included), in any order; a point for each.
-        points: how many where no budgets are given, at least 2. Fewer where plans and bounds leave no more to find.
-        limits: for the whole sweep. Each budget in turn has an even share of what is left.
-        on_progress: told what the solver reports at each budget.
-        on_point: told every point as it comes; later ones may improve it.
+        points: how many budgets to choose if none are given, at least 2. Fewer are solved once the curve is exact.
+        limits: for the whole sweep. Each budget in turn has an even share of the remaining time.
+        on_progress: called with the solver's progress at each budget.
+        on_point: called with every point as soon as it exists; later points may improve it.
 
-    After Ctrl-C the points so far come back, those of given budgets completed with what is known of them.
+    After Ctrl-C the points so far are returned. Given budgets that were not reached have points from the known plans.
     Raises BudgetError for a budget that does not parse, InputError for a bad number of points or an unknown solver.
     """
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
@@ -76,42 +76,42 @@ def sweep(
         else:
             wanted = sorted(set(given), reverse=True)
             for left, budget in zip(range(len(wanted), 0, -1), wanted, strict=True):
-                curve.ask(budget, left)
+                curve.solve(budget, left)
     except KeyboardInterrupt:
         curve.stopped = Stopped.INTERRUPT
     return curve.sweep(sorted(set(given)) if given is not None else curve.budgets())
 
 
 def _choose(curve: _Curve, points: int) -> None:
-    """Ask for store-all, for the smallest peak, evenly between them, and then where the curve bends."""
+    """Solve at store-all's peak, at the smallest peak, evenly between them, and then in the largest rectangles."""
     top = max(1, curve.store_all_peak_bytes)  # a budget of less than one byte is none
-    curve.ask(top, 1)
+    curve.solve(top, 1)
     low = curve.lowest(points)
     steps = max(1, (points - 1) // 2)
-    grid = {low + (top - low) * step // steps for step in range(steps)} - curve.answers.keys()
+    grid = {low + (top - low) * step // steps for step in range(steps)} - curve.solved.keys()
     for done, budget in enumerate(sorted(grid, reverse=True)):
-        curve.ask(budget, points - 1 - done)
+        curve.solve(budget, points - 1 - done)
     for left in range(points - len(curve.budgets()), 0, -1):
-        middle = curve.widest()
+        middle = curve.largest_gap()
         if middle is None:
             return
         if curve.watch.expired:
             curve.stopped = Stopped.TIME
             return
-        curve.ask(middle, left)
+        curve.solve(middle, left)
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What the solver said of one budget; nothing where it did not have to be asked."""
+class _Solved:
+    """The solver's result for one budget."""
 
     seconds: float
-    result: Result | None
+    result: Result | None  # None: known plans and bounds settled the budget, so the solver did not run
 
 
 @dataclass
 class _Curve:
-    """All that was asked and answered, and what follows from it for any budget."""
+    """The results so far, and the point of the curve that they imply at any budget."""
 
     problem: Problem
     solver: Solver
@@ -119,7 +119,7 @@ class _Curve:
     on_progress: OnProgress | None
     on_point: OnPoint | None
     seed: int
-    answers: dict[int, _Answer] = field(default_factory=dict)  # by budget
+    solved: dict[int, _Solved] = field(default_factory=dict)  # by budget
     min_peak_plan: Plan | None = None  # the plan of the smallest peak, where the solver has a search for it
     stopped: Stopped = Stopped.COMPLETE
 
@@ -130,49 +130,49 @@ class _Curve:
         self.floor_bytes = peak_bound(self.problem).bytes
 
     def results(self) -> list[tuple[int, Result]]:
-        """What the solver answered, with the budgets, ascending."""
-        return [(b, a.result) for b, a in sorted(self.answers.items()) if a.result is not None]
+        """The solver's results with their budgets, in ascending order."""
+        return [(b, s.result) for b, s in sorted(self.solved.items()) if s.result is not None]
 
     def budgets(self) -> list[int]:
-        """The budgets with a point: those that were asked for and have a plan."""
-        return [budget for budget in sorted(self.answers) if self.point(budget).plan is not None]
+        """The budgets of the curve's points: those solved for that have a plan."""
+        return [budget for budget in sorted(self.solved) if self.point(budget).plan is not None]
 
-    def ask(self, budget: int, left: int) -> Point:
-        """Settle `budget`, the first of `left` that share the time which is left."""
+    def solve(self, budget: int, left: int) -> Point:
+        """Return the point at `budget`, the first of `left` budgets that share the remaining time."""
         known = self.point(budget)
-        if budget in self.answers:
+        if budget in self.solved:
             return known
         proven = known.status is Status.OPTIMAL and known.order is Order.FREE
         settled = proven or known.status is Status.INFEASIBLE
-        self.answers[budget] = _Answer(0.0, None) if settled else self._solve(budget, left)
+        self.solved[budget] = _Solved(0.0, None) if settled else self._run_solver(budget, left)
         point = self.point(budget)
         if self.on_point is not None:
             self.on_point(point)
         if point.stopped is Stopped.INTERRUPT:
-            raise KeyboardInterrupt  # the solver handed back what it had; nothing more is asked
+            raise KeyboardInterrupt  # the solver returned its best plan; the sweep ends
         if point.stopped is Stopped.TIME:
             self.stopped = Stopped.TIME
         return point
 
-    def _solve(self, budget: int, left: int) -> _Answer:
+    def _run_solver(self, budget: int, left: int) -> _Solved:
         watch = Stopwatch(Limits(None))
         result = solve(
             self.problem,
             budget,
-            solver=self._started(budget),
+            solver=self._warm_started(budget),
             limits=self._share(left),
             on_progress=self._on_progress,
             seed=self.seed,
         )
-        return _Answer(watch.seconds, result)
+        return _Solved(watch.seconds, result)
 
     def _on_progress(self, progress: Progress) -> None:
-        """Report what the solver reports, with the time since the sweep began."""
+        """Pass the solver's report on, with the time since the sweep began."""
         if self.on_progress is not None:
             self.on_progress(replace(progress, seconds=self.watch.seconds))
 
     def lowest(self, left: int) -> int:
-        """The smallest budget with a plan within reach.
+        """The smallest budget that the solver finds a plan for.
 
         A solver without a search for the smallest peak, and any solver with a link, solves for the floor under every
         plan's peak, and reports the smallest peak that it reaches.
@@ -186,12 +186,12 @@ class _Curve:
                 raise KeyboardInterrupt
             return max(1, found.smallest_peak_bytes or self.store_all_peak_bytes)
         floor = max(1, self.floor_bytes)
-        if self.ask(floor, left + 1).plan is not None:
+        if self.solve(floor, left + 1).plan is not None:
             return floor
         return min(result.smallest_peak_bytes or self.store_all_peak_bytes for _, result in self.results())
 
-    def widest(self) -> int | None:
-        """The middle of the largest rectangle between neighbours; None where all are empty."""
+    def largest_gap(self) -> int | None:
+        """The budget in the middle of the largest rectangle between neighbours; None if all are empty."""
         points = [self.point(budget) for budget in self.budgets()]
         best, middle = 0.0, None
         for below, above in pairwise(points):
@@ -204,14 +204,14 @@ class _Curve:
         return middle
 
     def point(self, budget: int) -> Point:
-        """All that is known of `budget`."""
+        """The point at `budget` that follows from all results."""
         fitting = [r for _, r in self.results() if r.peak_bytes is not None and r.peak_bytes <= budget]
         best = min(fitting, key=lambda r: (r.time_ns, r.peak_bytes), default=None)
         above = [(b, r) for b, r in self.results() if b >= budget]
         impossible = next((r for _, r in above if r.status is Status.INFEASIBLE), None)
-        answer = self.answers.get(budget)
-        own = None if answer is None else answer.result
-        reason = NOT_ASKED
+        solved = self.solved.get(budget)
+        own = None if solved is None else solved.result
+        reason = NOT_SOLVED
         if best is not None:
             status, reason = Status.FEASIBLE, best.reason if best is own else ""
         elif impossible is not None:
@@ -234,20 +234,20 @@ class _Curve:
         return Point(
             budget_bytes=budget,
             status=status,
-            stopped=self._stopped(own, asked=answer is not None),
+            stopped=self._stopped(own, reached=solved is not None),
             peak_bytes=None if best is None else best.peak_bytes,
             time_ns=time_ns,
             overhead=None if time_ns is None else time_ns / max(1, self.store_all_time_ns) - 1,
             bound_ns=bound_ns,
             order=order,
             gap=gap,
-            seconds=0.0 if answer is None else answer.seconds,
+            seconds=0.0 if solved is None else solved.seconds,
             reason=reason,
             plan=plan,
         )
 
     def sweep(self, budgets: list[int]) -> Sweep:
-        """The answer: a point for each of `budgets`."""
+        """The sweep with a point for each of `budgets`."""
         results = [result for _, result in self.results()]
         return Sweep(
             problem=self.problem.fingerprint,
@@ -268,28 +268,29 @@ class _Curve:
             points=tuple(self.point(budget) for budget in budgets),
         )
 
-    def _stopped(self, own: Result | None, *, asked: bool) -> Stopped:
+    def _stopped(self, own: Result | None, *, reached: bool) -> Stopped:
         if own is not None:
             return own.stopped
-        return Stopped.COMPLETE if asked else self.stopped
+        return Stopped.COMPLETE if reached else self.stopped
 
-    def _started(self, budget: int) -> Solver:
-        """The solver, with the plans known around `budget` where it is warm-started."""
+    def _warm_started(self, budget: int) -> Solver:
+        """The solver, which starts from the plans known around `budget` if it can be warm-started."""
         below = [r.plan for b, r in self.results() if b < budget and r.plan is not None]
         above = [r.plan for b, r in self.results() if b > budget and r.plan is not None]
         lowest = [] if self.min_peak_plan is None else [self.min_peak_plan]
         return with_starts(self.solver, (*below[-1:], *above[:1], *lowest))
 
     def _share(self, left: int) -> Limits:
-        """What each of `left` questions has of the time that is left."""
+        """The limits for one of `left` budgets: an even share of the remaining time."""
         remaining = self.watch.remaining
         return replace(self.limits, seconds=None if remaining is None else remaining / left)
 
 
 def _bound(results: list[Result], plan: Plan | None) -> tuple[int | None, Order | None]:
-    """The largest of the bounds that `results` proved and that hold for `plan`, and for which order it does.
+    """The largest of the bounds of `results` that hold for `plan`, and the order that it is for.
 
-    One for the given order says nothing of a plan that moves first computations; one for every order, of any plan.
+    A bound for the given order does not hold for a plan that reorders first computations. One for every order holds for
+    any plan.
     """
     free = [r.bound_ns for r in results if r.bound_ns is not None and r.order is Order.FREE]
     given = [r.bound_ns for r in results if r.bound_ns is not None and r.order is Order.GIVEN]

@@ -133,8 +133,8 @@ def test_a_proof_that_nothing_fits_is_an_error_beside_a_plan() -> None:
             return Outcome(Status.INFEASIBLE)
 
     rows = by_name(compare(PROBLEM, BUDGET, solvers=[Denies(), Chen()]))
-    told = f"it says that no plan fits, but chen's does, with a peak of {rows['chen'].peak_bytes} bytes"
-    assert (rows["denies"].status, rows["denies"].error) == (Status.INFEASIBLE, told)
+    claim = f"it claims that no plan fits, but chen's does, with a peak of {rows['chen'].peak_bytes} bytes"
+    assert (rows["denies"].status, rows["denies"].error) == (Status.INFEASIBLE, claim)
     alone = compare(PROBLEM, BUDGET, solvers=[Denies()]).rows[0]
     assert (alone.status, alone.error) == (Status.INFEASIBLE, None)
 
