@@ -6,8 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 import remat
 import remat_solvers
 from tests.paths import ROOT
@@ -57,12 +55,24 @@ def test_no_folder_is_crowded() -> None:
     assert crowded == {}
 
 
-@pytest.mark.parametrize("package", [remat, remat_solvers], ids=lambda package: package.__name__)
-def test_no_module_hides_a_public_name(package: object) -> None:
+def test_no_module_hides_a_public_name() -> None:
     """Importing `package.name` sets that attribute of the package, and would hide a function of this name."""
-    folder = Path(str(vars(package)["__file__"])).parent
-    modules = {file.stem for file in folder.glob("*.py")} | {file.name for file in folder.iterdir() if file.is_dir()}
-    assert modules & set(vars(package)["__all__"]) == set()
+    hidden = {}
+    for init in [*(ROOT / "remat").rglob("__init__.py"), *CORE.rglob("__init__.py")]:
+        modules = {file.stem for file in init.parent.glob("*.py")} | {folder.parent.name for folder in subfolders(init)}
+        tree = ast.parse(init.read_text())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        if clash := modules & {alias.asname or alias.name for node in imports for alias in node.names}:
+            hidden[str(init.relative_to(ROOT))] = clash
+    assert hidden == {}
+    for package in (remat, remat_solvers):  # their names are looked up when they are used
+        folder = Path(str(package.__file__)).parent
+        assert {file.stem for file in folder.iterdir()} & set(package.__all__) == set()
+
+
+def subfolders(init: Path) -> list[Path]:
+    """The packages in the folder of an `__init__.py`, each as its own `__init__.py`."""
+    return list(init.parent.glob("*/__init__.py"))
 
 
 def test_a_method_of_several_files_exports_its_class() -> None:
