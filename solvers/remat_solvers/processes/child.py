@@ -35,7 +35,7 @@ class Child:
     def __init__(self, target: str) -> None:
         module, _, function = target.partition(":")
         self._code = f"import sys; from {module} import {function}; {function}(*sys.argv[1:])"
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -46,19 +46,19 @@ class Child:
     @property
     def running(self) -> bool:
         """Whether it was started and has not ended."""
-        return self._process is not None and self._process.poll() is None
+        return self.process is not None and self.process.poll() is None
 
     def wait(self, seconds: float | None) -> int | None:
         """Its exit code (of a signal, minus the signal's number), None where it does not end within `seconds`."""
-        assert self._process is not None
+        assert self.process is not None
         try:
-            return self._process.wait(seconds)
+            return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def close(self) -> None:
         """Kill it with all that it started; nothing happens where it has ended."""
-        process, self._process = self._process, None
+        process, self.process = self.process, None
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -73,13 +73,13 @@ class Child:
                     pipe.close()
 
     def _start(self, *arguments: str, **streams: Any) -> subprocess.Popen[bytes]:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", self._code, *arguments],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,
             **streams,
         )
-        return self._process
+        return self.process
 
 
 class FolderChild(Child):

@@ -1,4 +1,4 @@
-"""Laws of `auto` as a whole: in the budget and the seed, against what it starts from, on the way and when stopped."""
+"""Laws of `auto` as a whole: on budgets, seeds, warm starts, progress reports and interruptions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.paths import CORPUS, child_environment
 from tests.solvers.makers import budget_above_floor, corpus_problem
 
 UNTIL_THE_END = Limits(None)
-SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the way from what no plan is below to what the unmodified step needs
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the distance from the floor to the store-all peak
 SLACK_S = 2.0  # a machine under load is slow
 
 
@@ -39,31 +39,31 @@ def budgets(problem: Problem) -> list[int]:
     return [budget_above_floor(problem, share) for share in SHARES]
 
 
-def some_problems() -> list[Problem]:
+def problems() -> list[Problem]:
     return [training_graph(6, 1), training_graph(9, 5), random_layered(12, 8), random_layered(14, 9)]
 
 
-@pytest.mark.parametrize("problem", some_problems(), ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", problems(), ids=lambda p: p.name)
 def test_more_memory_is_never_worse(problem: Problem) -> None:
-    """No bound is above the time of a plan in less memory; what is proven to be optimal falls with the budget."""
+    """No bound is above the time of a plan in less memory; proven optima fall with the budget."""
     results = [solve(problem, budget_bytes, limits=UNTIL_THE_END) for budget_bytes in budgets(problem)]
     proven = 0
-    for less, more in combinations(results, 2):
-        if less.plan is not None and more.bound_ns is not None:
-            assert less.time_ns is not None
-            assert more.bound_ns <= less.time_ns or more.order is not less.order
-        if less.status is more.status is Status.OPTIMAL and less.order is more.order:
-            assert more.time_ns is not None
-            assert less.time_ns is not None
-            assert more.time_ns <= less.time_ns
+    for smaller, larger in combinations(results, 2):
+        if smaller.plan is not None and larger.bound_ns is not None:
+            assert smaller.time_ns is not None
+            assert larger.bound_ns <= smaller.time_ns or larger.order is not smaller.order
+        if smaller.status is larger.status is Status.OPTIMAL and smaller.order is larger.order:
+            assert larger.time_ns is not None
+            assert smaller.time_ns is not None
+            assert larger.time_ns <= smaller.time_ns
             proven += 1
-        if more.status is Status.INFEASIBLE:
-            assert less.status is not Status.OPTIMAL
-            assert less.plan is None
+        if larger.status is Status.INFEASIBLE:
+            assert smaller.status is not Status.OPTIMAL
+            assert smaller.plan is None
     assert proven
 
 
-@pytest.mark.parametrize("problem", some_problems(), ids=lambda p: p.name)
+@pytest.mark.parametrize("problem", problems(), ids=lambda p: p.name)
 def test_the_same_seed_gives_the_same_plan(problem: Problem) -> None:
     for budget_bytes in budgets(problem)[1:4]:
         first, second = (solve(problem, budget_bytes, limits=UNTIL_THE_END, seed=3) for _ in range(2))
@@ -72,8 +72,8 @@ def test_the_same_seed_gives_the_same_plan(problem: Problem) -> None:
 
 
 def test_checkmate_is_never_faster_in_the_given_order() -> None:
-    """And no bound for that order, or for every one, is above its plan. It is exact on these, but for one repeat an op
-    between two first runs."""
+    """No bound for that order or for every order is above Checkmate's plan. Checkmate is exact on these problems,
+    except that it recomputes an op at most once between two first computations."""
     compared = 0
     for seed in range(12):
         problem = training_graph(5, seed) if seed % 2 else random_layered(11, seed)
@@ -92,17 +92,17 @@ def test_checkmate_is_never_faster_in_the_given_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["chain50", "unet", "gpt"])
-def test_on_the_way_to_a_plan_no_worse_than_any_it_starts_from(name: str) -> None:
-    """At the peak of one of them. What is reported falls and rises, and is what is answered in the end."""
+def test_progress_leads_to_a_plan_no_worse_than_any_warm_start(name: str) -> None:
+    """The budget is the peak of one warm start. Reported times fall, bounds rise, and the result agrees with them."""
     problem = corpus_problem(name)
     floor, unmodified = peak_bound_bytes(problem), baseline(problem).peak_bytes
-    known = solve(problem, (floor + unmodified) // 2, solver="belady", limits=Limits(1))
-    assert known.peak_bytes is not None
+    belady_result = solve(problem, (floor + unmodified) // 2, solver="belady", limits=Limits(1))
+    assert belady_result.peak_bytes is not None
     reports: list[Progress] = []
-    result = solve(problem, known.peak_bytes, limits=Limits(4), on_progress=reports.append)
+    result = solve(problem, belady_result.peak_bytes, limits=Limits(4), on_progress=reports.append)
     assert result.time_ns is not None
     for method in METHODS:
-        other = solve(problem, known.peak_bytes, solver=method, limits=Limits(1))
+        other = solve(problem, belady_result.peak_bytes, solver=method, limits=Limits(1))
         assert other.time_ns is None or result.time_ns <= other.time_ns + Auto.within * result.store_all_time_ns
     times = [report.time_ns for report in reports if report.time_ns is not None]
     assert times == sorted(times, reverse=True)
@@ -115,16 +115,16 @@ def test_on_the_way_to_a_plan_no_worse_than_any_it_starts_from(name: str) -> Non
     assert result.bound_ns <= result.time_ns
 
 
-def test_what_is_told_of_a_plan_that_reorders_is_a_bound_for_every_order() -> None:
-    """Beside it there is a plan that keeps the order and is as good, and a bound between the two for such plans."""
+def test_a_plan_that_reorders_is_reported_with_a_bound_for_every_order() -> None:
+    """A plan that keeps the order is as good, and a bound for such plans lies between the two."""
     ops = tuple(Op(f"op{i}", "forward", (), (i,), 1000 + i) for i in range(2))
     problem = Problem("two ops", ops, tuple(Value("", 1, "activation") for _ in ops), (0, 1))
-    told: list[Progress] = []
-    incumbents = Incumbents(problem, 9, 1.0, Stopwatch(UNTIL_THE_END), told.append)
+    reports: list[Progress] = []
+    incumbents = Incumbents(problem, 9, 1.0, Stopwatch(UNTIL_THE_END), reports.append)
     incumbents.offer_sequence((1, 0), "another order")
     incumbents.offer_sequence((0, 1, 0), "the given order")
     incumbents.raise_bound(2500, Order.GIVEN, "the given order")
-    assert [(p.time_ns, p.bound_ns, p.order) for p in told] == [(2001, 2001, Order.FREE)] * 2
+    assert [(p.time_ns, p.bound_ns, p.order) for p in reports] == [(2001, 2001, Order.FREE)] * 2
     outcome = incumbents.outcome()
     assert (outcome.plan, outcome.bound_ns, outcome.order) == (
         plan_from_sequence(problem, (0, 1, 0)),
@@ -136,7 +136,7 @@ def test_what_is_told_of_a_plan_that_reorders_is_a_bound_for_every_order() -> No
 @pytest.mark.parametrize("name", ["gpt", "r50", "lstm"])
 def test_a_short_limit_is_kept(name: str) -> None:
     problem = corpus_problem(name)
-    solve(problem, budgets(problem)[2], limits=Limits(0.01))  # imports, and what is known of a problem once
+    solve(problem, budgets(problem)[2], limits=Limits(0.01))  # fills caches and imports
     result = solve(problem, budgets(problem)[2], limits=Limits(0.2))
     assert result.stopped is Stopped.TIME
     assert result.seconds < 0.2 + SLACK_S
@@ -152,23 +152,23 @@ INTERRUPTED = """
     from remat_solvers.solving import solve
     from remat_solvers.validate import validate
 
-    for name in METHODS:  # Ctrl-C in Python's exec of a dataclass is told in the exit code, though it was handled
+    for name in METHODS:  # a handled Ctrl-C in the exec of a dataclass would still set the exit code
         create(name)
 
-    def tell(progress):
+    def report(progress):
         if progress.time_ns is not None:
             print("a plan", flush=True)
 
     problem = load_problem(sys.argv[1])
-    result = solve(problem, int(sys.argv[2]), limits=Limits(60), on_progress=tell)
+    result = solve(problem, int(sys.argv[2]), limits=Limits(60), on_progress=report)
     assert result.plan is not None and not validate(problem, result.plan, int(sys.argv[2]))
     assert result.bound_ns is not None and result.bound_ns <= result.time_ns
     print(result.stopped.value, flush=True)
 """
 
 
-def test_ctrl_c_hands_back_the_best_plan() -> None:
-    """Once there is one, on a graph which takes longer to close. Its own processes end with it."""
+def test_ctrl_c_returns_the_best_plan() -> None:
+    """The signal comes after the first plan, on a graph whose proof takes longer. Child processes end, too."""
     problem = corpus_problem("r50")
     budget_bytes = budgets(problem)[1]
     script = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(CORPUS / "r50.json"), str(budget_bytes)]
@@ -177,31 +177,31 @@ def test_ctrl_c_hands_back_the_best_plan() -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "a plan\n"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the children, too
-        said, _ = process.communicate(timeout=30)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal also sends it to the children
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert said.splitlines()[-1] == "interrupt"
+    assert output.splitlines()[-1] == "interrupt"
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
 
-def test_ctrl_c_in_a_method_that_hands_back_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its plan is kept, and nothing else is begun."""
+def test_ctrl_c_in_a_method_that_returns_its_plan_ends_auto_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan of the method is kept, and no other part starts."""
     problem = corpus_problem("r50")
     budget_bytes = budgets(problem)[1]
     known = create("belady").solve(problem, budget_bytes, limits=UNTIL_THE_END, on_progress=None, seed=0)
     assert known.plan is not None
     interrupted = replace(known, stopped=Stopped.INTERRUPT)
     monkeypatch.setattr("remat_solvers.optimal.portfolio.warm_starts", lambda *_: iter([("belady", interrupted)]))
-    begun: list[object] = []
+    started: list[object] = []
     monkeypatch.setattr(
-        "remat_solvers.optimal.portfolio.lagrangian_steps", lambda *_, **__: iter(begun.append(None) or ())
+        "remat_solvers.optimal.portfolio.lagrangian_steps", lambda *_, **__: iter(started.append(None) or ())
     )
     result = solve(problem, budget_bytes, solver=Auto(search=False), limits=Limits(20))
-    assert (result.stopped, result.plan, begun) == (Stopped.INTERRUPT, known.plan, [])
+    assert (result.stopped, result.plan, started) == (Stopped.INTERRUPT, known.plan, [])
 
 
-def test_ctrl_c_before_anything_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_the_first_plan_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 

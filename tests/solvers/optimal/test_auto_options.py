@@ -1,4 +1,4 @@
-"""The options of `auto`: an old name is an error that says the new one; copies and pickles keep every option."""
+"""Tests of the options of `auto`: an old name is an error that names the new one; copies keep every option."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RENAMED = {"apart": "subprocess", "repeats": "lagrangian", "decomposed": "window
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_an_old_name_is_an_error_that_says_the_new_one(old: str, new: str) -> None:
+def test_an_old_name_is_an_error_that_names_the_new_one(old: str, new: str) -> None:
     options: dict[str, Any] = {old: True}
     message = f"auto: the option '{old}' is called '{new}' now"
     with pytest.raises(InputError, match=message):
@@ -30,7 +30,7 @@ def test_an_old_name_is_an_error_that_says_the_new_one(old: str, new: str) -> No
     assert getattr(create("auto", **{new: False}), new) is False
 
 
-def test_a_name_that_it_never_had_is_an_error_too() -> None:
+def test_an_unknown_option_is_an_error() -> None:
     with pytest.raises(InputError, match="aparts"):
         create("auto", aparts=True)
     with pytest.raises(InputError, match="within"):
@@ -45,7 +45,7 @@ def test_copies_and_pickles_keep_every_option() -> None:
     assert "starts" not in option_names(Auto)
 
 
-def test_it_finds_the_smallest_peak_and_is_warm_started() -> None:
+def test_auto_finds_the_smallest_peak_and_is_warm_started() -> None:
     plans = (Plan([Compute(0)]), Plan([Compute(1)]))
     assert isinstance(Auto(), FindsMinPeak)
     started = with_starts(Auto(starts=plans[:1], cuts=False), plans[1:])

@@ -1,4 +1,4 @@
-"""Certificates: what they prove holds (brute force), both programs agree, and nothing that was tampered with passes."""
+"""Tests of certificates: brute force confirms them, both programs agree, and tampered ones prove nothing false."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ ORDERS = (Order.GIVEN, Order.FREE)
 
 
 def optimum(problem: Problem, budget_bytes: int, order: Order) -> int | None:
-    """The least time of any plan, also of those that run something before the tangents; None: none fits."""
+    """The smallest time of any plan, including those that compute ops before the tangents; None if no plan fits."""
     search = Search(problem, budget_bytes, "free" if order is Order.FREE else "given", None, tangents_first=False)
     sequence = search.shortest(cheapest=True)
     return None if sequence is None else sum(problem.ops[op].time_ns for op in sequence)
 
 
 def path(problem: Problem, order: Order, rng: random.Random) -> tuple[int, ...]:
-    """Some ops whose first runs come one after the other: any, or a random walk along what reads what."""
+    """Random ops whose first computations are ordered: any ops, or a random walk along inputs and outputs."""
     if order is Order.GIVEN or not problem.ops:
         return tuple(sorted(rng.sample(range(len(problem.ops)), rng.randint(0, min(4, len(problem.ops))))))
     walk = [rng.randrange(len(problem.ops))]
@@ -52,9 +52,9 @@ def path(problem: Problem, order: Order, rng: random.Random) -> tuple[int, ...]:
     return tuple(op for op in walk if rng.random() < 0.7)
 
 
-def some_intervals(at: tuple[int, ...], rng: random.Random) -> tuple[tuple[int, int], ...]:
-    every = [(i, j) for i in range(len(at) + 1) for j in range(i + 1, len(at) + 1)]
-    return tuple(rng.sample(every, rng.randint(0, len(every))))
+def random_intervals(at: tuple[int, ...], rng: random.Random) -> tuple[tuple[int, int], ...]:
+    pairs = [(i, j) for i in range(len(at) + 1) for j in range(i + 1, len(at) + 1)]
+    return tuple(rng.sample(pairs, rng.randint(0, len(pairs))))
 
 
 def tiny(seed: int) -> Problem:
@@ -64,8 +64,8 @@ def tiny(seed: int) -> Problem:
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
 @settings(max_examples=400, deadline=None)
-def test_no_plan_beats_what_is_certified(seed: int, share: float) -> None:
-    """Against exhaustive search, for any moments and intervals, in both orders; and a second LP proves the same."""
+def test_no_plan_is_faster_than_the_certified_bound(seed: int, share: float) -> None:
+    """Exhaustive search confirms any moments and intervals, in both orders; a second LP proves the same bound."""
     problem, rng = tiny(seed), random.Random(seed)
     if len(problem.ops) > 8:
         return
@@ -73,7 +73,7 @@ def test_no_plan_beats_what_is_certified(seed: int, share: float) -> None:
     budget_bytes = max(0, low - 1) + round(share * (high - low + 1))
     for order in ORDERS:
         at = path(problem, order, rng)
-        intervals = some_intervals(at, rng)
+        intervals = random_intervals(at, rng)
         certificate = certify(problem, budget_bytes, order=order, at=at, intervals=intervals)
         best = optimum(problem, budget_bytes, order)
         proven = check_certificate(problem, certificate)
@@ -81,10 +81,10 @@ def test_no_plan_beats_what_is_certified(seed: int, share: float) -> None:
         if best is not None:
             assert proven is not None
             assert proven <= best
-        alone = check_certificate(problem, replace(certificate, leaves=(), bound_ns=None if proven is None else 0))
-        assert (alone is None) == (proven is None)
-        if proven is not None and alone is not None:
-            assert abs(alone - proven) <= 1 + proven * 1e-6
+        recomputed = check_certificate(problem, replace(certificate, leaves=(), bound_ns=None if proven is None else 0))
+        assert (recomputed is None) == (proven is None)
+        if proven is not None and recomputed is not None:
+            assert abs(recomputed - proven) <= 1 + proven * 1e-6
 
 
 @given(seed=st.integers(0, 10**6))
@@ -96,7 +96,7 @@ def test_no_plan_fits_below_a_certified_floor(seed: int) -> None:
     sizes = [0 if value.kind == "constant" else value.bytes for value in problem.values]
     for order in ORDERS:
         at = path(problem, order, rng)
-        floor = certify_floor(problem, order=order, at=at, intervals=some_intervals(at, rng))
+        floor = certify_floor(problem, order=order, at=at, intervals=random_intervals(at, rng))
         lowest = problem.static_bytes + sum(sizes[v] for v in set(problem.results))
         if floor is None:
             assert lowest == 0
@@ -110,61 +110,61 @@ def test_no_plan_fits_below_a_certified_floor(seed: int) -> None:
 
 @given(seed=st.integers(0, 10**6), data=st.data())
 @settings(max_examples=300, deadline=None)
-def test_whatever_is_tampered_with_stays_true_or_is_rejected(seed: int, data: st.DataObject) -> None:
+def test_a_tampered_certificate_is_true_or_rejected(seed: int, data: st.DataObject) -> None:
     problem, rng = tiny(seed), random.Random(seed)
     if not 1 <= len(problem.ops) <= 7:
         return
     low, high = peak_bound_bytes(problem), baseline(problem).peak_bytes
     order = rng.choice(ORDERS)
     at = path(problem, order, rng)
-    good = certify(problem, (low + high) // 2, order=order, at=at, intervals=some_intervals(at, rng))
-    bad, about = tampered(good, problem, rng, data.draw(st.integers(0, 9)))
+    good = certify(problem, (low + high) // 2, order=order, at=at, intervals=random_intervals(at, rng))
+    bad, checked_problem = tampered(good, problem, rng, data.draw(st.integers(0, 9)))
     try:
-        proven = check_certificate(about, bad)
+        proven = check_certificate(checked_problem, bad)
     except CertificateError:
         return
-    best = optimum(about, bad.budget_bytes, bad.order)
+    best = optimum(checked_problem, bad.budget_bytes, bad.order)
     assert best is None or (proven is not None and proven <= best)
     assert proven is None or (bad.bound_ns is not None and bad.bound_ns <= proven)
 
 
-def tampered(good: Certificate, problem: Problem, rng: random.Random, how: int) -> tuple[Certificate, Problem]:
-    """The certificate, or the problem that it is checked on, changed in one place."""
+def tampered(good: Certificate, problem: Problem, rng: random.Random, case: int) -> tuple[Certificate, Problem]:
+    """The certificate and the problem that it is checked on, one of them changed in one place."""
     leaf = good.leaves[0]
     weights = list(leaf.multipliers)
-    if how == 0:
+    if case == 0:
         return replace(good, bound_ns=(good.bound_ns or 0) + rng.randint(1, 9)), problem
-    if how == 1:
+    if case == 1:
         at = list(good.at)
         if at:
             at[rng.randrange(len(at))] = rng.randrange(len(problem.ops))
         return replace(good, at=tuple(at)), problem
-    if how == 2:
+    if case == 2:
         return replace(good, budget_bytes=max(0, good.budget_bytes + rng.choice((-5, 1, 5, 50)))), problem
-    if how == 3:
+    if case == 3:
         return replace(good, order=ORDERS[good.order is Order.GIVEN]), problem
-    if how == 4 and weights:
+    if case == 4 and weights:
         k = rng.randrange(len(weights))
         kind, indices, weight = weights[k]
         weights[k] = (kind, indices, rng.choice((-weight, 3 * weight, 0.0, weight + 1)))
-    elif how == 5 and weights:
+    elif case == 5 and weights:
         k = rng.randrange(len(weights))
         kind, indices, weight = weights[k]
-        moved = tuple(max(0, i + rng.choice((-1, 0, 1))) for i in indices)
-        weights[k] = (kind, moved, weight)
-    elif how == 6:
+        shifted = tuple(max(0, i + rng.choice((-1, 0, 1))) for i in indices)
+        weights[k] = (kind, shifted, weight)
+    elif case == 6:
         return replace(good, bound_ns=None), problem
-    elif how == 7 and problem.ops:
+    elif case == 7 and problem.ops:
         ops = list(problem.ops)
         k = rng.randrange(len(ops))
         ops[k] = replace(ops[k], time_ns=ops[k].time_ns // 2)
         return good, replace(problem, ops=tuple(ops))
-    elif how == 8 and problem.values:
+    elif case == 8 and problem.values:
         values = list(problem.values)
         k = rng.randrange(len(values))
         values[k] = replace(values[k], bytes=values[k].bytes + 1)
         return good, replace(problem, values=tuple(values))
-    elif how == 9:
+    elif case == 9:
         run = ("run", (rng.randrange(len(problem.ops)),) + (rng.randrange(len(good.at) + 1),) * 2, rng.randint(0, 1))
         return replace(good, leaves=(replace(leaf, fixed=(run,)),)), problem
     return replace(good, leaves=(replace(leaf, multipliers=tuple(weights)),)), problem
@@ -184,7 +184,7 @@ def sample() -> tuple[Problem, Certificate]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"bound_ns": 10**6}, "claimed"),
         ({"bound_ns": None}, "no plan fits"),
@@ -226,13 +226,15 @@ def sample() -> tuple[Problem, Certificate]:
         ({"leaves": (Leaf(fixed=(("run", (99, 1, 1), 0),)), Leaf(fixed=(("run", (99, 1, 1), 1),)))}, "there is no run"),
     ],
 )
-def test_what_is_wrong_is_named(sample: tuple[Problem, Certificate], changes: dict[str, object], told: str) -> None:
+def test_the_error_names_the_fault(
+    sample: tuple[Problem, Certificate], changes: dict[str, object], message: str
+) -> None:
     problem, certificate = sample
-    with pytest.raises(CertificateError, match=told):
+    with pytest.raises(CertificateError, match=message):
         check_certificate(problem, replace(certificate, **changes))  # type: ignore[arg-type]
 
 
-def test_it_is_about_this_problem_and_plans_without_offload(sample: tuple[Problem, Certificate]) -> None:
+def test_a_certificate_holds_for_its_problem_and_plans_without_offload(sample: tuple[Problem, Certificate]) -> None:
     problem, certificate = sample
     wider = replace(problem, values=(replace(problem.values[0], bytes=2), *problem.values[1:]))
     with pytest.raises(CertificateError, match="another problem"):
@@ -247,7 +249,7 @@ def test_it_is_about_this_problem_and_plans_without_offload(sample: tuple[Proble
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_leaves_prove_what_the_worse_of_them_proves(order: Order) -> None:
+def test_leaves_prove_the_weakest_of_their_bounds(order: Order) -> None:
     """Two cases of a variable, each with the multipliers of its own program, prove no more than the optimum."""
     problem = chain(6)
     certificate = certify(problem, 4, order=order, at=(5, 8))
@@ -276,33 +278,33 @@ def test_the_studied_relaxations_of_unet() -> None:
 
 
 @pytest.mark.parametrize("name", ["unet", "gpt", "r50"])
-def test_more_moments_prove_no_less_where_the_old_stages_are_kept_as_intervals(name: str) -> None:
+def test_more_moments_prove_no_less_where_intervals_keep_the_old_stages(name: str) -> None:
     problem, budget_bytes, unmodified_ns = at_40_percent(name)
     count = len(problem.ops)
-    few = (count // 3, count // 2)
-    more = (count // 4, *few, 3 * count // 4)
-    coarse = certify(problem, budget_bytes, order=Order.GIVEN, at=few).bound_ns
-    kept = certify(problem, budget_bytes, order=Order.GIVEN, at=more, intervals=((0, 1), (3, 4))).bound_ns
+    coarse_moments = (count // 3, count // 2)
+    fine_moments = (count // 4, *coarse_moments, 3 * count // 4)
+    coarse = certify(problem, budget_bytes, order=Order.GIVEN, at=coarse_moments).bound_ns
+    refined = certify(problem, budget_bytes, order=Order.GIVEN, at=fine_moments, intervals=((0, 1), (3, 4))).bound_ns
     assert coarse is not None
-    assert kept is not None
-    assert unmodified_ns <= coarse <= kept + 1
+    assert refined is not None
+    assert unmodified_ns <= coarse <= refined + 1
 
 
 def at_40_percent(name: str) -> tuple[Problem, int, int]:
-    """A problem, a budget of constants, reserve and 40 % of the rest of store-all's peak, and store-all's time."""
+    """A problem, a budget of its static bytes plus 40 % of the rest of the store-all peak, and the store-all time."""
     problem = corpus_problem(name)
     unmodified = baseline(problem)
     base = problem.static_bytes
     return problem, base + int(0.4 * (unmodified.peak_bytes - base)), unmodified.time_ns
 
 
-def test_files(sample: tuple[Problem, Certificate], tmp_path: Path) -> None:
+def test_files_survive_the_round_trip(sample: tuple[Problem, Certificate], tmp_path: Path) -> None:
     problem, certificate = sample
     free = certify(problem, 12, order=Order.FREE, at=(4, 7))
-    for index, made in enumerate((certificate, free, replace(certificate, bound_ns=None, leaves=()))):
+    for index, saved in enumerate((certificate, free, replace(certificate, bound_ns=None, leaves=()))):
         path = tmp_path / f"{index}.json"
-        save_certificate(path, made)
-        assert load_certificate(path) == made
+        save_certificate(path, saved)
+        assert load_certificate(path) == saved
         assert encode_certificate(load_certificate(path)) == path.read_bytes()
     save_problem(tmp_path / "problem.json", problem)
     with pytest.raises(FormatError, match="holds a problem, not a certificate"):
@@ -356,8 +358,8 @@ def test_a_tree_proves_no_more_than_the_optimum_and_no_less_than_its_root(seed: 
             assert root.bound_ns <= proven <= best
 
 
-def test_a_tree_closes_what_the_relaxation_leaves_open() -> None:
-    """Here branching goes on to the optimum that exhaustive search finds."""
+def test_a_tree_closes_the_gap_of_the_relaxation() -> None:
+    """Branching continues to the optimum that exhaustive search finds."""
     problem = random_chain(4, 0)
     best = optimum(problem, 16, Order.GIVEN)
     assert best is not None

@@ -1,4 +1,4 @@
-"""The smallest peak: never below what is proven or possible, near what exhaustive search finds, told in words."""
+"""Tests of the smallest peak: it is never below the floor or the exact optimum, and its bottleneck is described."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUICK = Limits(seconds=0.15)
 
 
 def checked(problem: Problem, found: MinPeak) -> MinPeak:
-    """Everything that is claimed, held against the replay, the validator and the checker."""
+    """Compares every claim with the replay, the validator and the checker of certificates."""
     assert validate(problem, found.plan, found.peak_bytes) == []
     timeline = simulate(problem, found.plan)
     assert (timeline.time_ns, timeline.peak_bytes) == (found.time_ns, found.peak_bytes)
@@ -53,7 +53,7 @@ def test_against_exhaustive_search(seed: int) -> None:
 
 
 def test_a_certificate_may_prove_more_than_the_general_floor() -> None:
-    """Op 7 reads value 10, which cannot be computed again; so does what makes the result 13, now or later."""
+    """Op 7 reads value 10, which cannot be recomputed; so does the op that computes the result 13."""
     problem = training_graph(6, 11)
     certificate = floor_certificate(problem)
     assert certificate is not None
@@ -61,8 +61,8 @@ def test_a_certificate_may_prove_more_than_the_general_floor() -> None:
     assert certificate.budget_bytes + 1 > peak_bound_bytes(problem)
 
 
-def test_tiny_problems_are_solved_to_the_least_peak() -> None:
-    """Found, not proven: on all of these the search ends at what exhaustive search says."""
+def test_the_search_finds_the_smallest_peak_of_tiny_problems() -> None:
+    """The search proves nothing here, but on all of these it reaches the result of exhaustive search."""
     for seed in range(12):
         problem = random_chain(4, seed)
         found = checked(problem, minimise_peak(problem, limits=QUICK, seed=seed))
@@ -80,15 +80,15 @@ def test_a_chain_needs_three_values_and_n_choose_2_forward_steps(n: int) -> None
 
 def test_gpt_reaches_its_floor() -> None:
     problem = corpus_problem("gpt")
-    told: list[Progress] = []
-    found = checked(problem, minimise_peak(problem, limits=Limits(seconds=10), on_progress=told.append))
+    reports: list[Progress] = []
+    found = checked(problem, minimise_peak(problem, limits=Limits(seconds=10), on_progress=reports.append))
     assert found.peak_bytes == found.peak_bound_bytes
     assert found.peak_bytes / baseline(problem).peak_bytes == pytest.approx(0.248, abs=0.001)
-    assert [p.peak_bytes for p in told] == sorted((p.peak_bytes or 0 for p in told), reverse=True)
-    assert told[-1].time_ns == found.time_ns
+    assert [p.peak_bytes for p in reports] == sorted((p.peak_bytes or 0 for p in reports), reverse=True)
+    assert reports[-1].time_ns == found.time_ns
 
 
-def test_orders() -> None:
+def test_both_orders_have_the_same_floor() -> None:
     problem = training_graph(6, 11)
     kept = checked(problem, minimise_peak(problem, limits=QUICK, order=Order.GIVEN))
     free = checked(problem, minimise_peak(problem, limits=QUICK, order=Order.FREE))
@@ -96,7 +96,7 @@ def test_orders() -> None:
     assert free.peak_bound_bytes == kept.peak_bound_bytes
 
 
-def test_a_seed_says_everything_where_no_limit_strikes() -> None:
+def test_a_seed_determines_the_plan_where_no_limit_strikes() -> None:
     problem = random_chain(8, 3)
     plans = [minimise_peak(problem, limits=Limits(None), seed=5).plan for _ in range(2)]
     assert plans[0] == plans[1]
@@ -112,24 +112,24 @@ def test_limits_and_links() -> None:
 
 
 def test_one_moment_certifies_the_floor_where_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On thousands of ops all moments that a certificate is looked for at take seconds."""
+    """On thousands of ops it takes seconds to certify the floor at every moment."""
     problem = corpus_problem("r50")
-    looked: list[tuple[int, ...]] = []
+    certified: list[tuple[int, ...]] = []
 
-    def counted(problem: Problem, *, order: Order, at: tuple[int, ...]) -> Certificate | None:
-        looked.append(at)
+    def recording_certify_floor(problem: Problem, *, order: Order, at: tuple[int, ...]) -> Certificate | None:
+        certified.append(at)
         return certify_floor(problem, order=order, at=at)
 
-    monkeypatch.setattr("remat_solvers.optimal.min_peak.certify_floor", counted)
+    monkeypatch.setattr("remat_solvers.optimal.min_peak.certify_floor", recording_certify_floor)
     found = checked(problem, minimise_peak(problem, limits=Limits(0.01)))
-    assert len(looked) == 1
+    assert len(certified) == 1
     assert found.certificate is not None
     assert found.certificate.budget_bytes + 1 == found.peak_bound_bytes == peak_bound_bytes(problem)
 
 
 @dataclass(frozen=True)
 class Interrupted(Auto):
-    """Ctrl-C comes when it is asked to make the plan faster."""
+    """Raises Ctrl-C in the phase that makes the plan faster."""
 
     def solve(self, problem: Problem, budget_bytes: int, **_: object) -> Outcome:  # type: ignore[override]
         raise KeyboardInterrupt
@@ -142,14 +142,14 @@ def test_ctrl_c_after_the_smallest_peak_keeps_its_plan() -> None:
 
 
 def head() -> Problem:
-    """A head whose logits are large: h -> mm (lm_head) -> log_softmax -> loss, and the way back."""
+    """A head whose logits are large: h -> mm (lm_head) -> log_softmax -> loss, and its backward ops."""
     sizes = {"w": 7, "h": 10, "logits": 1000, "logp": 1000, "loss": 4, "tangent": 4, "dlogits": 1000, "dw": 7}
     kinds = {"w": "constant", "dlogits": "gradient", "dw": "gradient", "tangent": "gradient"}
     number = {name: i for i, name in enumerate(sizes)}
     values = tuple(Value(name, size, kinds.get(name, "activation")) for name, size in sizes.items())  # type: ignore[arg-type]
 
-    def op(name: str, phase: str, reads: str, makes: str, target: str, module: str = "", source: str = "") -> Op:
-        inputs, outputs = (tuple(number[x] for x in text.split()) for text in (reads, makes))
+    def op(name: str, phase: str, reads: str, writes: str, target: str, module: str = "", source: str = "") -> Op:
+        inputs, outputs = (tuple(number[x] for x in text.split()) for text in (reads, writes))
         return Op(name, phase, inputs, outputs, 1, target=target, module=module, source=source)  # type: ignore[arg-type]
 
     back = replace(
@@ -168,51 +168,54 @@ def head() -> Problem:
     return Problem("head", ops, values, (number["loss"], number["dw"]), reserve_bytes=5)
 
 
-def test_the_floor_in_words() -> None:
-    told = bottleneck(head())
-    assert told.bytes == peak_bound_bytes(head()) == 1000 + 1000 + 4 + 4 + 3 + 7 + 5
-    assert (told.op, told.workspace_bytes, told.static_bytes) == (5, 3, 12)
-    assert told.moment == "during _log_softmax_backward_data (model.py:41, after lm_head)"
-    assert [(item.bytes, item.description) for item in told.resident[:2]] == [
+def test_the_description_of_a_bottleneck() -> None:
+    floor = bottleneck(head())
+    assert floor.bytes == peak_bound_bytes(head()) == 1000 + 1000 + 4 + 4 + 3 + 7 + 5
+    assert (floor.op, floor.workspace_bytes, floor.static_bytes) == (5, 3, 12)
+    assert floor.moment == "during _log_softmax_backward_data (model.py:41, after lm_head)"
+    assert [(item.bytes, item.description) for item in floor.resident[:2]] == [
         (1000, "output of _log_softmax (model.py:41, after lm_head)"),
         (1000, "gradient that it computes"),
     ]
-    assert str(told).startswith(
+    assert str(floor).startswith(
         "1.98 KiB during _log_softmax_backward_data (model.py:41, after lm_head): 1000 B output"
     )
-    assert str(told).endswith("3 B workspace, 12 B constants and reserve")
+    assert str(floor).endswith("3 B workspace, 12 B constants and reserve")
 
 
-def test_words_for_the_end_and_for_many_values() -> None:
+def test_the_description_of_the_end_of_a_step_and_of_many_values() -> None:
     values = tuple(Value(f"v{i}", 10 - i, "activation") for i in range(7))
     ops = tuple(Op(f"op{i}", "forward", (), (i,), 1) for i in range(7))
-    told = bottleneck(Problem("results", ops, values, tuple(range(7))))
-    assert told.op is None
-    assert str(told) == (
+    floor = bottleneck(Problem("results", ops, values, tuple(range(7))))
+    assert floor.op is None
+    assert str(floor) == (
         "49 B for the results at the end of the step: 10 B output of op0, 9 B output of op1, 8 B output of op2, "
         "7 B output of op3, 15 B in 3 more values"
     )
 
 
 @pytest.mark.parametrize("name", ["gpt", "unet", "r50", "lstm", "rl250", "chain50"])
-def test_words_add_up_on_the_corpus(name: str) -> None:
+def test_descriptions_add_up_on_the_corpus(name: str) -> None:
     problem = corpus_problem(name)
-    told, floor = bottleneck(problem), peak_bound(problem)
-    assert told.bytes == floor.bytes
-    assert told.bytes == sum(item.bytes for item in told.resident) + told.workspace_bytes + told.static_bytes
-    assert {item.value for item in told.resident} == set(floor.resident)
-    assert str(told).startswith(format_bytes(floor.bytes))
+    description, floor = bottleneck(problem), peak_bound(problem)
+    assert description.bytes == floor.bytes
+    assert (
+        description.bytes
+        == sum(item.bytes for item in description.resident) + description.workspace_bytes + description.static_bytes
+    )
+    assert {item.value for item in description.resident} == set(floor.resident)
+    assert str(description).startswith(format_bytes(floor.bytes))
 
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=150, deadline=None)
-def test_what_is_held_is_the_floor(seed: int) -> None:
+def test_the_resident_values_add_up_to_the_floor(seed: int) -> None:
     for problem in (training_graph(1 + seed % 9, seed), adversarial(seed)):
-        told = bottleneck(problem)
-        assert told.bytes == sum(item.bytes for item in told.resident) + told.workspace_bytes + told.static_bytes
-        assert str(told)
-        kept = plan_from_sequence(problem, range(len(problem.ops)))
-        assert told.bytes <= simulate(problem, kept).peak_bytes
+        floor = bottleneck(problem)
+        assert floor.bytes == sum(item.bytes for item in floor.resident) + floor.workspace_bytes + floor.static_bytes
+        assert str(floor)
+        plan = plan_from_sequence(problem, range(len(problem.ops)))
+        assert floor.bytes <= simulate(problem, plan).peak_bytes
 
 
 # budget="min"
@@ -220,7 +223,7 @@ def test_what_is_held_is_the_floor(seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["auto", "revolve", "rotor", "store-all", "chen"])
 def test_the_budget_min(name: str) -> None:
-    """Three values of a chain are the floor, n + 1 what store-all needs; with a byte less a method has no plan."""
+    """The floor of a chain is three values and store-all needs n + 1; with one byte less, no method has a plan."""
     problem = chain(8)
     result = solve(problem, "min", solver=name, limits=Limits(seconds=2))
     assert result.budget_bytes == result.peak_bytes == result.smallest_peak_bytes
@@ -244,7 +247,7 @@ def test_the_budget_min_where_nothing_can_be_saved() -> None:
 
 
 def test_sizes_beyond_the_arithmetic_of_the_search() -> None:
-    """All values together are 2**63 bytes and more, those of a moment are not: other methods answer."""
+    """All values together have 2**63 bytes or more, but those of one moment fewer: other methods answer."""
     values = tuple(Value(f"v{i}", 2**61, "activation") for i in range(5))
     ops = tuple(Op(f"op{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(5))
     problem = Problem("large", ops, values, (4,))
@@ -253,7 +256,7 @@ def test_sizes_beyond_the_arithmetic_of_the_search() -> None:
     assert [point.peak_bytes for point in sweep(problem, points=2, limits=Limits(2)).points] == [2**62]
 
 
-def test_the_floor_is_told_where_a_budget_is_below_it() -> None:
+def test_a_budget_below_the_floor_is_answered_with_the_floor() -> None:
     result = solve(head(), 2000)
     assert result.status is Status.INFEASIBLE
     assert result.reason == f"every plan needs {bottleneck(head())}"

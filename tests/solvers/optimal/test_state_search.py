@@ -1,4 +1,4 @@
-"""The search over the states of small problems: against exhaustive search, against a closed form, and on its way."""
+"""Tests of the state search of small problems, against exhaustive search and a closed form."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from remat_solvers.solving import solve
 from tests.solvers.makers import budget_above_floor
 
 STATES = 100_000
-SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)  # of the way from what no plan is below to what the unmodified step needs
+SHARES = (0.0, 0.1, 0.3, 0.6, 0.9)  # of the distance from the floor to the store-all peak
 ONLY_STATES = Auto(chains=False, lagrangian=False, methods=False, search=False, program=False)
 
 
 def budgets(problem: Problem) -> list[int]:
-    """Budgets from the floor up that the unmodified step exceeds."""
+    """Budgets from the floor up that the store-all plan exceeds."""
     shares = [budget_above_floor(problem, share) for share in SHARES]
     return [budget for budget in shares if budget < baseline(problem).peak_bytes]
 
 
-def questions(seeds: int) -> Iterator[tuple[Problem, int]]:
+def constrained_problems(seeds: int) -> Iterator[tuple[Problem, int]]:
     for seed in range(seeds):
         small = (p for p in (adversarial(seed),) if len(p.ops) <= 9 and len(p.values) <= 20)
         for problem in (training_graph(1 + seed % 4, seed), random_layered(4 + seed % 4, seed), *small):
@@ -47,7 +47,7 @@ def time_of(problem: Problem, sequence: list[int]) -> int:
 @pytest.mark.parametrize("tangents_first", [False, True])
 def test_the_same_optimum_as_exhaustive_search(order: Order, tangents_first: bool) -> None:
     plans = proofs = repeating = 0
-    for problem, budget_bytes in questions(80):
+    for problem, budget_bytes in constrained_problems(80):
         search = StateSearch(problem, budget_bytes, order=order, tangents_first=tangents_first)
         search.run(STATES)
         assert search.done
@@ -68,8 +68,8 @@ def test_the_same_optimum_as_exhaustive_search(order: Order, tangents_first: boo
     assert repeating > 50
 
 
-def test_bounds_on_the_way_rise_to_the_optimum() -> None:
-    """One state at a time; plans on the way fall to it."""
+def test_intermediate_bounds_rise_to_the_optimum() -> None:
+    """The search expands one state at a time; the times of its plans fall to the optimum."""
     early = 0
     for seed in range(20):
         problem = training_graph(5, seed)
@@ -90,7 +90,7 @@ def test_bounds_on_the_way_rise_to_the_optimum() -> None:
     assert early
 
 
-def test_slices_end_where_one_run_does() -> None:
+def test_several_slices_give_the_result_of_one_run() -> None:
     problem = random_chain(6, 3)
     for budget_bytes in budgets(problem):
         whole, sliced = (StateSearch(problem, budget_bytes, order=Order.FREE, tangents_first=False) for _ in range(2))
@@ -101,24 +101,24 @@ def test_slices_end_where_one_run_does() -> None:
 
 
 @pytest.mark.parametrize("order", ["given", "any"])
-def test_chains_as_the_chain_solver_has_them(order: Literal["given", "any"]) -> None:
-    """Its closed form: the binomial schedule of Griewank and Walther (2000)."""
+def test_chains_reach_the_optimum_of_the_chain_solver(order: Literal["given", "any"]) -> None:
+    """The closed form is the binomial schedule of Griewank and Walther (2000)."""
     tight = 0
-    asked = replace(ONLY_STATES, order=order)
+    only_states = replace(ONLY_STATES, order=order)
     for n in range(2, 9):
         problem = chain(n)
         unmodified = baseline(problem).peak_bytes
         for budget_bytes in range(3, unmodified):
-            known = solve(problem, budget_bytes, solver="revolve")
-            found = solve(problem, budget_bytes, solver=asked, limits=Limits(None))
-            assert found.status is (Status.OPTIMAL if known.plan is not None else found.status)
-            assert known.time_ns is None or found.time_ns == known.time_ns
-            tight += known.time_ns is not None
+            reference = solve(problem, budget_bytes, solver="revolve")
+            found = solve(problem, budget_bytes, solver=only_states, limits=Limits(None))
+            assert found.status is (Status.OPTIMAL if reference.plan is not None else found.status)
+            assert reference.time_ns is None or found.time_ns == reference.time_ns
+            tight += reference.time_ns is not None
     assert tight > 10
 
 
-def test_what_has_no_plan_is_proven_to_have_none() -> None:
-    """Of a dozen ops and more, where the program of few moments and the local search leave it open."""
+def test_infeasible_budgets_are_proven_infeasible() -> None:
+    """On these problems of a dozen ops and more, the coarse program and local search leave feasibility open."""
     proven = 0
     for seed in range(40):
         problem = training_graph(6, seed)

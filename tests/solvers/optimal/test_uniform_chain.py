@@ -1,4 +1,4 @@
-"""Uniform chains: recognised whatever their values are called, exact at every budget; nothing else is taken for one."""
+"""Uniform chains, and nothing else, are recognised in any order of values; they are solved exactly at every budget."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ from remat_solvers.validate import validate
 
 
 def variant(n: int, seed: int, *, plain: bool) -> Problem:
-    """A uniform chain of some kind: which state backward reads, tangents or not, what is a result.
+    """A random uniform chain: which state the backward reads, whether tangents exist and which values are results vary.
 
-    Plain: gradients are of the size of states, forward ops need no more workspace than backward ops, and the last ones
-    are like the others.
-    """
+    In a plain chain, gradients have the size of states, forward ops need no more workspace than backward ops, and the
+    last layer equals the others."""
     rng = random.Random(seed)
-    after, with_tangents = rng.random() < 0.5, rng.random() < 0.5
+    reads_own_state, with_tangents = rng.random() < 0.5, rng.random() < 0.5
     size, gradient = rng.choice(((1, 1), (2, 2)) if plain else ((2, 1), (1, 3), (3, 3)))
     step_ns, last_ns = rng.choice(((1, 1), (3, 3)) if plain else ((1, 2), (3, 1)))
     last_bytes = size if plain else rng.choice((0, size, 4))
-    more, less = rng.choice(((0, 0), (1, 0), (5, 1), (5, 5)))
-    workspace = {"backward": more, "forward": less} if plain else {"backward": less, "forward": more}
+    larger_bytes, smaller_bytes = rng.choice(((0, 0), (1, 0), (5, 1), (5, 5)))
+    workspace = (
+        {"backward": larger_bytes, "forward": smaller_bytes}
+        if plain
+        else {"backward": smaller_bytes, "forward": larger_bytes}
+    )
     values = [Value("weight", 7, "constant")]
     ops: list[Op] = []
 
-    def run(phase: Phase, reads: list[int], size_bytes: int, time_ns: int) -> int:
+    def add_op(phase: Phase, reads: list[int], size_bytes: int, time_ns: int) -> int:
         values.append(Value("", size_bytes, "activation" if phase == "forward" else "gradient"))
         reads = [*reads, *rng.choice(([], [0]))]
         ops.append(Op(phase, phase, tuple(reads), (len(values) - 1,), time_ns, workspace[phase]))
@@ -44,32 +47,32 @@ def variant(n: int, seed: int, *, plain: bool) -> Problem:
 
     states: list[int] = []
     for _ in range(n - 1):
-        states.append(run("forward", states[-1:], size, step_ns))
-    states.append(run("forward", states[-1:], last_bytes, last_ns))
-    held = states[-1]
+        states.append(add_op("forward", states[-1:], size, step_ns))
+    states.append(add_op("forward", states[-1:], last_bytes, last_ns))
+    carried = states[-1]
     if with_tangents:
         values.append(Value("", gradient, "gradient"))
         ops.append(Op("tangents", "backward", (), (len(values) - 1,), 0, recomputable=False))
-        held = len(values) - 1
+        carried = len(values) - 1
     for i in range(n, 0, -1):
-        read = states[i - 1 : i] if after else states[max(0, i - 2) : i - 1]
-        held = run("backward", list(dict.fromkeys([held, *read])), gradient, rng.randint(0, 4))
-    results = {held, *rng.choice(([], [states[-1]], [0]))}
-    return renamed(Problem("variant", tuple(ops), tuple(values), tuple(results)), rng)
+        read = states[i - 1 : i] if reads_own_state else states[max(0, i - 2) : i - 1]
+        carried = add_op("backward", list(dict.fromkeys([carried, *read])), gradient, rng.randint(0, 4))
+    results = {carried, *rng.choice(([], [states[-1]], [0]))}
+    return permuted(Problem("variant", tuple(ops), tuple(values), tuple(results)), rng)
 
 
-def renamed(problem: Problem, rng: random.Random) -> Problem:
-    """The same problem, its values in another order."""
+def permuted(problem: Problem, rng: random.Random) -> Problem:
+    """The same problem with its values in another order."""
     order = list(range(len(problem.values)))
     rng.shuffle(order)
     place = {value: k for k, value in enumerate(order)}
 
-    def moved(indices: tuple[int, ...]) -> tuple[int, ...]:
+    def mapped(indices: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(place[v] for v in indices)
 
-    ops = [replace(op, inputs=moved(op.inputs), outputs=moved(op.outputs)) for op in problem.ops]
+    ops = [replace(op, inputs=mapped(op.inputs), outputs=mapped(op.outputs)) for op in problem.ops]
     values = tuple(problem.values[v] for v in order)
-    return replace(problem, ops=tuple(ops), values=values, results=moved(problem.results))
+    return replace(problem, ops=tuple(ops), values=values, results=mapped(problem.results))
 
 
 def replayed(problem: Problem, sequence: list[int], budget_bytes: int) -> Timeline:
@@ -99,8 +102,8 @@ def optimum_ns(problem: Problem, budget_bytes: int) -> int | None:
         *((250, 10, 531), (500, 16, 865), (500, 24, 701), (1000, 32, 1473), (1000, 64, 937)),
     ],
 )
-def test_the_optima_of_the_exact_program(n: int, slots: int, extra: int) -> None:
-    """Forward ops run again, as an independent dynamic program found them."""
+def test_published_optima_of_uniform_chains(n: int, slots: int, extra: int) -> None:
+    """`extra` is the number of recomputed forward ops that an independent dynamic program found."""
     problem = chain(n, size_bytes=10, forward_ns=7, backward_ns=5)
     solved = solve_uniform_chain(problem, 10 * slots + 9)
     assert solved is not None
@@ -110,8 +113,8 @@ def test_the_optima_of_the_exact_program(n: int, slots: int, extra: int) -> None
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
-def test_exact_at_every_budget(n: int) -> None:
-    problem = renamed(chain(n), random.Random(n))
+def test_the_solution_is_exact_at_every_budget(n: int) -> None:
+    problem = permuted(chain(n), random.Random(n))
     for budget_bytes in range(1, n + 3):
         solved = solve_uniform_chain(problem, budget_bytes)
         best = optimum_ns(problem, budget_bytes)
@@ -122,8 +125,8 @@ def test_exact_at_every_budget(n: int) -> None:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_every_variant_lies_around_the_optimum(plain: bool) -> None:
-    """Bound <= optimum <= plan; exact at every budget where the chain is plain."""
+def test_bound_and_plan_enclose_the_optimum(plain: bool) -> None:
+    """Bound <= optimum <= plan, with equality at every budget where the chain is plain."""
     exact = budgets = 0
     for seed in range(60):
         problem = variant(2 + seed % 5, seed, plain=plain)
@@ -144,7 +147,7 @@ def test_every_variant_lies_around_the_optimum(plain: bool) -> None:
     assert exact == budgets if plain else exact > budgets // 3
 
 
-def test_checkmate_proves_the_same() -> None:
+def test_checkmate_proves_the_same_optimum() -> None:
     for n, budget_bytes in ((10, 5), (12, 6)):
         problem = chain(n)
         solved = solve_uniform_chain(problem, budget_bytes)
@@ -155,31 +158,31 @@ def test_checkmate_proves_the_same() -> None:
 
 
 def deviations(problem: Problem) -> list[Problem]:
-    """Chains with one thing changed that the theorem does not cover."""
+    """Chains with one change that the theorem does not cover."""
     ops, values = problem.ops, problem.values
     n = len(problem.forward_ops)
 
     def with_op(index: int, **changes: object) -> Problem:
         return replace(problem, ops=tuple(replace(op, **changes) if i == index else op for i, op in enumerate(ops)))
 
-    both = with_op(n + 1, inputs=(*ops[n + 1].inputs, n - 2))  # reads the states on both sides
-    stays = replace(problem, results=(*problem.results, 1))
-    larger = replace(problem, values=tuple(replace(v, bytes=2) if i == 1 else v for i, v in enumerate(values)))
-    empty = replace(problem, values=tuple(replace(v, bytes=0) for v in values))
-    extra = replace(problem, ops=(*ops, Op("norm", "backward", (2 * n - 1,), (), 1)))
+    two_states = with_op(n + 1, inputs=(*ops[n + 1].inputs, n - 2))  # reads the states before and after its layer
+    state_is_result = replace(problem, results=(*problem.results, 1))
+    larger_state = replace(problem, values=tuple(replace(v, bytes=2) if i == 1 else v for i, v in enumerate(values)))
+    zero_bytes = replace(problem, values=tuple(replace(v, bytes=0) for v in values))
+    extra_op = replace(problem, ops=(*ops, Op("norm", "backward", (2 * n - 1,), (), 1)))
     return [
         *(with_op(2, time_ns=5), with_op(2, recomputable=False), with_op(2, inputs=(0, 1))),
-        *(both, stays, larger, empty, extra, replace(problem, link=Link(1, 1))),
+        *(two_states, state_is_result, larger_state, zero_bytes, extra_op, replace(problem, link=Link(1, 1))),
     ]
 
 
 @pytest.mark.parametrize("problem", [*deviations(chain(6)), random_chain(6, 1), training_graph(5, 1), chain(1)])
-def test_what_deviates_is_not_recognised(problem: Problem) -> None:
+def test_deviating_chains_are_not_recognised(problem: Problem) -> None:
     assert recognise_uniform_chain(problem) is None
     assert solve_uniform_chain(problem, 4) is None
 
 
-def test_a_thousand_steps_take_no_time() -> None:
+def test_a_thousand_layers_are_solved_within_a_second() -> None:
     problem = chain(1000)
     started = time.process_time()
     for slots in (8, 100, 1000):

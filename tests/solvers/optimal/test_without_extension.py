@@ -1,7 +1,6 @@
-"""`auto` where its C++ extension was not built: program and methods answer, and that the search is missing is said.
+"""Tests of `auto` without its C++ extension: program and methods answer, and a message says that the search is missing.
 
-In a process of its own, in which the extension cannot be imported.
-"""
+The tests run in a child process in which the extension cannot be imported."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class ProcessWorker(PipeChild):
     @property
     def busy(self) -> bool:
         """Whether more steps may come without a better incumbent."""
-        if self._process is None:
+        if self.process is None:
             return False
         return self.connection.pending or (not self._done and self.running)
 

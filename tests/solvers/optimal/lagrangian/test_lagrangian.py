@@ -1,4 +1,4 @@
-"""Layers are found where they are; bounds and plans of layered networks against exhaustive search and a study."""
+"""Tests of repeated layers and of Lagrangian bounds and plans, against exhaustive search and the figures of a study."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ from tests.solvers.makers import budget_above_static, corpus_problem
 
 
 def layered(layers: int, width: int, seed: int) -> Problem:
-    """`layers` identical layers of `width` forward and backward ops of random sizes, times and wiring."""
+    """`layers` identical layers, each of `width` forward and backward ops of random sizes, times and wiring."""
     rng = random.Random(seed)
     values, ops = [Value("input", 3, "constant")], []
     sizes = [[rng.choice((0, 1, 2, 5, 9)) for _ in range(width)] for _ in range(2)]
     times = [[rng.choice((0, 1, 2, 7)) for _ in range(width)] for _ in range(2)]
-    skips = [rng.randrange(j + 1) for j in range(width)]  # which earlier value of the layer is read too
+    skips = [rng.randrange(j + 1) for j in range(width)]  # the earlier value of the layer that op j reads, too
     saved = [rng.random() < 0.7 for _ in range(width)]
     weight_bytes = rng.choice((1, 3))
 
-    def run(phase: Phase, reads: list[int], size_bytes: int, time_ns: int) -> int:
+    def add_op(phase: Phase, reads: list[int], size_bytes: int, time_ns: int) -> int:
         values.append(Value("", size_bytes, "activation" if phase == "forward" else "gradient"))
         ops.append(Op("", phase, tuple(dict.fromkeys(reads)), (len(values) - 1,), time_ns))
         return len(values) - 1
 
-    made = [0]
+    produced = [0]
     for _ in range(layers):
-        inside = [made[-1]]
+        layer_values = [produced[-1]]
         for j in range(width):
-            made.append(run("forward", [inside[-1], inside[skips[j]]], sizes[0][j], times[0][j]))
-            inside.append(made[-1])
-    gradient, results = made[-1], []
-    for at in range(layers * width, 0, -1):
-        j = (at - 1) % width
-        reads = [gradient, made[at - 1]] if saved[j] else [gradient, made[at]]
-        gradient = run("backward", reads, sizes[1][j], times[1][j])
+            produced.append(add_op("forward", [layer_values[-1], layer_values[skips[j]]], sizes[0][j], times[0][j]))
+            layer_values.append(produced[-1])
+    gradient, results = produced[-1], []
+    for position in range(layers * width, 0, -1):
+        j = (position - 1) % width
+        reads = [gradient, produced[position - 1]] if saved[j] else [gradient, produced[position]]
+        gradient = add_op("backward", reads, sizes[1][j], times[1][j])
         if j == 0:
-            results.append(run("backward", [gradient, made[at]], weight_bytes, 1))
+            results.append(add_op("backward", [gradient, produced[position]], weight_bytes, 1))
     return Problem(f"layered{layers}x{width}", tuple(ops), tuple(values), tuple(results))
 
 
@@ -67,11 +67,11 @@ def steps(problem: Problem, budget_bytes: int, order: Order = Order.GIVEN) -> li
 
 
 def correspond(problem: Problem, run: Run) -> bool:
-    """Whether the step from each block to the next keeps costs, sizes and wiring."""
+    """Whether the mapping from each block to the next keeps costs, sizes and wiring."""
     producer, values = problem.producer, problem.values
-    for one, two in itertools.pairwise(run.blocks):
-        to = dict(zip(one, two, strict=True))
-        for a, b in to.items():
+    for block, next_block in itertools.pairwise(run.blocks):
+        mapping = dict(zip(block, next_block, strict=True))
+        for a, b in mapping.items():
             x, y = problem.ops[a], problem.ops[b]
             if (x.phase, x.time_ns, x.workspace_bytes, x.recomputable) != (
                 y.phase,
@@ -83,14 +83,14 @@ def correspond(problem: Problem, run: Run) -> bool:
             if [values[v].bytes for v in x.outputs] != [values[v].bytes for v in y.outputs]:
                 return False
             inner = [(producer[v], producer[w]) for v, w in zip(x.inputs, y.inputs, strict=True)]
-            if any(p in to and q != to[p] for p, q in inner):
+            if any(p in mapping and q != mapping[p] for p, q in inner):
                 return False
     return True
 
 
 @pytest.mark.parametrize(("name", "blocks", "ops"), [("gpt", 9, 29), ("lstm", 90, 34), ("r50", 3, 23)])
 def test_the_layers_of_real_graphs(name: str, blocks: int, ops: int) -> None:
-    """12 transformer layers, 100 LSTM steps, the bottlenecks of ResNet-50: all but a few at the ends are identical."""
+    """12 transformer layers, 100 LSTM steps and ResNet-50's bottlenecks are identical except for a few at the ends."""
     problem = corpus_problem(name)
     run = find_repeats(problem)[0]
     assert len(run.blocks) >= blocks
@@ -100,7 +100,7 @@ def test_the_layers_of_real_graphs(name: str, blocks: int, ops: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_planted_layers_are_found(seed: int) -> None:
-    """All but those at the ends, which read and are read by something else, and so does what is near them."""
+    """All layers are found except those at the ends, where readers and inputs differ, and their neighbours."""
     problem = layered(16, 4, seed)
     runs = find_repeats(problem)
     assert len(runs[0].blocks) >= 16 - 5
@@ -133,35 +133,37 @@ def test_elimination_against_enumeration(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_equal_layers_are_computed_once(seed: int) -> None:
-    """40 more layers, at most one more table for each: where the layers meet."""
-    few, many = (
+    """40 more layers add at most one table each, for the border between layers."""
+    short, long = (
         LagrangianProgram(Stages(OpGraph(p, Order.GIVEN), (len(p.forward_ops) - 1,)), find_repeats(p)).elimination
         for p in (layered(40, 9, seed), layered(80, 9, seed))
     )
-    assert len(many.turns) - len(few.turns) >= 6 * 40
-    assert len(many.joins) - len(few.joins) <= 40
+    assert len(long.turns) - len(short.turns) >= 6 * 40
+    assert len(long.joins) - len(short.joins) <= 40
 
 
-def test_layers_have_to_be_known() -> None:
-    """Corresponding variables have to go in the same turn, or their tables differ."""
+def test_known_repeats_shorten_the_elimination() -> None:
+    """Corresponding variables must be eliminated in the same turn, or their tables differ."""
     problem = corpus_problem("lstm")
     stages = Stages(OpGraph(problem, Order.GIVEN), (1244,))
-    told, untold = (LagrangianProgram(stages, runs).elimination for runs in (find_repeats(problem), ()))
-    assert len(told.turns) == len(untold.turns)
-    assert 3 * len(told.joins) < len(untold.joins)
+    with_repeats, without_repeats = (
+        LagrangianProgram(stages, runs).elimination for runs in (find_repeats(problem), ())
+    )
+    assert len(with_repeats.turns) == len(without_repeats.turns)
+    assert 3 * len(with_repeats.joins) < len(without_repeats.joins)
 
 
-def small() -> Iterator[tuple[Problem, float]]:
+def small_problems() -> Iterator[tuple[Problem, float]]:
     for seed in range(12):
         yield layered(3, 2, seed), (0.5, 0.7)[seed % 2]
         yield training_graph(5, seed), (0.7, 0.85)[seed % 2]
 
 
 @pytest.mark.parametrize("order", Order)
-def test_bound_optimum_plan(order: Order) -> None:
-    """Bound <= optimum by exhaustive search <= plan; infeasible is said only where it is."""
+def test_bound_and_plan_enclose_the_optimum(order: Order) -> None:
+    """Bound <= optimum by exhaustive search <= plan; infeasibility is claimed only where it holds."""
     claimed = 0
-    for problem, share in small():
+    for problem, share in small_problems():
         budget = budget_above_static(problem, share)
         best = best_sequence(problem, budget, order=order.value)
         optimum = None if best is None else simulate(problem, plan_from_sequence(problem, best)).time_ns
@@ -178,30 +180,30 @@ def test_bound_optimum_plan(order: Order) -> None:
                     assert optimum is not None
                     assert timeline.time_ns >= optimum
         graph = OpGraph(problem, order)
-        for _, bound_ns, impossible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(20))):
-            assert optimum is None if impossible else optimum is None or bound_ns <= optimum
+        for _, bound_ns, infeasible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(20))):
+            assert optimum is None if infeasible else optimum is None or bound_ns <= optimum
     assert claimed > 20
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_prices_against_enumeration(seed: int) -> None:
-    """The least of time and rent over all points of the program, by trying all runs."""
+    """The minimum of time plus capacity cost over all points of the program equals that of an enumeration."""
     problem = layered(2, 2, seed)
     graph = OpGraph(problem, Order.GIVEN)
     program = LagrangianProgram(Stages(graph, (3,)), ())
     prices = np.array([random.Random(seed).choice((0.3, 1.0, 2.5))])
     value, point = program.minimum(prices)
     assert value == pytest.approx(point.time_ns + float(prices @ point.used_bytes))
-    least = min(
-        each.time_ns + float(prices @ each.used_bytes)
+    smallest = min(
+        candidate.time_ns + float(prices @ candidate.used_bytes)
         for runs in itertools.product(*program.domains)
-        if (each := program.point(np.array(runs))).present.min() >= 0
+        if (candidate := program.point(np.array(runs))).present.min() >= 0
     )
-    assert value == pytest.approx(least)
+    assert value == pytest.approx(smallest)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_mixture_fits_and_can_be_expanded(seed: int) -> None:
+def test_a_recovered_primal_fits_and_can_be_decoded(seed: int) -> None:
     problem = layered(12, 3, seed)
     budget = budget_above_static(problem, 0.6)
     program = LagrangianProgram(
@@ -211,9 +213,9 @@ def test_a_mixture_fits_and_can_be_expanded(seed: int) -> None:
     while not ascent.done:
         ascent.step()
     fitting = [p for p in ascent.points if (p.used_bytes <= ascent.capacity).all()]
-    for one, two in itertools.product(fitting, ascent.points):
-        combined = recover_primal(program, ascent.capacity, one, two)
-        assert combined.time_ns <= one.time_ns
+    for first, second in itertools.product(fitting, ascent.points):
+        combined = recover_primal(program, ascent.capacity, first, second)
+        assert combined.time_ns <= first.time_ns
         assert (combined.used_bytes <= ascent.capacity).all()
         bits = np.arange(2)[:, None]
         sequence = decode_point(
@@ -222,12 +224,12 @@ def test_a_mixture_fits_and_can_be_expanded(seed: int) -> None:
         assert simulate(problem, plan_from_sequence(problem, sequence)).time_ns <= combined.time_ns
 
 
-# What the study proved and found, in % over store-all: the program's optimum lies between.
+# Overheads over store-all in %: the best that the study found, which no bound may exceed, and the largest accepted gap.
 STUDY = [("gpt", 0.8, 1.54, 0.1), ("gpt", 0.4, 15.67, 0.1), ("r50", 0.8, 2.22, 0.1), ("r50", 0.4, 13.01, 0.1)]
 
 
 @pytest.mark.parametrize(("name", "share", "best", "gap"), STUDY)
-def test_what_the_study_found(name: str, share: float, best: float, gap: float) -> None:
+def test_bounds_and_plans_of_the_study(name: str, share: float, best: float, gap: float) -> None:
     problem = corpus_problem(name)
     budget, base = budget_above_static(problem, share), sum(op.time_ns for op in problem.ops)
     found = steps(problem, budget)
@@ -238,20 +240,20 @@ def test_what_the_study_found(name: str, share: float, best: float, gap: float) 
     assert 100 * (fastest - bound) / base <= gap
 
 
-def test_what_no_plan_can_do_is_infeasible() -> None:
-    """Below the largest working set, 24.8 % of the peak."""
+def test_an_impossible_budget_is_infeasible() -> None:
+    """The budget is below the largest working set, which is 24.8 % of the peak."""
     problem = corpus_problem("gpt")
     assert steps(problem, budget_above_static(problem, 0.2))[-1].infeasible
 
 
 def test_lenient_bounds_where_memory_is_tight() -> None:
-    """The study proved 17.7 % and found 20.8 % for 100 LSTM steps at 40 %; without an answer of the exact program."""
+    """The study proved 17.7 % and found 20.8 % for 100 LSTM steps at 40 %; no exact program is solved here."""
     problem = corpus_problem("lstm")
     graph, budget = OpGraph(problem, Order.GIVEN), budget_above_static(problem, 0.4)
     base = sum(op.time_ns for op in problem.ops)
     bounds = []
-    for anchors, bound_ns, impossible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(60))):
-        assert not impossible
+    for anchors, bound_ns, infeasible in tight_bounds(graph, budget, find_repeats(problem), Stopwatch(Limits(60))):
+        assert not infeasible
         bounds.append(bound_ns)
         if len(anchors) == 4:
             break
@@ -261,7 +263,7 @@ def test_lenient_bounds_where_memory_is_tight() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_lenient_is_no_more_than_exact(seed: int) -> None:
-    """Fewer rows, a lower minimum, at any prices."""
+    """Fewer rows give a lower minimum at any prices."""
     problem = layered(5, 3, seed)
     ops = len(problem.ops)
     stages = Stages(OpGraph(problem, Order.GIVEN), (ops // 3, ops // 2, 3 * ops // 4))
@@ -271,8 +273,8 @@ def test_lenient_is_no_more_than_exact(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_strange_problems(seed: int) -> None:
-    """Every step is a bound that the plan at hand does not beat, or says that nothing fits."""
+def test_adversarial_problems(seed: int) -> None:
+    """The bound of every step is at most the time of its plan, and a step with a plan does not claim infeasibility."""
     problem = adversarial(seed)
     budget = (peak_bound_bytes(problem) + baseline(problem).peak_bytes) // 2
     for order in Order:
@@ -283,7 +285,7 @@ def test_strange_problems(seed: int) -> None:
                 assert not step.infeasible
 
 
-def test_entangled_graphs_are_given_up() -> None:
+def test_the_program_refuses_entangled_graphs() -> None:
     problem = corpus_problem("rl250")
     graph = OpGraph(problem, Order.GIVEN)
     with pytest.raises(TooLargeError):

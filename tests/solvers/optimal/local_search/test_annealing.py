@@ -1,4 +1,4 @@
-"""The local search: its running totals are those of the replay, and its plans those of brute force."""
+"""Tests of local search: its running totals are compared with the replay, and its plans with brute force."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_first_computations_keep_their_order_unless_they_may_move(seed: int) -> 
 
 
 @pytest.mark.parametrize("order", ["given", "free"])
-def test_reaches_the_optimum_of_tiny_problems(order: str) -> None:
-    asked = missed = 0
+def test_search_reaches_the_optimum_of_tiny_problems(order: str) -> None:
+    solvable = missed = 0
     for seed in range(40):
         problem = generate.random_chain(3 + seed % 4, seed)
         for share in (0.7, 0.8, 0.9):
@@ -69,18 +69,18 @@ def test_reaches_the_optimum_of_tiny_problems(order: str) -> None:
                 assert search.best is None
                 continue
             optimum = sum(problem.ops[op].time_ns for op in best)
-            asked += 1
+            solvable += 1
             if search.best is None or search.best.time_ns > optimum:
                 missed += 1
             else:
                 assert search.best.time_ns == optimum
-    assert asked >= 70
-    assert missed <= asked // 10
+    assert solvable >= 70
+    assert missed <= solvable // 10
 
 
 @pytest.mark.parametrize(("n", "slots", "extra"), [(50, 8, 65), (50, 12, 39), (50, 20, 31), (100, 15, 86)])
 def test_uniform_chains_come_near_the_optimum(n: int, slots: int, extra: int) -> None:
-    """The least extra forwards are those of binomial checkpointing, known from its dynamic program."""
+    """The smallest number of extra forward computations is known from the dynamic program of binomial checkpointing."""
     search = SequenceSearch(generate.chain(n), slots, free_order=False, seed=0)
     search.run(moves=400_000)
     optimum = 3 * n + extra
@@ -88,7 +88,7 @@ def test_uniform_chains_come_near_the_optimum(n: int, slots: int, extra: int) ->
     assert optimum <= search.best.time_ns <= 1.02 * optimum
 
 
-def test_the_same_seed_and_moves_give_the_same_sequence_however_they_are_split() -> None:
+def test_splitting_the_moves_does_not_change_the_sequence() -> None:
     problem = generate.training_graph(40, 3)
     found = []
     for split in ([5000], [1, 63, 64, 1000, 3872], [2500, 2500]):
@@ -98,7 +98,7 @@ def test_the_same_seed_and_moves_give_the_same_sequence_however_they_are_split()
     assert found[0] == found[1] == found[2]
 
 
-def test_goes_on_from_an_offered_sequence() -> None:
+def test_search_continues_from_an_offered_sequence() -> None:
     problem = generate.chain(30)
     budget = 10
     other = SequenceSearch(problem, budget, free_order=False, seed=1)
@@ -142,7 +142,7 @@ def test_stop_ends_a_run_in_another_thread() -> None:
     assert not thread.is_alive()
 
 
-def test_ctrl_c_leaves_the_best_so_far() -> None:
+def test_ctrl_c_keeps_the_best_sequence_so_far() -> None:
     problem = generate.chain(100)
     search = SequenceSearch(problem, 20, free_order=False, seed=1)
     timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
@@ -159,7 +159,7 @@ def test_seconds_are_a_limit() -> None:
     assert time.perf_counter() - start < 5
 
 
-def test_huge_values_are_exact_and_larger_ones_refused() -> None:
+def test_huge_values_are_exact_and_larger_ones_are_refused() -> None:
     problem = generate.chain(7, size_bytes=2**59)  # 14 values: 7 * 2**60 in all
     search = SequenceSearch(problem, 5 * 2**59, free_order=False, seed=0)
     search.run(moves=3000)

@@ -1,4 +1,4 @@
-"""The search stage by stage: it leaves alone what it should, stays exact, and finds more where memory is tight."""
+"""Tests of the annealing of windows: it changes only its window, is exact, and finds more where memory is tight."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_plans_are_exact_within_the_budget_and_never_slower_than_the_first(seed:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_stage_adds_nothing_far_before_it(seed: int) -> None:
-    """A repeat may move up to 8 places out of it. Before that only what has become useless goes; behind it a move may
-    add what recomputes a value there."""
+def test_a_window_adds_no_op_far_before_it(seed: int) -> None:
+    """A recomputation may move up to 8 places before the window. Further before, ops are only removed where they have
+    become useless. Behind the window, a move may add recomputations of a value that is needed there."""
     problem = generate.chain(60)
     search = SequenceSearch(problem, 12, free_order=False, seed=seed)
     before = until_planned(search).sequence
@@ -62,11 +62,11 @@ def test_a_stage_adds_nothing_far_before_it(seed: int) -> None:
     assert search.current is not None
     after = search.current.sequence
     assert after != before
-    left = iter(before)
-    assert all(op in left for op in takewhile(lambda op: op != first - 9, after))  # a subsequence
+    remaining = iter(before)
+    assert all(op in remaining for op in takewhile(lambda op: op != first - 9, after))  # a subsequence
 
 
-def test_the_same_moves_give_the_same_sequences_however_they_are_split() -> None:
+def test_splitting_the_moves_does_not_change_the_sequences() -> None:
     problem = generate.training_graph(40, 3)
     found = []
     for split in ([20_000], [1, 63, 64, 10_000, 9872], [10_000, 10_000]):
@@ -76,7 +76,7 @@ def test_the_same_moves_give_the_same_sequences_however_they_are_split() -> None
     assert found[0] == found[1] == found[2]
 
 
-def test_goes_on_from_an_offered_sequence() -> None:
+def test_search_continues_from_an_offered_sequence() -> None:
     problem = generate.chain(100)
     other = until_planned(SequenceSearch(problem, 15, free_order=False, seed=1))
     search = WindowSearch(problem, 15, free_order=False, seed=2)
@@ -87,8 +87,8 @@ def test_goes_on_from_an_offered_sequence() -> None:
     assert search.best.time_ns < other.time_ns
 
 
-def test_reaches_the_optimum_of_tiny_problems() -> None:
-    asked = missed = 0
+def test_search_reaches_the_optimum_of_tiny_problems() -> None:
+    solvable = missed = 0
     for seed in range(40):
         problem = generate.random_chain(3 + seed % 4, seed)
         for share in (0.7, 0.8, 0.9):
@@ -101,30 +101,30 @@ def test_reaches_the_optimum_of_tiny_problems() -> None:
                 continue
             optimum = sum(problem.ops[op].time_ns for op in best)
             assert search.best is None or search.best.time_ns >= optimum
-            asked += 1
+            solvable += 1
             missed += search.best is None or search.best.time_ns > optimum
-    assert asked >= 70
-    assert missed <= asked // 10
+    assert solvable >= 70
+    assert missed <= solvable // 10
 
 
-def test_finds_more_in_the_same_moves_where_memory_is_tight() -> None:
-    """ResNet-50 in a fifth of the memory: annealing everything at once got to 38 to 40 % in minutes."""
+def test_windows_find_faster_plans_in_the_same_moves_where_memory_is_tight() -> None:
+    """ResNet-50 has a fifth of the memory. Annealing the whole sequence reached 38 to 40 % overhead in minutes."""
     problem = corpus_problem("r50")
     budget = budget_above_static(problem, 0.2)
     store_all_ns = baseline(problem).time_ns
     overheads = {}
-    for kind in (SequenceSearch, WindowSearch):
-        search = kind(problem, budget, free_order=False, seed=0)
+    for search_class in (SequenceSearch, WindowSearch):
+        search = search_class(problem, budget, free_order=False, seed=0)
         search.run(moves=1_000_000)
         assert search.best is not None
         check_found(problem, search.best)
-        overheads[kind] = search.best.time_ns / store_all_ns - 1
+        overheads[search_class] = search.best.time_ns / store_all_ns - 1
     assert overheads[WindowSearch] < overheads[SequenceSearch] - 0.01
     assert overheads[WindowSearch] < 0.385
 
 
-def test_auto_with_and_without() -> None:
-    """Binomial checkpointing of 100 steps in 15 slots takes 86 extra forwards."""
+def test_auto_with_and_without_windows() -> None:
+    """Binomial checkpointing of 100 steps in 15 slots takes 86 extra forward computations."""
     problem, slots, optimum = generate.chain(100), 15, 3 * 100 + 86
     for windows in (True, False):
         solver = Auto(windows=windows, chains=False, program=False, lagrangian=False, methods=False)

@@ -1,4 +1,4 @@
-"""Recompute and offload jointly: the bound against every plan of tiny problems, the search against the replay."""
+"""Tests of joint recomputation and offloading: bounds against exhaustive search, local search against the replay."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from remat_solvers.validate import validate
 from tests.solvers.makers import corpus_problem, linked_step, small_linked_steps
 
 
-def some_moments(problem: Problem, order: Order, rng: random.Random) -> list[int]:
-    """A few ops or all of them; for free order on a path."""
+def random_moments(problem: Problem, order: Order, rng: random.Random) -> list[int]:
+    """A few ops or all of them; for free order, ops on a path."""
     count = len(problem.ops)
     if order is Order.GIVEN:
         return sorted({*rng.sample(range(count), rng.choice((1, count))), count - 1})
@@ -46,7 +46,7 @@ def some_moments(problem: Problem, order: Order, rng: random.Random) -> list[int
 def solved(
     problem: Problem, budget_bytes: int, limits: Limits, starts: Iterable[Plan] = (), within_ns: int = 0
 ) -> tuple[int | None, list[Plan], list[int]]:
-    """The bound, and all plans and bounds on the way."""
+    """The bound, and all intermediate plans and bounds."""
     plans: list[Plan] = []
     bounds: list[int] = []
     bound_ns = solve_jointly(
@@ -63,7 +63,7 @@ def solved(
 
 
 def optimum_ns(program: JointProgram) -> int | None:
-    """The program's bound; None: it has no point."""
+    """The bound of the program; None if it is infeasible."""
     highs = new_highs(mip_rel_gap=0.0, mip_abs_gap=MIN_GAP)
     highs.passModel(program.model())
     highs.run()
@@ -74,12 +74,12 @@ def optimum_ns(program: JointProgram) -> int | None:
 
 @pytest.mark.parametrize("order", [Order.GIVEN, Order.FREE])
 def test_the_bound_is_below_every_plan_of_tiny_problems(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any moments never above the exact optimum, often equal to it, and above the sum of the times."""
+    """For any moments the bound is at most the optimum, often equal to it, and often above the sum of the times."""
     monkeypatch.setattr(program_module, "SMALL_PART", 10**9)  # every value counts
     slower = raised = equal = 0
     for problem, budget_bytes, rng in small_linked_steps(range(1300), skew=3):
         best = best_moving_plan(problem, budget_bytes, order=order.value, tangents_first=False)
-        bound_ns = optimum_ns(JointProgram(problem, budget_bytes, some_moments(problem, order, rng), order))
+        bound_ns = optimum_ns(JointProgram(problem, budget_bytes, random_moments(problem, order, rng), order))
         if best is None:
             continue
         best_ns = simulate(problem, best).time_ns
@@ -94,8 +94,8 @@ def test_the_bound_is_below_every_plan_of_tiny_problems(order: Order, monkeypatc
     assert equal > slower / 10
 
 
-def test_tiny_problems_from_start_to_end() -> None:
-    """Plans are valid and mostly the fastest there are, bounds are not above these, and rise."""
+def test_plans_and_bounds_of_tiny_problems() -> None:
+    """Plans are valid and mostly optimal; bounds rise and never exceed the optimum."""
     slower = same = closed = 0
     for problem, budget_bytes, _ in small_linked_steps(range(1300), skew=3):
         best = best_moving_plan(problem, budget_bytes)
@@ -121,8 +121,9 @@ def test_tiny_problems_from_start_to_end() -> None:
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=150, deadline=None)
-def test_the_search_knows_what_the_replay_says(seed: int) -> None:
-    """Time, peak and bytes moved, of random choices and after moves; the plans are valid, choices read off the same."""
+def test_the_totals_of_the_search_are_those_of_the_replay(seed: int) -> None:
+    """Time, peak and moved bytes agree for random choices and after moves; plans are valid and give the same
+    choices."""
     problem, budget_bytes, rng = linked_step(seed, 14, skew=3)
     search = OffloadAnnealer(problem, budget_bytes, seed)
     count, values = len(problem.ops), len(problem.values)
@@ -145,14 +146,14 @@ def test_the_search_knows_what_the_replay_says(seed: int) -> None:
 
 
 def gpt(rate: int) -> tuple[Problem, int, int]:
-    """The corpus's GPT with a link, 40 % of its memory, and its time without a budget."""
+    """The corpus's GPT over a link, 40 % of its memory, and its store-all time."""
     problem = replace(corpus_problem("gpt"), link=Link(rate, rate))
     unmodified = baseline(problem)
     return problem, int(0.4 * unmodified.peak_bytes), unmodified.time_ns
 
 
 def test_a_gpt_at_40_percent() -> None:
-    """The study has 15.67 % by recomputing alone, proven optimal, and at least 8.99 % for both in its fluid model."""
+    """The study has 15.67 % for recomputation only, proven optimal, and at least 8.99 % for both in its fluid model."""
     problem, budget_bytes, once_ns = gpt(25 * 10**9)
     search = OffloadAnnealer(problem, budget_bytes, 0)
     assert search.offer(range(len(problem.ops)))
@@ -161,23 +162,23 @@ def test_a_gpt_at_40_percent() -> None:
     assert 1.0898 <= search.best[0] / once_ns <= 1.11
 
 
-@pytest.mark.parametrize(("rate", "least", "most"), [(1, 1.1566, 1.175), (10**18, 1, 1)])
-def test_links_that_are_no_use_or_no_cost(rate: int, least: float, most: float) -> None:
-    """At 1 B/s what recomputing alone reaches, at 1 EB/s no overhead."""
+@pytest.mark.parametrize(("rate", "low", "high"), [(1, 1.1566, 1.175), (10**18, 1, 1)])
+def test_a_useless_link_and_a_free_link(rate: int, low: float, high: float) -> None:
+    """At 1 B/s the plan is as fast as recomputation only; at 1 EB/s it has no overhead."""
     problem, budget_bytes, once_ns = gpt(rate)
     start = Belady().solve(problem, budget_bytes, limits=Limits(None), on_progress=None, seed=0).plan
     assert start is not None
     _, plans, _ = solved(problem, budget_bytes, Limits(3), starts=[start], within_ns=500)
     assert plans
-    assert least <= simulate(problem, plans[-1]).time_ns / once_ns <= most
+    assert low <= simulate(problem, plans[-1]).time_ns / once_ns <= high
 
 
-def test_no_program_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On thousands of ops it takes seconds to write one down. The plans to start from are taken all the same."""
+def test_no_program_is_built_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On thousands of ops the program takes seconds to build. The warm-start plans are still taken."""
     problem, budget_bytes, _ = gpt(25 * 10**9)
     start = Belady().solve(problem, budget_bytes, limits=Limits(None), on_progress=None, seed=0).plan
     assert start is not None
-    begun: list[object] = []
-    monkeypatch.setattr(driver, "JointProgram", lambda *_: begun.append(None))
+    built: list[object] = []
+    monkeypatch.setattr(driver, "JointProgram", lambda *_: built.append(None))
     bound_ns, plans, bounds = solved(problem, budget_bytes, Limits(1e-9), starts=[start])
-    assert (bound_ns, plans[0], bounds, begun) == (time_bound_ns(problem), start, [], [])
+    assert (bound_ns, plans[0], bounds, built) == (time_bound_ns(problem), start, [], [])

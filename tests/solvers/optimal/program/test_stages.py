@@ -1,4 +1,4 @@
-"""The coarse program: valid for every plan and every choice of anchors, exact where the refinement says so."""
+"""Tests of the coarse program: it is valid for every plan and all anchors, and exact where the refinement claims it."""
 
 import random
 from itertools import combinations, count, pairwise
@@ -29,25 +29,27 @@ EXACT = 1e-9
 
 
 def tiny(seed: int) -> Problem:
-    """At most 9 ops, so that brute force is quick; all kinds of `adversarial` in turn."""
+    """A problem of at most 9 ops, so that brute force is quick; the kinds of `adversarial` take turns."""
     rng = random.Random(seed)
     if seed % 4 == 0:
         return next(p for p in map(adversarial, count(seed // 4, 11)) if len(p.ops) <= 9)
-    made = (random_layered(rng.randint(3, 8), k) if seed % 4 == 1 else training_graph(4, k) for k in count(seed, 1000))
-    return next(p for p in made if len(p.ops) <= 9)
+    candidates = (
+        random_layered(rng.randint(3, 8), k) if seed % 4 == 1 else training_graph(4, k) for k in count(seed, 1000)
+    )
+    return next(p for p in candidates if len(p.ops) <= 9)
 
 
-def anchors(graph: OpGraph, rng: random.Random, most: int) -> list[int]:
-    """A random chain of the order."""
+def random_anchors(graph: OpGraph, rng: random.Random, max_count: int) -> list[int]:
+    """Random ops whose first computations are ordered in every plan."""
     ops = len(graph.time_ns)
-    ids = rng.sample(range(ops), min(ops, rng.randint(0, most)))
+    ids = rng.sample(range(ops), min(ops, rng.randint(0, max_count)))
     if graph.order is Order.GIVEN:
         return sorted(ids)
-    at: list[int] = []
+    chain_ops: list[int] = []
     for op in ids:
-        if all(graph.before(other)[op] or graph.after(other)[op] for other in at):
-            at.append(op)
-    return sorted(at, key=lambda op: sum(bool(graph.before(op)[other]) for other in at))
+        if all(graph.before(other)[op] or graph.after(other)[op] for other in chain_ops):
+            chain_ops.append(op)
+    return sorted(chain_ops, key=lambda op: sum(bool(graph.before(op)[other]) for other in chain_ops))
 
 
 def all_intervals(program: StageProgram) -> StageProgram:
@@ -59,14 +61,14 @@ def all_intervals(program: StageProgram) -> StageProgram:
 @pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("seed", range(120))
 def test_every_plan_is_a_point_that_costs_no_more(seed: int, order: Order) -> None:
-    """The proof of program.py and interval_cuts.py, on random plans: all rows hold, within the plan's own peak."""
+    """Random plans test the proof of program.py and interval_cuts.py: all rows hold, within the plan's own peak."""
     rng = random.Random(seed)
     problem = tiny(seed)
     graph = OpGraph(problem, order)
     for turn in range(3):
         plan = random_plan(problem, 3 * seed + turn)
         timeline = simulate(problem, plan)
-        stages = Stages(graph, anchors(graph, rng, 5))
+        stages = Stages(graph, random_anchors(graph, rng, 5))
         program = all_intervals(StageProgram(stages, timeline.peak_bytes))
         point = program.point(*encode_plan(stages, plan))
         starts, columns, coefficients, low, high = program.rows.matrix()
@@ -80,16 +82,16 @@ def test_every_plan_is_a_point_that_costs_no_more(seed: int, order: Order) -> No
 @pytest.mark.parametrize("order", Order)
 @pytest.mark.parametrize("seed", range(150))
 def test_bounds_stay_below_brute_force_and_the_refinement_meets_it(seed: int, order: Order) -> None:
-    """Random anchors, then the refinement, at budgets around the smallest peak there is."""
+    """Random anchors and the refinement are tested, at budgets from the smallest peak to store-all."""
     rng = random.Random(seed)
     problem = tiny(seed)
-    least = smallest_peak_bytes(problem, order=order.value)
-    budget = rng.randint(least, baseline(problem).peak_bytes)
+    smallest_bytes = smallest_peak_bytes(problem, order=order.value)
+    budget = rng.randint(smallest_bytes, baseline(problem).peak_bytes)
     best = best_sequence(problem, budget, order=order.value)
     assert best is not None
     optimum_ns = sum(problem.ops[op].time_ns for op in best)
     graph = OpGraph(problem, order)
-    program = StageProgram(Stages(graph, anchors(graph, rng, 4)), budget)
+    program = StageProgram(Stages(graph, random_anchors(graph, rng, 4)), budget)
     answer = solve_mip(program, seconds=10, gap=0)
     assert answer.ended is SolveEnd.COMPLETE
     coarse_ns = program.bound_ns(answer.bound, margin(program, answer.bound))
@@ -113,15 +115,15 @@ def test_more_anchors_and_smaller_budgets_never_lower_the_bound(seed: int) -> No
     problem = training_graph(6, seed)
     graph = OpGraph(problem, Order.GIVEN)
     rng = random.Random(seed)
-    few = anchors(graph, rng, 2)
-    more = sorted({*few, *anchors(graph, rng, 3)})
+    coarse_anchors = random_anchors(graph, rng, 2)
+    fine_anchors = sorted({*coarse_anchors, *random_anchors(graph, rng, 3)})
     peak = baseline(problem).peak_bytes
 
-    def optimum(at: list[int], budget: float) -> float:
-        return program_optimum(StageProgram(Stages(graph, at), int(budget)))
+    def optimum(anchors: list[int], budget: float) -> float:
+        return program_optimum(StageProgram(Stages(graph, anchors), int(budget)))
 
-    assert optimum(few, 0.9 * peak) <= optimum(more, 0.9 * peak) + EXACT
-    assert optimum(few, 0.9 * peak) <= optimum(few, 0.8 * peak) + EXACT
+    assert optimum(coarse_anchors, 0.9 * peak) <= optimum(fine_anchors, 0.9 * peak) + EXACT
+    assert optimum(coarse_anchors, 0.9 * peak) <= optimum(coarse_anchors, 0.8 * peak) + EXACT
 
 
 def program_optimum(program: StageProgram) -> float:
@@ -130,25 +132,30 @@ def program_optimum(program: StageProgram) -> float:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_intervals_leave_the_optimum_and_raise_the_relaxation(seed: int) -> None:
+def test_intervals_keep_the_optimum_and_raise_the_relaxation(seed: int) -> None:
     problem = training_graph(6, seed)
     graph = OpGraph(problem, Order.GIVEN)
-    at = anchors(graph, random.Random(seed), 5)
+    anchors = random_anchors(graph, random.Random(seed), 5)
     budget = int(0.85 * baseline(problem).peak_bytes)
-    plain, cut = StageProgram(Stages(graph, at), budget), all_intervals(StageProgram(Stages(graph, at), budget))
+    plain, cut = (
+        StageProgram(Stages(graph, anchors), budget),
+        all_intervals(StageProgram(Stages(graph, anchors), budget)),
+    )
     assert program_optimum(plain) == pytest.approx(program_optimum(cut))
     assert solve_lp(plain).bound <= solve_lp(cut).bound + 1e-6
 
 
-def test_intervals_cut_half_recomputes_off() -> None:
-    """The study's figures: U-Net at 40 %, 21 slices: 11.0 % plain, 12.6 % with intervals, as linear programs."""
+def test_intervals_cut_off_fractional_recomputations() -> None:
+    """The study's LP bounds for U-Net at 40 % with 21 slices are 11.0 % plain and 12.6 % with intervals."""
     problem, budget = at_share("unet", 0.4)
     graph = OpGraph(problem, Order.GIVEN)
     profile, _ = bytes_at_first_computations(problem, store_all(problem))
     edges = [len(problem.ops) * k // 20 for k in range(21)]
-    at = [max(range(a, b), key=lambda op: profile[op]) for a, b in pairwise(edges)]
-    plain = StageProgram(Stages(graph, at), budget)
-    bounds = [solve_lp(program).bound for program in (plain, all_intervals(StageProgram(Stages(graph, at), budget)))]
+    anchors = [max(range(a, b), key=lambda op: profile[op]) for a, b in pairwise(edges)]
+    plain = StageProgram(Stages(graph, anchors), budget)
+    bounds = [
+        solve_lp(program).bound for program in (plain, all_intervals(StageProgram(Stages(graph, anchors), budget)))
+    ]
     percent = [100 * ((plain.base_ns + b * plain.time_unit_ns) / graph.time_ns.sum() - 1) for b in bounds]
     assert percent[0] == pytest.approx(11.0, abs=0.1)
     assert percent[1] == pytest.approx(12.7, abs=0.1)
@@ -181,7 +188,7 @@ def refine_to_the_end(
     ],
 )
 def test_the_studys_figures_in_the_given_order(name: str, share: float, low: float, high: float) -> None:
-    """Overhead in percent, between what the study proved and what it found."""
+    """The overhead in percent lies between what the study proved and what it found."""
     problem, budget = at_share(name, share)
     refinement = refine_to_the_end(problem, budget)
     assert refinement.incumbent is not None
@@ -202,49 +209,49 @@ def test_the_studys_figures_over_all_orders(name: str, share: float, percent: fl
 
 
 def test_a_chain_is_solved_exactly() -> None:
-    """31 extra forwards with 20 slots, by the closed form of Griewank and Walther, as the study has it."""
+    """The closed form of Griewank and Walther gives 31 extra forward ops with 20 slots, as in the study."""
     refinement = refine_to_the_end(corpus_problem("chain50"), 20, tolerance_ns=0)
     assert refinement.incumbent_ns == refinement.bound_ns == 150 + 31
     assert refinement.incumbent is not None
     assert len(refinement.incumbent) == 100 + 31
 
 
-def test_below_the_smallest_peak_there_is_no_point() -> None:
+def test_below_the_smallest_peak_the_program_is_infeasible() -> None:
     problem = chain(6)
     assert Refinement(problem, 2).step(5).infeasible
     assert Refinement(problem, 2, order=Order.FREE).step(5).infeasible
     assert not Refinement(problem, 3).step(5).infeasible
 
 
-def test_a_known_plan_cuts_off_what_is_no_better() -> None:
+def test_an_incumbent_cuts_off_plans_that_are_no_better() -> None:
     problem, budget = at_share("r50", 0.8)
-    known = refine_to_the_end(problem, budget).known
+    incumbent = refine_to_the_end(problem, budget).known
     refinement = Refinement(problem, budget)
-    assert known is not None
-    refinement.set_incumbent(known)
+    assert incumbent is not None
+    refinement.set_incumbent(incumbent)
     step = refinement.step(20)
     assert step.done
-    assert refinement.incumbent == known
+    assert refinement.incumbent == incumbent
     assert refinement.incumbent_ns is not None
     assert refinement.incumbent_ns - refinement.tolerance_ns <= step.bound_ns <= refinement.incumbent_ns
     assert Refinement(problem, budget).step(20, cutoff_ns=refinement.total_ns).done
 
 
-def test_an_expansion_recomputes_late_and_once_per_stage() -> None:
-    """a -> b -> c, then two readers of c in one stage: b and c are recomputed just before the first of them."""
+def test_decoding_recomputes_late_and_once_per_stage() -> None:
+    """In a -> b -> c, two readers of c are in one stage; b and c are recomputed just before the first of them."""
     values = tuple(Value(name, 1, "activation") for name in "abcdef")
     reads = ((), (0,), (1,), (), (2,), (2, 4))
-    ops = tuple(Op(f"op{i}", "forward", some, (i,), 1) for i, some in enumerate(reads))
+    ops = tuple(Op(f"op{i}", "forward", inputs, (i,), 1) for i, inputs in enumerate(reads))
     problem = Problem("diamond", ops, values, (5,))
     stages = Stages(OpGraph(problem, Order.GIVEN), [3])
-    stay = np.zeros((2, 6), dtype=bool)
-    stay[0, [0, 3]] = stay[1, 5] = True
-    run = np.zeros((2, 6), dtype=bool)
-    run[0, :4] = run[1, [1, 2, 4, 5]] = True
-    assert decode_point(stages, stay, run) == [0, 1, 2, 3, 1, 2, 4, 5]
+    present = np.zeros((2, 6), dtype=bool)
+    present[0, [0, 3]] = present[1, 5] = True
+    computed = np.zeros((2, 6), dtype=bool)
+    computed[0, :4] = computed[1, [1, 2, 4, 5]] = True
+    assert decode_point(stages, present, computed) == [0, 1, 2, 3, 1, 2, 4, 5]
 
 
-def test_bytes_at_first_runs_are_those_of_the_replay() -> None:
+def test_bytes_at_first_computations_are_those_of_the_replay() -> None:
     for seed in range(30):
         problem = training_graph(5, seed)
         plan = random_plan(problem, seed)
@@ -260,9 +267,9 @@ def test_bytes_at_first_runs_are_those_of_the_replay() -> None:
 def test_anchors_must_be_a_chain() -> None:
     problem = random_layered(12, 1)
     graph = OpGraph(problem, Order.FREE)
-    apart = next((a, b) for a, b in combinations(range(12), 2) if not graph.after(a)[b])
+    unordered = next((a, b) for a, b in combinations(range(12), 2) if not graph.after(a)[b])
     with pytest.raises(InputError, match="one after the other"):
-        Stages(graph, apart)
+        Stages(graph, unordered)
     with pytest.raises(InputError, match="one after the other"):
         Stages(OpGraph(problem, Order.GIVEN), [5, 3])
 
@@ -271,7 +278,9 @@ def test_anchors_must_be_a_chain() -> None:
 def test_the_fractional_memory_of_a_plan_without_recomputations_is_its_memory(seed: int) -> None:
     problem = training_graph(6, seed)
     plan = store_all(problem)
-    stages = Stages(OpGraph(problem, Order.GIVEN), anchors(OpGraph(problem, Order.GIVEN), random.Random(seed), 4))
+    stages = Stages(
+        OpGraph(problem, Order.GIVEN), random_anchors(OpGraph(problem, Order.GIVEN), random.Random(seed), 4)
+    )
     program = StageProgram(stages, simulate(problem, plan).peak_bytes)
     memory = fractional_memory(program, program.point(*encode_plan(stages, plan)))
     first, _ = bytes_at_first_computations(problem, plan)

@@ -1,4 +1,4 @@
-"""The driver of the program in another process: bounds rise to the plan, incumbents count, nothing survives."""
+"""Tests of the program's driver in a child process: bounds rise to the plan, incumbents count, no process remains."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ PATIENCE_S = 60.0  # on a busy machine
 
 
 def wait_for(worker: ProcessWorker, enough: Callable[[RefinementStep], bool]) -> list[RefinementStep]:
-    """All steps up to the first that is enough."""
+    """All steps up to the first that satisfies `enough`."""
     steps: list[RefinementStep] = []
     deadline = time.perf_counter() + PATIENCE_S
     while time.perf_counter() < deadline:
@@ -44,7 +44,7 @@ def gpt_at_80() -> tuple[Problem, int]:
 
 @pytest.mark.parametrize("order", Order)
 def test_bounds_rise_to_the_plan(order: Order) -> None:
-    """GPT-2 at 80 %: 1.538 % overhead, in the study for both orders."""
+    """GPT-2 at 80 % has 1.538 % overhead in the study, for both orders."""
     problem, budget = gpt_at_80()
     with ProcessWorker(ProgramTask(problem, budget, order)) as worker:
         steps = wait_for(worker, lambda step: step.done)
@@ -61,7 +61,7 @@ def test_bounds_rise_to_the_plan(order: Order) -> None:
 
 
 def test_an_incumbent_only_has_to_be_proven() -> None:
-    """With the best plan as incumbent, all that is left is the proof."""
+    """With the best plan as the incumbent, only the proof remains."""
     problem, budget = gpt_at_80()
     with ProcessWorker(ProgramTask(problem, budget)) as worker:
         found = wait_for(worker, lambda step: step.done)[-1]
@@ -80,28 +80,28 @@ def test_infeasibility_is_reported() -> None:
         assert wait_for(worker, lambda step: step.done)[-1].infeasible
 
 
-def test_close_kills_whatever_it_does() -> None:
+def test_close_kills_a_busy_worker() -> None:
     problem = corpus_problem("lstm")
     worker = ProcessWorker(ProgramTask(problem, problem.constant_bytes + 10**8))
-    process = worker._process
+    process = worker.process
     assert process is not None
-    begun = time.perf_counter()
+    started = time.perf_counter()
     worker.close()
     assert process.poll() is not None
-    assert time.perf_counter() - begun < 5
+    assert time.perf_counter() - started < 5
     worker.close()
     assert worker.poll() == []
 
 
 def test_the_child_ends_with_its_parent() -> None:
-    """From `python -c`, without a guarded main: the parent leaves without closing, the child must notice."""
+    """The parent is `python -c` without a guarded main. It exits without closing the worker; the child must notice."""
     program = """
 import os, sys
 from remat_solvers.generate import chain
 from remat_solvers.optimal.program.driver import ProgramTask
 from remat_solvers.optimal.program.worker import ProcessWorker
 worker = ProcessWorker(ProgramTask(chain(6), 3))
-print(worker._process.pid, flush=True)
+print(worker.process.pid, flush=True)
 os._exit(0)
 """
     done = subprocess.run(
