@@ -149,7 +149,7 @@ class Portfolio:
 
     @property
     def tried_reordering(self) -> bool:
-        """Whether the search in free order had its chance, where there is one."""
+        """Whether the search in free order has run long enough to be judged, or is not to run at all."""
         search, tuning = self.searches.get(Order.FREE), self.tuning
         enough = max(tuning.reordering_min_moves, tuning.reordering_min_moves_per_op * len(self.problem.ops))
         return search is None or search.moves_made >= enough or Order.FREE not in self.searching
@@ -171,7 +171,7 @@ class Portfolio:
         return StateSearch(self.problem, self.budget_bytes, order=order, tangents_first=tangents_first)
 
     def _search_states(self, max_states: int) -> Iterator[None]:
-        """SequenceSearch all plans of a small problem, until so many states have been met."""
+        """Search all plans of a small problem, until so many states have been met."""
         while (search := self.state_search) is not None and search.met < max_states:
             incumbents, sequence_before = self.incumbents, search.sequence
             search.run(min(self.tuning.states_slice, max_states - search.met))

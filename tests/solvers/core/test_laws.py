@@ -70,7 +70,7 @@ def relaxation(problem: Problem, budget_bytes: int) -> float:
     """The bound that the linear relaxation of Checkmate's program proves, all rows of it; inf: it has no point."""
     model = CheckmateProgram(problem, budget_bytes, moments=False)
     for stage in range(model.stages):
-        model.add_inside(stage)
+        model.add_stage_memory(stage)
     bound_ns = model.bound_ns(minimise(model.program, "highs", seconds=None, relaxed=True))
     return inf if bound_ns is None else bound_ns
 

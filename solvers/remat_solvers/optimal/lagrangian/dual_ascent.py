@@ -1,14 +1,14 @@
 """Finds the memory prices at which the Lagrangian bound of program.py is highest.
 
 L(lambda) is concave: the minimum of finitely many linear functions, one per point x,
-time(x) + sum_k lambda_k (used_k(x) - capacity_k). Kelley's cutting planes: keep the linear functions met so far, go to
-the prices where their minimum is largest, add the one found there. With few moments there are few prices, so tens of
-steps suffice, whatever the size of the graph. A step is damped towards the best prices so far (Wentges 1997), which
-avoids the first wild ones.
+time(x) + sum_k lambda_k (used_k(x) - capacity_k). It is maximised by Kelley's cutting planes: keep the linear functions
+found so far, go to the prices where their minimum is largest, and add the function of the point found there. With few
+moments there are few prices, so tens of steps suffice, whatever the size of the graph. A step is damped towards the
+best prices so far (Wentges 1997), since the first steps would otherwise overshoot.
 
 The rounding error of the sum. For any choice of states it is a sum of at most N doubles that are not negative, N the
 number of tables and a few for the operations inside them; an operation is off by a factor of at most 1 + 2**-53. So the
-minimum is off by less than N 2**-52 times itself, and the cost of the capacity likewise. `bound_ns` has that taken off.
+minimum is off by less than N 2**-52 times itself, and the cost of the capacity likewise. `bound_ns` is lowered by that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from remat_solvers.toolkit.programs.rows import Rows
 
 MAX_STEPS = 60
 DAMPING = 0.3  # share of the best prices in the next ones
-FIRST_PRICE_CAP = 4.0  # of the price of the whole capacity, in store-all times
+FIRST_PRICE_CAP = 4.0  # on the price of the whole capacity, in store-all times
 MAX_PRICE_CAP = 1e6
 MIN_GAIN = 1e-6  # of the store-all time: the ascent ends when no more than this can be gained
 ROUNDING = 2.0**-52

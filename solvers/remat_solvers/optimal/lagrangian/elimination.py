@@ -2,9 +2,9 @@
 
 Variable elimination (nonserial dynamic programming, Bertele and Brioschi 1972): take a variable, add up the tables that
 mention it, replace them by one table over its neighbours with the minimum over the variable. The order of elimination
-decides how large the tables get; here the variable is next whose neighbours are closest to being neighbours of each
-other already, states counted (min-fill, Kjaerulff 1990). In a chain of layers, each of small width, all tables stay
-small.
+decides how large the tables get. Here the next variable is the one whose neighbours lack the fewest edges among
+themselves, weighted by the sizes of the variables (min-fill, Kjaerulff 1990). In a chain of layers, each of small
+width, all tables stay small.
 
 Why 96 identical layers cost as much as one: a table has a name, either given (two tables of one name hold the same
 numbers) or composed of the names of the tables that were added and how their variables meet. A table whose name is
@@ -51,8 +51,8 @@ class Elimination:
     terms: int = 0  # number of tables that are added up
     joins: list[Join] = field(default_factory=list)  # the tables after them
     turns: list[tuple[int, int, tuple[int, ...]]] = field(default_factory=list)  # variable, join, its neighbours
-    idle: list[int] = field(default_factory=list)  # variables in no table
-    alone: list[int] = field(default_factory=list)  # tables without variables; the minimum is their sum
+    unused: list[int] = field(default_factory=list)  # variables in no table
+    constants: list[int] = field(default_factory=list)  # tables without variables; the minimum is their sum
 
     def minimum(self, given: Sequence[Table]) -> tuple[float, dict[int, int]]:
         """The minimum, and a state per variable that attains it; `given` are the tables in the order of the names."""
@@ -66,26 +66,27 @@ class Elimination:
             if total.size < LARGE:
                 choice = total.argmin(axis=join.axis)
                 choices.append(choice)
-                least = np.take_along_axis(total, np.expand_dims(choice, join.axis), join.axis).squeeze(join.axis)
+                minimum = np.take_along_axis(total, np.expand_dims(choice, join.axis), join.axis).squeeze(join.axis)
             else:
                 choices.append(None)  # computed only where it is needed: argmin is slow
-                least = total.min(axis=join.axis)
-            tables.append(least)
-        chosen = dict.fromkeys(self.idle, 0)
+                minimum = total.min(axis=join.axis)
+            tables.append(minimum)
+        chosen = dict.fromkeys(self.unused, 0)
         for variable, number, neighbours in reversed(self.turns):
             states = [chosen[n] for n in neighbours]
-            known = choices[number]
-            chosen[variable] = int(self._choice(number, states, tables) if known is None else known[tuple(states)])
-        return float(sum(float(tables[t]) for t in self.alone)), chosen
+            choice_of = choices[number]
+            best = self._choice(number, states, tables) if choice_of is None else choice_of[tuple(states)]
+            chosen[variable] = int(best)
+        return float(sum(float(tables[t]) for t in self.constants)), chosen
 
     def _choice(self, number: int, states: list[int], tables: list[Table]) -> int:
         """The best state of the variable that a join eliminates, for these states of its neighbours."""
         join = self.joins[number]
-        place: list[Any] = [*states[: join.axis], slice(None), *states[join.axis :]]
+        index: list[Any] = [*states[: join.axis], slice(None), *states[join.axis :]]
         total = np.zeros(1)
         for part, shape in join.parts:
-            at = tuple(0 if size == 1 else state for size, state in zip(shape, place, strict=True))
-            total = total + tables[part].reshape(shape)[at]
+            cell = tuple(0 if size == 1 else state for size, state in zip(shape, index, strict=True))
+            total = total + tables[part].reshape(shape)[cell]
         return int(total.argmin())
 
 
@@ -94,7 +95,8 @@ def eliminate(
 ) -> Elimination:
     """Compile a network: `sizes` of the variables, and `tables` as (name, variables in ascending order).
 
-    Raises TooLargeError where a table would have more than 2**largest entries.
+    rank: ties between variables are broken by it. Raises TooLargeError if a table would have more than 2**largest
+    entries.
     """
     return _Compiler(sizes, rank, largest).compile(tables)
 
@@ -104,11 +106,13 @@ class _Compiler:
         self.sizes, self.rank, self.largest = sizes, rank, largest
         self.bits = [log2(size) for size in sizes]
         self.out = Elimination()
-        self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table in play: which, and its variables
-        self.mentions: list[set[int]] = [set() for _ in sizes]  # per variable, the tables in play
-        self.near = [1 << v for v in range(len(sizes))]  # per variable, a bit for each that it shares a table with
+        self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table so far: its number and its variables
+        self.mentions: list[set[int]] = [set() for _ in sizes]  # per variable, the scopes that are left with it
+        self.neighbours = [
+            1 << v for v in range(len(sizes))
+        ]  # per variable, a bit for each that it shares a table with
         self.same_bits = [(b, set_of(v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
-        self.known: dict[Hashable, int] = {}  # names of joins
+        self.join_numbers: dict[Hashable, int] = {}  # by name
 
     def compile(self, tables: Sequence[tuple[Hashable, tuple[int, ...]]]) -> Elimination:
         names: dict[Hashable, int] = {}
@@ -120,14 +124,14 @@ class _Compiler:
         fill = [self._fill(v) for v in range(len(self.sizes))]
         queue = [(fill[v], self.rank[v], v) for v in range(len(self.sizes))]
         heapq.heapify(queue)
-        gone = [False] * len(self.sizes)
+        eliminated = [False] * len(self.sizes)
         while queue:
-            known, _, variable = heapq.heappop(queue)
-            if gone[variable] or known != fill[variable]:
+            fill_before, _, variable = heapq.heappop(queue)
+            if eliminated[variable] or fill_before != fill[variable]:
                 continue
-            gone[variable] = True
+            eliminated[variable] = True
             if not self.mentions[variable]:
-                self.out.idle.append(variable)
+                self.out.unused.append(variable)
                 continue
             for other in self._remove(variable):
                 fill[other] = self._fill(other)
@@ -136,39 +140,39 @@ class _Compiler:
 
     def _fill(self, variable: int) -> float:
         """The fill of its elimination: the sum over newly joined pairs of the product of their bits."""
-        near, total = self.near[variable] & ~(1 << variable), 0.0
-        for one in indices_of(near):
-            unjoined = near & ~self.near[one]
+        neighbours, total = self.neighbours[variable] & ~(1 << variable), 0.0
+        for one in indices_of(neighbours):
+            unjoined = neighbours & ~self.neighbours[one]
             if unjoined:
                 total += self.bits[one] * sum(bits * (unjoined & same).bit_count() for bits, same in self.same_bits)
         return round(total / 2, 6)
 
     def _add_table(self, table: int, variables: tuple[int, ...]) -> None:
         if not variables:
-            self.out.alone.append(table)
+            self.out.constants.append(table)
             return
-        together = set_of(variables)
+        scope_bits = set_of(variables)
         for v in variables:
             self.mentions[v].add(len(self.scopes))
-            self.near[v] |= together
+            self.neighbours[v] |= scope_bits
         self.scopes.append((table, variables))
 
     def _remove(self, variable: int) -> list[int]:
         """Eliminate a variable, and return its neighbours."""
-        scope = list(indices_of(self.near[variable]))
+        scope = list(indices_of(self.neighbours[variable]))
         if sum(self.bits[v] for v in scope) > self.largest:
             raise TooLargeError
-        place = {v: k for k, v in enumerate(scope)}
+        axis = {v: k for k, v in enumerate(scope)}
         parts = sorted(
-            (tuple([place[v] for v in self.scopes[t][1]]), self.scopes[t][0]) for t in self.mentions[variable]
+            (tuple([axis[v] for v in self.scopes[t][1]]), self.scopes[t][0]) for t in self.mentions[variable]
         )
         axes = tuple([self.sizes[v] for v in scope])
-        name = (tuple(parts), axes, place[variable])
-        join = self.known.get(name)
+        name = (tuple(parts), axes, axis[variable])
+        join = self.join_numbers.get(name)
         if join is None:
-            join = self.known[name] = len(self.out.joins)
+            join = self.join_numbers[name] = len(self.out.joins)
             self.out.joins.append(
-                Join(tuple((table, _shape(axes, positions)) for positions, table in parts), place[variable])
+                Join(tuple((table, _shape(axes, positions)) for positions, table in parts), axis[variable])
             )
         for table in self.mentions[variable]:
             for v in self.scopes[table][1]:
@@ -176,7 +180,7 @@ class _Compiler:
                     self.mentions[v].discard(table)
         rest = tuple(v for v in scope if v != variable)
         for v in rest:
-            self.near[v] &= ~(1 << variable)
+            self.neighbours[v] &= ~(1 << variable)
         self.out.turns.append((variable, join, rest))
         self._add_table(len(self.out.given) + join, rest)
         return list(rest)

@@ -1,13 +1,13 @@
-"""Combines two points of the program: some parts of the step as in one, the others as in the other.
+"""Combines two points of the program, part by part, into a faster one that still fits.
 
-At the best prices the cheapest point is seldom the plan sought: a small rise of the price flips the decision of all
-identical layers at once, from a point that needs too much memory to one that leaves some unused. The best fit is
-between the two: some layers as in the one, the rest as in the other.
+At the best prices the cheapest point is seldom the fastest that fits: a small rise of the price flips the decision of
+all identical layers at once, from a point that needs too much memory to one that leaves some unused. The best point is
+between the two: some layers are as in the one, the rest as in the other.
 
 Take the ops whose stages differ, and connect two of them when they touch the same value. The cost of a value depends
 only on the ops that touch it, so each connected part can be taken from either point, whatever is taken elsewhere: the
 combination obeys rows (1) to (4), and times and bytes add up. Which parts to take from the cheaper point is a knapsack
-with a row per moment. Identical parts are counted, not distinguished, so it present small.
+with a row per moment. Identical parts are counted, not distinguished, so the knapsack stays small.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _parts(program: LagrangianProgram, one: Point, two: Point) -> list[list[int]
 
 
 def _knapsack(time: NDArray[Any], used: Floats, capacity: Ints, gap: float) -> Mask:
-    """Mask of the parts to take, which together take the least time within the capacity."""
+    """Mask of the parts to take: those of minimal total time within the capacity."""
     import highspy
 
     kinds, kind, count = np.unique(np.vstack((time, used)), axis=1, return_inverse=True, return_counts=True)

@@ -22,11 +22,11 @@ tables over two variables:
 
 The tables of identical layers are identical, which is all that elimination.py requires.
 
-Lenient programs leave rows out, so that more moments can be had where memory is tight; fewer rows give a lower minimum,
-so L stays a bound. Recomputations of backward ops need no outputs of forward ops: then nothing of a layer's forward ops
-is needed after its backward ops were computed, and the sets of their stages are few. And values that are light beside
-the largest weigh nothing: they are kept, and an op that produces only such values is computed once. On the networks at
-hand this costs a few hundredths of a point.
+Lenient programs leave rows out, which allows more moments where memory is tight. Fewer rows give a lower minimum, so L
+stays a bound. In them, recomputations of backward ops need no outputs of forward ops: then nothing of a layer's forward
+ops is needed after its backward ops were computed, and the sets of their stages are few. And values that are small
+beside the largest count as zero bytes: they are kept, and an op that produces only such values is computed once. On the
+networks measured this costs a few hundredths of a percentage point.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Scope = tuple[int, ...]
 MAX_MOMENTS = 10
 LARGEST, LARGEST_LENIENT = 20, 22  # log2 of the entries of a table
 IMPOSSIBLE = -1
-LIGHT = 1e-3  # of the largest value: what weighs nothing in a lenient program
+LIGHT = 1e-3  # of the largest value: up to this size, values count as zero bytes in a lenient program
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class PricedTable:
 class LagrangianProgram:
     """The program over some stages, compiled; raises TooLargeError where the graph is too entangled for it.
 
-    Identical blocks of `repeats` share tables. `lenient`: rows are left out; the points may be no plans.
+    Identical blocks of `repeats` share tables. `lenient`: rows are left out, so points need not be plans.
     """
 
     def __init__(self, stages: Stages, repeats: Sequence[Run], *, lenient: bool = False) -> None:
@@ -129,7 +129,7 @@ class LagrangianProgram:
         return (point.present >> bits & 1).astype(bool), (point.computed >> bits & 1).astype(bool)
 
     def _exempt(self, reader: Any, value: Any) -> Any:
-        """Whether recomputations of the reader need not have the value."""
+        """Whether recomputations of the reader do not need the value on the device."""
         graph, stages = self.graph, self.stages
         crosses = graph.backward[reader] & graph.produced[value] & ~graph.backward[graph.producer[value]]
         return crosses & (stages.low[reader] == stages.high[reader]) & self.lenient
@@ -147,19 +147,19 @@ class LagrangianProgram:
         return must
 
     def _domains(self) -> list[tuple[int, ...]]:
-        """Per op, the sets of stages in which it may be computed: some of lo..hi, and later ones where of use."""
+        """Per op, the sets of stages in which it may be computed: one or more of lo..hi, and later ones if useful."""
         stages, graph = self.stages, self.graph
         latest = self._latest()
-        known: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        subsets: dict[tuple[int, int, int], tuple[int, ...]] = {}
         domains = []
         for op, (low, high) in enumerate(zip(stages.low.tolist(), stages.high.tolist(), strict=True)):
             key = low, high, min(latest[op], self.moments)
             outputs = list(graph.problem.ops[op].outputs)
             if not graph.recomputable[op] or (low == high and not self.bytes[outputs].any()):
                 key = low, high, -1
-            if key not in known:
-                known[key] = _subsets(*key)
-            domains.append(known[key])
+            if key not in subsets:
+                subsets[key] = _subsets(*key)
+            domains.append(subsets[key])
         return domains
 
     def _latest(self) -> list[int]:
@@ -189,59 +189,61 @@ class LagrangianProgram:
             rank.append(order)
             return len(self.sizes) - 1
 
-        sure_of, free_of = self._demands()
-        gathered: dict[int, int] = {}
-        for op, known in enumerate(ops):
+        certain_stages, open_readers = self._demands()
+        readers_variable: dict[int, int] = {}  # per value of several open readers, the variable A
+        for op, item in enumerate(ops):
             if len(self.domains[op]) > 1:
                 variable[op] = add(self.domains[op], op, 2 * turn[op])
-            for value in known.outputs:
-                if len(free_of[value]) > 1:
-                    gathered[value] = add(self._unions(free_of[value], sure_of[value]), -1, 2 * turn[op] + 1)
-        for op, known in enumerate(ops):
+            for value in item.outputs:
+                certain, readers = certain_stages[value], open_readers[value]
+                if len(readers) > 1:
+                    readers_variable[value] = add(self._unions(readers, certain), -1, 2 * turn[op] + 1)
+        for op, item in enumerate(ops):
             own: Scope = (variable[op],) if variable[op] >= 0 else ()
-            tables.append((("run", self.domains[op], known.time_ns, False), own))
-            for value in known.outputs:
-                sure, free = sure_of[value], free_of[value]
-                other: Scope = (gathered[value],) if value in gathered else tuple(variable[r] for r in free)
-                wanted = self.states[other[0]] if other else (0,)
+            tables.append((("run", self.domains[op], item.time_ns, False), own))
+            for value in item.outputs:
+                certain, readers = certain_stages[value], open_readers[value]
+                several = value in readers_variable
+                other: Scope = (readers_variable[value],) if several else tuple(variable[r] for r in readers)
+                read_states = self.states[other[0]] if other else (0,)
                 name = (
                     "stay",
                     self.domains[op],
-                    wanted,
-                    sure,
+                    read_states,
+                    certain,
                     int(self.must_be_present[value]),
                     int(self.bytes[value]),
                 )
                 tables.append(_sorted(name, own, other))
-                if value in gathered:
-                    for r in free:
-                        tables.append(_sorted(("within", self.domains[r], wanted, sure), (variable[r],), other))
+                if several:
+                    for r in readers:
+                        tables.append(_sorted(("within", self.domains[r], read_states, certain), (variable[r],), other))
         return eliminate(self.sizes, tables, rank, LARGEST_LENIENT if self.lenient else LARGEST)
 
     def _demands(self) -> tuple[list[int], list[list[int]]]:
-        """Per value, the stages in which some reader certainly reads it (as bits), and the readers with a choice."""
-        sure: list[int] = []
-        free: list[list[int]] = []
+        """Per value, the stages in which a reader certainly reads it (as bits), and the readers with a choice."""
+        certain: list[int] = []
+        readers_with_choice: list[list[int]] = []
         fixed = self.stages.low == self.stages.high
         for value, readers in enumerate(self.graph.problem.consumers):
-            sure.append(0)
-            free.append([])
+            certain.append(0)
+            readers_with_choice.append([])
             if not self.bytes[value] and fixed[self.graph.producer[value]]:
                 continue  # it is always kept
             for r in readers:
                 if len(self.domains[r]) == 1 or self._exempt(r, value):
-                    sure[value] |= self.domains[r][0]
+                    certain[value] |= self.domains[r][0]
                 else:
-                    free[value].append(r)
-        return sure, free
+                    readers_with_choice[value].append(r)
+        return certain, readers_with_choice
 
-    def _unions(self, readers: Sequence[int], sure: int) -> tuple[int, ...]:
+    def _unions(self, readers: Sequence[int], certain: int) -> tuple[int, ...]:
         """The possible unions of the readers' stages, without the stages that are certain anyway."""
         in_all, in_any = 0, 0
         for r in readers:
             in_all |= reduce(and_, self.domains[r])
             in_any |= reduce(or_, self.domains[r])
-        in_all, in_any = in_all & ~sure, in_any & ~sure
+        in_all, in_any = in_all & ~certain, in_any & ~certain
         return tuple(s for s in range(in_any + 1) if s & in_all == in_all and s | in_any == in_any)
 
     def _given(self, name: Any) -> PricedTable:
@@ -252,18 +254,18 @@ class LagrangianProgram:
             domain, time_ns = arguments
             table = _count(np.array(domain)) * float(time_ns)
         elif kind == "stay":
-            domain, wanted, sure, must, size = arguments
-            stays = self._presence(np.array(domain)[:, None], np.array(wanted)[None, :] | sure, np.array(must))
+            domain, read_states, certain, must, size = arguments
+            stays = self._presence(np.array(domain)[:, None], np.array(read_states)[None, :] | certain, np.array(must))
             table = np.where(stays == IMPOSSIBLE, np.inf, 0.0)
             sets = np.where(stays == IMPOSSIBLE, 0, stays & ((1 << self.moments) - 1))
         else:
-            inner, outer, sure = arguments
-            table = np.where(np.array(inner)[:, None] & ~(np.array(outer)[None, :] | sure), np.inf, 0.0)
+            inner, outer, certain = arguments
+            table = np.where(np.array(inner)[:, None] & ~(np.array(outer)[None, :] | certain), np.inf, 0.0)
         numbers, sets = (np.squeeze(t.T if swapped else t) for t in (table, sets))
         return PricedTable(numbers, float(size), sets)
 
     def _presence(self, produced: Ints, read: Ints, must: Ints) -> Ints:
-        """The moments at which a value has to be resident, as bits; IMPOSSIBLE: it is read before it is computed.
+        """The moments at which a value must be resident, as bits; IMPOSSIBLE: it is read before it is computed.
 
         produced, read: the stages in which its producer and its readers are computed; must: the moments of rows (4).
         """

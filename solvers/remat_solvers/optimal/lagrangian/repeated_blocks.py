@@ -24,7 +24,7 @@ import numpy as np
 from remat_solvers.problem import Problem
 from remat_solvers.toolkit.arrays import Ints
 
-LEVELS = 1  # how far up the graph a colour looks
+LEVELS = 1  # of producers above an op that its colour takes into account
 PERIODS = 24  # most frequent distances between equal colours that are tried
 Block = tuple[int, ...]
 
@@ -52,19 +52,19 @@ def find_repeats(problem: Problem) -> tuple[Run, ...]:
 
 
 def _colours(problem: Problem) -> Ints:
-    """Per op a number; equal for ops of equal cost, sizes and uses whose inputs look the same `LEVELS` levels up."""
+    """Per op a number; equal for ops of equal cost, sizes and uses whose inputs are equal, too, `LEVELS` levels up."""
     values, results = problem.values, set(problem.results)
     sources = _sources(problem)
     names: dict[object, int] = {}
 
-    def number(thing: object) -> int:
-        return names.setdefault(thing, len(names))
+    def number(name: object) -> int:
+        return names.setdefault(name, len(names))
 
-    def looks(value: int) -> object:
+    def description(value: int) -> object:
         return values[value].bytes, values[value].kind, len(problem.consumers[value]), value in results
 
     own = [
-        number((op.phase, op.time_ns, op.workspace_bytes, op.recomputable, op.effects, *map(looks, op.outputs)))
+        number((op.phase, op.time_ns, op.workspace_bytes, op.recomputable, op.effects, *map(description, op.outputs)))
         for op in problem.ops
     ]
     colour = own

@@ -5,7 +5,7 @@
         put prices on the memory at the anchors' moments, and climb to the best prices (dual_ascent.py): a bound
         combine the points met on the way (primal_recovery.py) into one that fits at the moments
         decode it to a sequence and replay it; within the budget: that is the plan
-        else add an anchor where the replay holds most
+        else add an anchor at the op during which the replay has most bytes on the device
 
 The program is that of ../program/program.py, whose memory rows are relaxed to prices; everything else stays an integer
 program, and the graph is solved layer by layer (program.py), identical layers once (elimination.py,
@@ -74,7 +74,7 @@ class _Rounds:
         self.repeats = find_repeats(problem)
         self.total_ns = int(self.graph.time_ns.sum())
         self.bound_ns = self.total_ns
-        # Bytes per op; the next anchor is where they are most.
+        # Bytes per op; the next anchor is the op with most.
         self.memory = bytes_at_first_computations(problem, store_all(problem))[0]
         self.anchors: tuple[int, ...] = (int(self.memory.argmax()),)
         self.prices: dict[int, float] = {}  # per anchor, the best so far
@@ -112,11 +112,11 @@ class _Rounds:
         )
 
     def refine(self) -> bool:
-        """Add an anchor where the last sequence holds most; whether there is one that holds more than the budget."""
+        """Add an anchor at the op of most memory in the last sequence; False if none exceeds the budget."""
         stages = Stages(self.graph, self.anchors)
-        free = stages.low == stages.high  # comparable with all anchors
-        free[list(self.anchors)] = False
-        memory = np.where(free, self.memory, 0)
+        candidates = stages.low == stages.high  # comparable with all anchors
+        candidates[list(self.anchors)] = False
+        memory = np.where(candidates, self.memory, 0)
         anchor = int(memory.argmax())
         if memory[anchor] <= self.budget_bytes:
             return False

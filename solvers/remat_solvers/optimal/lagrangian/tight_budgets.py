@@ -1,10 +1,10 @@
 """Bounds at budgets so tight that no few moments give a plan: more moments, in a lenient program.
 
 The best prices come with weights of points (the dual of the cutting planes' LP): the mixture in which the points would
-fit at the moments if layers could be split. Where that mixture, decoded, holds most at first computations of other ops
-a price would have most effect; an anchor is added there. When the tables get too large, the anchor of the lowest price
-is removed for good. The bound of every set of anchors holds, so the best is kept; the search ends when it has not risen
-for a while.
+fit at the moments if layers could be split. A price has most effect at the op whose first computation has most bytes on
+the device in that mixture, decoded; the next anchor is that op. When the tables get too large, the anchor of the lowest
+price is removed for good. The bound of every set of anchors holds, so the best is kept; the search ends when it has not
+risen for `PATIENCE` rounds.
 """
 
 from __future__ import annotations

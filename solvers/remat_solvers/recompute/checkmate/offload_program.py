@@ -253,7 +253,7 @@ class OffloadProgram:
         return self.program.add_variable(name, 0, upper, self._pulp.LpBinary if whole else self._pulp.LpContinuous)
 
     def _at_most(self, left: Term, right: list[Term]) -> None:
-        """left <= sum of right."""
+        """Add the row: left <= sum of right."""
         if isinstance(left, int) and left == 0:
             return
         fixed = sum(t for t in right if isinstance(t, int)) - (left if isinstance(left, int) else 0)
@@ -263,11 +263,11 @@ class OffloadProgram:
         self._row([*terms, *([] if isinstance(left, int) else [(left, 1.0)])], float(fixed))
 
     def _row(self, terms: list[tuple[Term, float]], upper: float) -> None:
-        """sum of term * coefficient <= upper; fixed terms go to the right."""
-        free = [(t, c) for t, c in terms if not isinstance(t, int)]
+        """Add the row: sum of term * coefficient <= upper. Fixed terms go to the right."""
+        unfixed = [(t, c) for t, c in terms if not isinstance(t, int)]
         upper -= sum(t * c for t, c in terms if isinstance(t, int))
-        if free:
-            self.program += self._pulp.LpAffineExpression(free) <= upper
+        if unfixed:
+            self.program += self._pulp.LpAffineExpression(unfixed) <= upper
 
     def time_ns(self) -> float:
         """The time of the point found, first computations included."""
@@ -280,7 +280,7 @@ class OffloadProgram:
         return bool(term if isinstance(term, int) else (term.varValue or 0.0) > HALF)
 
     def sequence(self) -> list[int]:
-        """The op sequence: stage by stage, what is neither resident nor fetched is recomputed where it is read."""
+        """The op sequence, stage by stage: a value is recomputed before its reader if neither resident nor fetched."""
         problem = self.problem
         sequence: list[int] = []
         resident: set[int] = {v for v, value in enumerate(problem.values) if value.kind == "constant"}

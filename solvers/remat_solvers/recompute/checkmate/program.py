@@ -41,13 +41,13 @@ t, its workspace and the values kept into stage t+1 are on the device together. 
 With (1b), (1c) and (4) alone, R[t, i] says that op i is computed at least once in stage t, in whatever order with the
 others. Every plan without offload whose first computations keep the problem's order gives a point of that program at no
 more than its time, so its optimum is a lower bound for all of them. That is more than the optimum of the whole program
-proves, whose schedules compute an op at most once per stage and in the problem's order. `add_inside` adds (2) and (3)
-for a stage.
+proves, whose schedules compute an op at most once per stage and in the problem's order. `add_stage_memory` adds (2) and
+(3) for a stage.
 
 A second budget, as Rockmate has it, limits the bytes that the forward leaves to the backward (`Retained`). With t the
 stage of the tangents:
 
-    (5)   sum over counted d of bytes(d) S[t, d] <= most
+    (5)   sum over counted d of bytes(d) S[t, d] <= limit
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ TOLERANCE = 1e-6  # relative to the objective: by how much a backend's bound may
 class Retained:
     """The limit on the bytes kept from the forward into the backward; only for problems with tangents."""
 
-    most_bytes: int
+    limit_bytes: int
     uncounted: frozenset[int] = frozenset()  # values that are kept for other reasons
 
 
@@ -86,21 +86,19 @@ class CheckmateProgram:
         self._pulp = pulp
         self.problem = problem
         self.program = pulp.LpProblem("checkmate", pulp.LpMinimize)
-        self.inside: set[int] = set()  # stages with rows (2) and (3)
+        self.stages_with_memory: set[int] = set()  # those with rows (2) and (3)
         self._impossible = 0
         self._count = len(ops)
         self._forward_end = len(problem.forward_ops)
         self._results = {v for v in problem.results if values[v].kind != "constant"}
         forward_results = set(problem.forward_results)
         self._pinned = forward_results if problem.backward_ops else set()
-        late = any(ops[problem.producer[v]].recomputable for v in self._results - forward_results)
-        self.stages = self._count + late
+        has_last_stage = any(ops[problem.producer[v]].recomputable for v in self._results - forward_results)
+        self.stages = self._count + has_last_stage
         self._tangents = tangents_op(problem)
         room = budget_bytes - problem.static_bytes
-        retains = [retained.most_bytes] if retained is not None else []
-        unit = _unit(
-            [room, *retains, *(v.bytes for v in values if v.kind != "constant"), *(op.workspace_bytes for op in ops)]
-        )
+        limits = [room, *([retained.limit_bytes] if retained is not None else [])]
+        unit = _unit([*limits, *(v.bytes for v in values if v.kind != "constant"), *(op.workspace_bytes for op in ops)])
         self._room = room / unit
         self._size = [v.bytes / unit for v in values]
         self._workspace = [op.workspace_bytes / unit for op in ops]
@@ -116,10 +114,10 @@ class CheckmateProgram:
             if moments and stage < self._count:
                 self._moment(stage)
         if retained is not None:
-            self._retain(retained.most_bytes / unit, retained.uncounted)
+            self._retain(retained.limit_bytes / unit, retained.uncounted)
         self._once_ns = sum(op.time_ns for op in ops)
-        self._ns = _unit([op.time_ns for op in ops])
-        self._objective = [(ops[op].time_ns / self._ns, run) for (_, op), run in self._runs.items()]
+        self._time_unit_ns = _unit([op.time_ns for op in ops])
+        self._objective = [(ops[op].time_ns / self._time_unit_ns, run) for (_, op), run in self._runs.items()]
         self.program.setObjective(pulp.LpAffineExpression([(v, c) for c, v in self._objective]))
 
     def amounts(self) -> tuple[Amounts, Amounts]:
@@ -133,27 +131,27 @@ class CheckmateProgram:
     def sequence(self) -> list[int]:
         """The ops of the point that the backend found, in execution order."""
         runs, _ = self.amounts()
-        return in_stages(self.problem, (key for key, amount in runs.items() if amount > 0.5))
+        return stage_sequence(self.problem, (key for key, amount in runs.items() if amount > 0.5))
 
     def bound_ns(self, answer: Answer) -> int | None:
-        """The time that no point of the program is below, as the backend proved it."""
+        """The backend's proven lower bound on the time of every point; None: it has proved none."""
         if answer.ended is Ended.OPTIMAL and not answer.relaxed:
             return sum(self.problem.ops[op].time_ns for op in self.sequence())
         if answer.bound is None:
             return None
         units = answer.bound - TOLERANCE * max(1.0, abs(answer.bound))
         step = gcd(*(op.time_ns for op in self.problem.ops)) or 1
-        return self._once_ns + max(0, ceil(units * self._ns / step)) * step
+        return self._once_ns + max(0, ceil(units * self._time_unit_ns / step)) * step
 
-    def at_least(self, time_ns: int) -> None:
-        """Add the row that no point is below a time that is proven already."""
-        extra = (time_ns - self._once_ns) / self._ns
+    def add_time_bound(self, time_ns: int) -> None:
+        """Add the row that the time is at least `time_ns`, a bound that is proven already."""
+        extra = (time_ns - self._once_ns) / self._time_unit_ns
         if extra > 0:
             self._row([(-c, v) for c, v in self._objective], TOLERANCE * extra - extra)
 
-    def add_inside(self, stage: int) -> None:
-        """The rows (2) and (3) of a stage."""
-        self.inside.add(stage)
+    def add_stage_memory(self, stage: int) -> None:
+        """Add the rows (2) and (3) of a stage."""
+        self.stages_with_memory.add(stage)
         if stage == self._tangents:
             for op in range(stage):
                 self._row([(1, self._run(stage, op))], 0)
@@ -169,12 +167,12 @@ class CheckmateProgram:
             if isinstance(run, int) and run == 0:
                 continue
             outputs = self.problem.ops[op].outputs
-            stays = sum(size[v] for v in outputs if v not in pinned)
-            passes = sum(size[v] for v in outputs if v in pinned) + self._workspace[op]
+            stored = sum(size[v] for v in outputs if v not in pinned)
+            transient = sum(size[v] for v in outputs if v in pinned) + self._workspace[op]
             used = self.program.add_variable(f"U_{stage}_{op}", 0, self._room)
-            self._row([(1, used), *((-c, v) for c, v in before), (-stays, run)], 0, equal=True)
-            if passes:
-                self._row([(1, used), (passes, run)], self._room)
+            self._row([(1, used), *((-c, v) for c, v in before), (-stored, run)], 0, equal=True)
+            if transient:
+                self._row([(1, used), (transient, run)], self._room)
             before = [(1, used)]
             if op < stage:
                 has_several = len(outputs) > 1
@@ -202,7 +200,7 @@ class CheckmateProgram:
                 self._kept[self.stages, value] = 1
 
     def _dependencies(self, stage: int) -> None:
-        """(1b) and (1c)."""
+        """Add the rows (1b) and (1c) of a stage."""
         producer = self.problem.producer
         for op in range(min(stage + 1, self._count)):
             run = self._run(stage, op)
@@ -216,25 +214,26 @@ class CheckmateProgram:
                 self._row([(1, self._keep(stage + 1, value)), (-1, computed), (-1, before)], 0)
 
     def _moment(self, stage: int) -> None:
-        """(4)."""
+        """Add the row (4) of a stage."""
         used = {*self._inputs[stage], *self.problem.ops[stage].outputs}
-        needed = sum(self._size[v] for v in used) + self._workspace[stage]
+        working_set = sum(self._size[v] for v in used) + self._workspace[stage]
         terms = [
             (self._size[v], self._keep(stage + 1, v))
             for v in self._computed
             if self.problem.producer[v] <= stage and v not in used
         ]
-        self._row(terms, self._room - needed)
+        self._row(terms, self._room - working_set)
 
-    def _retain(self, most: float, uncounted: frozenset[int]) -> None:
-        """(5)."""
+    def _retain(self, limit: float, uncounted: frozenset[int]) -> None:
+        """Add the row (5)."""
         assert self._tangents is not None
         kept = [v for v in self._computed if self.problem.producer[v] < self._tangents and v not in uncounted]
-        self._row([(self._size[v], self._keep(self._tangents, v)) for v in kept], most)
+        self._row([(self._size[v], self._keep(self._tangents, v)) for v in kept], limit)
 
     def _free(self, stage: int, value: int, op: int) -> Term:
-        later = [self._run(stage, j) for j in self.problem.consumers[value] if op < j <= stage]
-        hazards = [t for t in (self._keep(stage + 1, value), *later) if not isinstance(t, int) or t]
+        """FREE[stage, value, op], with its row (3)."""
+        later_reads = [self._run(stage, j) for j in self.problem.consumers[value] if op < j <= stage]
+        hazards = [t for t in (self._keep(stage + 1, value), *later_reads) if not isinstance(t, int) or t]
         if any(isinstance(t, int) for t in hazards):
             return 0
         free = self._binary(f"FREE_{stage}_{value}_{op}")
@@ -245,28 +244,28 @@ class CheckmateProgram:
     def _binary(self, name: str) -> Term:
         return self.program.add_variable(name, 0, 1, self._pulp.LpBinary)
 
-    def _row(self, terms: list[tuple[float, Term]], most: float, *, equal: bool = False) -> None:
-        """sum of coefficient * term <= most; fixed terms go to the right."""
-        free = [(term, coefficient) for coefficient, term in terms if not isinstance(term, int)]
-        most -= sum(coefficient * term for coefficient, term in terms if isinstance(term, int))
-        if not free:
-            if most >= 0 and not (equal and most):
+    def _row(self, terms: list[tuple[float, Term]], upper: float, *, equal: bool = False) -> None:
+        """Add the row: sum of coefficient * term <= upper, or = upper. Fixed terms go to the right."""
+        unfixed = [(term, coefficient) for coefficient, term in terms if not isinstance(term, int)]
+        upper -= sum(coefficient * term for coefficient, term in terms if isinstance(term, int))
+        if not unfixed:
+            if upper >= 0 and not (equal and upper):
                 return
             self._impossible += 1
-            never = self.program.add_variable(f"never_{self._impossible}", 0, 0)
-            free, most = [(never, -1.0)], -1.0  # MPS files lose rows without variables
-        left = self._pulp.LpAffineExpression(free)
-        self.program += left == most if equal else left <= most
+            zero = self.program.add_variable(f"never_{self._impossible}", 0, 0)
+            unfixed, upper = [(zero, -1.0)], -1.0  # MPS files lose rows without variables
+        left = self._pulp.LpAffineExpression(unfixed)
+        self.program += left == upper if equal else left <= upper
 
 
-def in_stages(problem: Problem, again: Iterable[tuple[int, int]]) -> list[int]:
+def stage_sequence(problem: Problem, recomputations: Iterable[tuple[int, int]]) -> list[int]:
     """The op sequence of a frontier-advancing schedule, from the pairs (stage, op) of its recomputations."""
     count = len(problem.ops)
-    pairs = sorted({*again, *((op, op) for op in range(count))})
+    pairs = sorted({*recomputations, *((op, op) for op in range(count))})
     return [op for _, op in pairs]
 
 
 def _unit(numbers: list[int]) -> float:
-    """The number to divide by: integers stay integers where they are small enough, none is too large for a backend."""
+    """The number to divide by, so that small integers stay integers and none is too large for a backend."""
     common = gcd(*numbers) or 1
     return max(float(common), max(numbers, default=0) / LARGEST_COEFFICIENT)

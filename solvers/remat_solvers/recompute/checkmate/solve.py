@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from remat_solvers.plan import Compute
 from remat_solvers.problem import Problem
 from remat_solvers.processes.stopwatch import Stopwatch
-from remat_solvers.recompute.checkmate.program import Amounts, CheckmateProgram, Retained, in_stages
+from remat_solvers.recompute.checkmate.program import Amounts, CheckmateProgram, Retained, stage_sequence
 from remat_solvers.result import Limits
 from remat_solvers.schedule import plan_from_sequence
 from remat_solvers.simulate import simulate
@@ -41,28 +41,28 @@ def solve_exactly(
     program = CheckmateProgram(problem, budget_bytes, moments=lazy, retained=retained)
     if not lazy:
         for stage in range(program.stages):
-            program.add_inside(stage)
+            program.add_stage_memory(stage)
     bound_ns: int | None = None
     while True:
         answer = minimise(program.program, backend, seconds=watch.remaining)
         proven = program.bound_ns(answer)
-        if lazy and not program.inside:
+        if lazy and not program.stages_with_memory:
             bound_ns = proven
-        known = Solved(answer.ended, (), bound_ns, answer.interrupted)
+        solved = Solved(answer.ended, (), bound_ns, answer.interrupted)
         if answer.ended in (Ended.INFEASIBLE, Ended.UNKNOWN):
-            return known
+            return solved
         sequence = drop_useless(problem, program.sequence())
-        crowded = crowded_stages(problem, sequence, budget_bytes) - program.inside
+        crowded = crowded_stages(problem, sequence, budget_bytes) - program.stages_with_memory
         if answer.ended is Ended.OPTIMAL and crowded and lazy:
             for stage in sorted(crowded):
-                program.add_inside(stage)
+                program.add_stage_memory(stage)
             if proven is not None:
-                program.at_least(proven)
+                program.add_time_bound(proven)
             continue
-        known = replace(known, sequences=(sequence,))
+        solved = replace(solved, sequences=(sequence,))
         if lazy or answer.ended is not Ended.OPTIMAL:
-            return known
-        return replace(known, bound_ns=_certificate(problem, budget_bytes, backend, watch, retained))
+            return solved
+        return replace(solved, bound_ns=_certificate(problem, budget_bytes, backend, watch, retained))
 
 
 def _certificate(
@@ -99,7 +99,7 @@ def solve_rounded(
     program = CheckmateProgram(problem, int((1 - epsilon) * budget_bytes), moments=lazy)
     if not lazy:
         for stage in range(program.stages):
-            program.add_inside(stage)
+            program.add_stage_memory(stage)
     answer: Answer = minimise(program.program, backend, seconds=seconds, relaxed=True)
     if answer.ended is not Ended.OPTIMAL:
         return Solved(answer.ended, (), None, answer.interrupted)
@@ -129,4 +129,4 @@ def repair(problem: Problem, kept: Amounts, threshold: float, stages: int) -> li
                 source = producer[value]
                 if source >= 0 and (stage, value) not in keeps and ops[source].recomputable and source < stage:
                     runs.add((stage, source))
-    return drop_useless(problem, in_stages(problem, runs))
+    return drop_useless(problem, stage_sequence(problem, runs))

@@ -70,14 +70,14 @@ from remat_solvers.toolkit.requirements import missing_requirement
 from remat_solvers.toolkit.sequences.pruning import drop_useless, keep_where_it_fits
 from remat_solvers.toolkit.trials import BestPlan, Incumbent
 
-EXACT_SHARE = 0.6  # of the time limit, where there is one; the rest is for the coarse form
-EXACT_SHARE_BESIDE_SWAP = 0.2  # the same where values may also move
-OFFLOAD_SHARE = 0.9  # of the time that is left, for plans that also move values
-ROUND_SHARE = 0.4  # of the time that is left, for one program of the coarse form
+EXACT_SHARE = 0.6  # of the time limit, if there is one; the rest is for the coarse form
+EXACT_SHARE_BESIDE_SWAP = 0.2  # the same if values may also be offloaded
+OFFLOAD_SHARE = 0.9  # of the remaining time, for plans that also offload
+ROUND_SHARE = 0.4  # of the remaining time, for one program of the coarse form
 COARSE_ROUNDS = 6  # of the search for the coarse budget
-COARSE_PART = 4  # it rises by this part of the range that is left: the best is nearer to the budget than to store-all
-COARSE_STEPS = 64  # it ends at this fraction of the budget
-MOST_EPSILON = 0.99  # so that the relaxation has a budget
+COARSE_PART = 4  # it rises by 1 / this of the open range: the best is nearer to the budget than to store-all
+COARSE_STEPS = 64  # the search ends when the range is below 1 / this of the budget
+MAX_EPSILON = 0.99  # so that the relaxation has a budget
 FULL_RELAXATION_OPS = 100  # rounding: larger problems are relaxed with one memory row per stage
 
 OWN_BEST = "the best of Checkmate's schedules; the bound holds for every plan in the given order"
@@ -85,8 +85,8 @@ NONE_FOUND = "none of the schedules found fits"
 PROGRAM_CUT_SHORT = "a program was ended at its share of the time limit"
 NO_SCHEDULE = "none of Checkmate's schedules fits: the program is infeasible"
 ROUNDED = "two-phase rounding of the linear relaxation"
-EVERY_MOVE = "the search of every plan in the given order"
-NONE_MOVING = "no plan in the given order fits, whatever it moves"
+EXHAUSTIVE = "the search of every plan in the given order"
+NONE_WITH_OFFLOAD = "no plan in the given order fits, even with offloading"
 INCUMBENT = "the best found in the time that the program had"
 
 
@@ -97,19 +97,19 @@ class Checkmate:
     backend: Backend = "highs"  # the solver of the programs
     rounding: bool = False  # two-phase rounding of the linear relaxation in place of the integer program
     epsilon: float = 0.1  # rounding: share of the budget that the relaxation leaves free
-    lazy: bool = True  # memory rows inside a stage only where they are needed
+    lazy: bool = True  # memory rows inside a stage only if the solution violates them
     exact_ops: int = 200  # larger problems are coarsened
     coarse_ops: int = 64  # ops of a coarsened problem
-    swap: bool | None = None  # move values to the host as well; None: where the problem has a link
+    swap: bool | None = None  # offload values as well; None: if the problem has a link
     swap_time: SwapTime = "overlapped"  # how the program counts the time of copies
     swap_tries: int = 4000  # random changes after each program
-    exact_moves: int = 6  # in problems of more ops, not every plan that moves values is searched
+    exact_moves: int = 6  # up to so many ops, every plan that offloads is searched
 
     name: ClassVar[str] = "checkmate"
     version: ClassVar[str] = "3"
 
     def __post_init__(self) -> None:
-        check_options(self, epsilon=(0, MOST_EPSILON))
+        check_options(self, epsilon=(0, MAX_EPSILON))
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
@@ -125,24 +125,24 @@ class Checkmate:
             if swap and not search.unbeatable:
                 search.offload(seed)
                 if len(problem.ops) <= self.exact_moves and self.swap_time == "overlapped":
-                    search.search_every_move()
+                    search.search_exhaustively()
             if not search.settled and not (swap and search.best is not None):
                 search.coarsen()
         return search.conclusion()
 
 
 class _Search(BestPlan):
-    """The stages of the method for one problem and one budget, with what they have proved."""
+    """The phases of the method for one problem and one budget, with the bounds that they have proved."""
 
     def __init__(
         self, options: Checkmate, problem: Problem, budget_bytes: int, watch: Stopwatch, on_progress: OnProgress | None
     ) -> None:
         super().__init__(problem, budget_bytes, watch, on_progress)
         self.options = options
-        self.sequence: list[int] | None = None  # of the best plan that recomputes only
-        self.bound_ns: int | None = None  # of plans that recompute only
-        self.moving_bound_ns: int | None = None  # of plans that may also move values
-        self.settled = False  # the direct form leaves nothing to be tried
+        self.sequence: list[int] | None = None  # of the best plan without offload
+        self.bound_ns: int | None = None  # of plans without offload
+        self.offload_bound_ns: int | None = None  # of plans that may also offload
+        self.settled = False  # after the direct form, no other needs to be tried
         self.cut_short = False  # whether a program ended at its share of the time limit
         self.reason = ""
 
@@ -152,23 +152,23 @@ class _Search(BestPlan):
         return self.best is not None and self.best.time_ns == time_bound_ns(self.problem)
 
     def consider(self, new: Incumbent, message: str) -> bool:
-        """Whether a plan within the budget becomes the best; `message`, how it was found, is then the reason."""
+        """Keep a plan within the budget if it is the best; then `message`, on how it was found, is the reason."""
         improved = super().consider(new, message)
         if improved:
             self.reason = message
         return improved
 
     def progress(self, message: str) -> Progress:
-        """The best plan so far, with the bound where it holds for plans that move values: without a link."""
+        """A report of the best plan so far; with a link it has no bound, since that does not hold for offloading."""
         return replace(super().progress(message), bound_ns=self.bound_ns if self.problem.link is None else None)
 
     def solve_directly(self, share: float) -> None:
-        """The program over the ops themselves, within a share of the time."""
+        """Solve the program over the ops themselves, within a share of the time."""
         solved = self._solve(self.problem, self.budget_bytes, share)
         self.bound_ns = solved.bound_ns
-        how = ROUNDED if self.options.rounding else OWN_BEST if solved.ended is Ended.OPTIMAL else INCUMBENT
+        reason = ROUNDED if self.options.rounding else OWN_BEST if solved.ended is Ended.OPTIMAL else INCUMBENT
         for sequence in solved.sequences:
-            self._replay_sequence(sequence, how)
+            self._replay_sequence(sequence, reason)
         if self.options.rounding:
             self.settled = self.best is not None
         else:
@@ -181,7 +181,7 @@ class _Search(BestPlan):
             raise KeyboardInterrupt
 
     def offload(self, seed: int) -> None:
-        """The program over moments, with values that move to the host."""
+        """Solve the program over moments that also offloads, and improve its plan by local search."""
         options, remaining = self.options, self.watch.remaining
         search_offload_plans(
             self.problem,
@@ -196,8 +196,8 @@ class _Search(BestPlan):
         if remaining is not None and self.watch.remaining is not None:
             self.cut_short |= self.watch.remaining <= (1 - OFFLOAD_SHARE) * remaining
 
-    def search_every_move(self) -> None:
-        """Every plan that moves values and is faster than the best so far."""
+    def search_exhaustively(self) -> None:
+        """Search all plans, those that offload included, which are faster than the best so far."""
         best_ns = None if self.best is None else self.best.time_ns
         try:
             for tangents_first in (True, False):  # the second proves; plans of the first are those that can be executed
@@ -205,20 +205,20 @@ class _Search(BestPlan):
                     self.problem, self.budget_bytes, watch=self.watch, tangents_first=tangents_first, below_ns=best_ns
                 )
                 if faster is not None and tangents_first:
-                    self.replay(faster, EVERY_MOVE)
+                    self.replay(faster, EXHAUSTIVE)
                     best_ns = self.best.time_ns if self.best is not None else None
         except OutOfReachError:
             return
         if self.best is None:
-            self.reason = NONE_MOVING
+            self.reason = NONE_WITH_OFFLOAD
         elif faster is None:
-            self.moving_bound_ns = self.best.time_ns
+            self.offload_bound_ns = self.best.time_ns
 
     def coarsen(self) -> None:
-        """The program over runs of ops, within the largest coarse budget whose plan, expanded, fits."""
+        """Solve the program over groups of ops, within the largest coarse budget whose plan, expanded, fits."""
         coarse = contract(self.problem, min(self.options.coarse_ops, len(self.problem.ops)))
         merged = len(coarse.groups) < len(self.problem.ops)
-        how = (
+        reason = (
             f"{len(self.problem.ops)} ops merged into {len(coarse.groups)}, so nothing is proven" if merged else ROUNDED
         )
         if self.sequence is not None:  # of the direct form, within its limit
@@ -229,7 +229,7 @@ class _Search(BestPlan):
             if self.watch.expired:
                 break
             solved = self._solve(coarse.problem, budget_bytes, ROUND_SHARE)
-            peaks = [self._replay_pruned(coarse.expand(s), how) for s in solved.sequences]
+            peaks = [self._replay_pruned(coarse.expand(s), reason) for s in solved.sequences]
             if solved.interrupted:
                 raise KeyboardInterrupt
             if solved.ended is Ended.UNKNOWN or (solved.ended is Ended.FEASIBLE and not self.options.rounding):
@@ -242,7 +242,7 @@ class _Search(BestPlan):
                 break
             budget_bytes = low + max(1, (high - low) // COARSE_PART)
         if self.best is None and not self.reason:
-            self.reason = f"{how}: none of the schedules found fits" if merged else NONE_FOUND
+            self.reason = f"{reason}: none of the schedules found fits" if merged else NONE_FOUND
 
     def conclusion(self) -> Outcome:
         """The outcome with the bound that holds for the plans of this problem."""
@@ -258,7 +258,7 @@ class _Search(BestPlan):
         if self.unbeatable:
             bound_ns, order = time_ns, Order.FREE
         elif self.problem.link is not None:
-            bound_ns = self.moving_bound_ns
+            bound_ns = self.offload_bound_ns
         optimal = bound_ns is not None and bound_ns >= time_ns
         return Outcome(
             status=Status.OPTIMAL if optimal else Status.FEASIBLE,
@@ -280,18 +280,18 @@ class _Search(BestPlan):
             return solve_rounded(problem, budget_bytes, backend, lazy=lazy, epsilon=epsilon, seconds=seconds)
         return solve_exactly(problem, budget_bytes, backend, lazy=lazy, seconds=seconds)
 
-    def _replay_pruned(self, sequence: list[int], how: str) -> int:
-        """Consider a sequence and, where it fits, the same without avoidable recomputations; the first one's peak."""
+    def _replay_pruned(self, sequence: list[int], reason: str) -> int:
+        """Replay a sequence and, if it fits, the same without avoidable recomputations; return the former's peak."""
         sequence = drop_useless(self.problem, sequence)
-        peak_bytes = self._replay_sequence(sequence, how)
+        peak_bytes = self._replay_sequence(sequence, reason)
         if peak_bytes <= self.budget_bytes:
-            self._replay_sequence(keep_where_it_fits(self.problem, sequence, self.budget_bytes, self.watch), how)
+            self._replay_sequence(keep_where_it_fits(self.problem, sequence, self.budget_bytes, self.watch), reason)
         return peak_bytes
 
-    def _replay_sequence(self, sequence: list[int], how: str) -> int:
-        """Consider a sequence of the problem's ops; its peak."""
+    def _replay_sequence(self, sequence: list[int], reason: str) -> int:
+        """Replay a sequence of the problem's ops, and return its peak."""
         before = self.best
-        peak_bytes = self.replay_sequence(sequence, how).peak_bytes
+        peak_bytes = self.replay_sequence(sequence, reason).peak_bytes
         if self.best is not before:
             self.sequence = sequence
         return peak_bytes

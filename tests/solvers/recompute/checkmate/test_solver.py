@@ -104,7 +104,7 @@ def program(problem: Problem, budget_bytes: int) -> CheckmateProgram:
     """The program of the paper, every row of it."""
     model = CheckmateProgram(problem, budget_bytes, moments=False)
     for stage in range(model.stages):
-        model.add_inside(stage)
+        model.add_stage_memory(stage)
     return model
 
 
