@@ -1,4 +1,4 @@
-"""Every published method on one model, side by side.
+"""Compares published methods on one model.
 
 Run it with `python examples/02_compare.py`. For a model of your own, and all methods, use the command line:
 

@@ -1,4 +1,4 @@
-"""What does memory cost? The curve of time against peak of a small model, and a step at one of its points.
+"""Finds the curve of time against peak of a small model, and runs a step at one of its points.
 
 Run it with `python examples/04_sweep.py`. It takes a few seconds on a CPU. The same on the command line:
 

@@ -1,7 +1,7 @@
 """DenseNet-121 (Huang, Liu, van der Maaten, Weinberger: Densely connected convolutional networks, 2017).
 
-Every layer reads the concatenation of all earlier maps of its block: kept as they are, the concatenations take
-memory quadratic in the depth, and they cost almost nothing to compute again. Returns logits.
+Every layer reads the concatenation of all earlier maps of its block: if all are kept, the concatenations take
+memory quadratic in the depth, and they cost almost nothing to recompute. The model returns logits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 COMPRESSION = 2
 """A transition keeps one channel out of this many (the paper's theta = 0.5)."""
 BOTTLENECK = 4
-"""The 1x1 convolution makes this many times the growth (the paper's DenseNet-B)."""
+"""The 1x1 convolution has this many times the growth as output channels (the paper's DenseNet-B)."""
 
 
 def norm_conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:

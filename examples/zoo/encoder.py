@@ -1,6 +1,6 @@
 """A text classifier on nn.TransformerEncoder (Vaswani et al.: Attention is all you need, 2017), with padding.
 
-Dropout is torch's default of 0.1 after every attention and feed-forward layer. Returns logits.
+Dropout is torch's default of 0.1 after every attention and feed-forward layer. The model returns logits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GPT-2, BERT, Llama, T5 and ViT as transformers defines them, small and with random weights: nothing is downloaded.
 
-Dropout is each library's default. GPT-2, BERT and T5 are given labels and return the loss with the logits; Llama
-and ViT return logits, so the loss is outside. `use_cache=False` because a key-value cache has no use in training.
+Dropout is each library's default. GPT-2, BERT and T5 get labels and return the loss with the logits; Llama
+and ViT return logits, so the loss is outside. `use_cache` is False because a key-value cache has no use in training.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def gpt2(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = GPT2LMHeadModel(config)
-        model.loss_type = "ForCausalLM"  # the class name does not say so, and transformers would log that it guesses
+        model.loss_type = "ForCausalLM"  # the class name lacks it, and transformers would log a guess
         tokens = torch.randint(vocabulary, (batch, length))
         return model, (), {"input_ids": tokens, "labels": tokens.clone()}
 

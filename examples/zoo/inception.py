@@ -1,7 +1,7 @@
-"""Inception, the GoogLeNet of Szegedy et al. (Going deeper with convolutions, 2015), with batch norm and no side heads.
+"""Inception, the GoogLeNet of Szegedy et al. (Going deeper with convolutions, 2015), with batch norm, no side heads.
 
 Every module runs four branches on one input and concatenates them; a cut between modules is narrow, a cut
-inside one is not. Returns logits.
+inside one is not. The model returns logits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequenti
     )
 
 
-def shrink() -> nn.MaxPool2d:
+def downsample() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, padding=1)
 
 
@@ -58,9 +58,9 @@ class GoogLeNet(nn.Module):
     def __init__(self, *, classes: int, dropout: float) -> None:
         super().__init__()
         channels = 192
-        layers: list[nn.Module] = [conv(3, 64, 7, stride=2), shrink(), conv(64, 64, 1), conv(64, channels, 3)]
+        layers: list[nn.Module] = [conv(3, 64, 7, stride=2), downsample(), conv(64, 64, 1), conv(64, channels, 3)]
         for stage in STAGES:
-            layers.append(shrink())
+            layers.append(downsample())
             for widths in stage:
                 module = Inception(channels, *widths)
                 layers.append(module)

@@ -1,8 +1,8 @@
 """MobileNetV2 (Sandler, Howard, Zhu, Zhmoginov, Chen: Inverted residuals and linear bottlenecks, 2018).
 
-Wide depthwise convolutions between narrow linear ones: many large, cheap activations. With `drop_path` > 0,
+Wide depthwise convolutions between narrow linear ones give many large, cheap activations. With `drop_path` > 0,
 residual branches are dropped per sample, more often with depth (Huang et al.: Deep networks with stochastic
-depth, 2016). Returns logits.
+depth, 2016). The model returns logits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def conv_norm(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, group
 
 
 class DropPath(nn.Module):
-    """Zero whole samples with this probability in training; scale the others so that the mean stays."""
+    """In training, set whole samples to zero with this probability, and scale the others to keep the mean."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -69,21 +69,21 @@ class MobileNet(nn.Module):
 
     def __init__(self, *, classes: int, drop_path: float, dropout: float) -> None:
         super().__init__()
-        plan = [
+        blocks = [
             (expansion, channels, stride if position == 0 else 1)
-            for expansion, channels, blocks, stride in STAGES
-            for position in range(blocks)
+            for expansion, channels, depth, stride in STAGES
+            for position in range(depth)
         ]
-        inputs = [STEM, *(channels for _, channels, _ in plan[:-1])]
-        rates = torch.linspace(0.0, drop_path, len(plan)).tolist()
+        inputs = [STEM, *(channels for _, channels, _ in blocks[:-1])]
+        rates = torch.linspace(0.0, drop_path, len(blocks)).tolist()
         self.features = nn.Sequential(
             conv_norm(3, STEM, 3, stride=2),
             nn.ReLU6(inplace=True),
             *(
-                InvertedResidual(entering, channels, stride, expansion, rate)
-                for entering, (expansion, channels, stride), rate in zip(inputs, plan, rates, strict=True)
+                InvertedResidual(width, channels, stride, expansion, rate)
+                for width, (expansion, channels, stride), rate in zip(inputs, blocks, rates, strict=True)
             ),
-            conv_norm(plan[-1][1], LAST),
+            conv_norm(blocks[-1][1], LAST),
             nn.ReLU6(inplace=True),
         )
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(LAST, classes))

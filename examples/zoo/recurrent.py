@@ -1,8 +1,8 @@
 """Two recurrent language models: a fused nn.LSTM (Zaremba, Sutskever, Vinyals: RNN regularization, 2014) and a
 GRU cell unrolled in Python (Cho et al.: Learning phrase representations using RNN encoder-decoder, 2014).
 
-The first is a few large ops. The second is a long chain of small ones, which is where recomputation has its
-oldest theory. Both return the loss: the mean cross entropy of the next token.
+The first has a few large ops. The second is a long chain of small ones, for which the theory of recomputation is
+oldest. Both return the loss: the mean cross entropy of the next token.
 """
 
 from __future__ import annotations

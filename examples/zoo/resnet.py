@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-50 (He, Zhang, Ren, Sun: Deep residual learning for image recognition, 2016).
 
-Each stage halves the image and doubles the width; every block adds what it learned to what it was given, so
-the skip keeps an activation alive across the block. Stride sits on the 3x3 convolution. Returns logits.
+Each stage halves the image and doubles the width; every block adds its branch to its input, so
+the shortcut keeps an activation alive across the block. The 3x3 convolution has the stride. The model returns logits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Seq
 
 
 class Residual(nn.Module):
-    """relu(branch(x) + shortcut(x)), both activations in place."""
+    """relu(branch(x) + shortcut(x)), where addition and ReLU are in place."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """U-Net with batch norm (Ronneberger, Fischer, Brox: Convolutional networks for biomedical image segmentation, 2015).
 
-The largest maps are made first and, through the skip concatenations, needed last. Returns the loss: the mean
-cross entropy over pixels.
+The largest maps are computed first and, through the skip concatenations, read last. The model returns the loss, the
+mean cross entropy over pixels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of planned modules share: plans that recompute a lot, and what a step leaves behind."""
+"""Helpers for the tests of planned modules: modules whose plan recomputes a lot, and records of a training step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CASE["sequential"] = Case("sequential", sequential)
 
 
 def roofline(model: nn.Module, *args: Any, **kwargs: Any) -> Exported:
-    """Exported for one call, with estimated costs."""
+    """Export the model for one call, with estimated costs."""
     return remat.export(model, args, kwargs, costs="roofline")
 
 
@@ -58,7 +58,7 @@ def storing_all(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str,
 def recomputing(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, seed: int = 1
 ) -> RematModule:
-    """By a random plan: values are freed and computed again wherever chance has it."""
+    """Return the model with a random plan, which frees and recomputes values at random."""
     exported = remat.export(model, args, kwargs, costs="roofline")
     net = remat.apply(exported, random_plan(exported.problem, seed))
     assert recomputations(net.plan) > 0
@@ -66,7 +66,7 @@ def recomputing(
 
 
 PLANS = pytest.mark.parametrize("plan", [storing_all, recomputing], ids=["store-all", "recompute"])
-"""A test of a planned module, once for a plan that recomputes nothing and once for one that recomputes a lot."""
+"""Runs a test of a planned module with a plan that recomputes nothing, and with one that recomputes a lot."""
 
 
 def recomputations(plan: Plan) -> int:
@@ -79,7 +79,7 @@ def solved(model: nn.Module, args: Sequence[Any], budget: int | str = "80%", **o
 
 
 def training_loss(output: Any) -> Tensor:
-    """The model's own loss where it returns one, else one made of all outputs."""
+    """The model's own loss where it returns one, otherwise a scalar of all outputs."""
     loss = getattr(output, "loss", None)
     return loss_of(output) if loss is None else loss
 
@@ -92,8 +92,8 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def left_behind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Output, gradients, state and generator after one step from a fixed generator state."""
+def run_and_record(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Run one step from a fixed generator state, and return its output, gradients, state and generator state."""
     torch.manual_seed(1)
     output = net(*args, **(kwargs or {}))
     training_loss(output).backward()
@@ -101,11 +101,11 @@ def left_behind(net: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] |
     return {"output": training_loss(output).detach(), "generator": after} | gradients_of(net) | state_of(net)
 
 
-def different(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Names whose tensors are not bit-equal."""
     assert ours.keys() == theirs.keys()
-    return [name for name, ours_ in ours.items() if not same(ours_, theirs[name])]
+    return [name for name, value in ours.items() if not bit_equal(value, theirs[name])]
 
 
-def same(a: Any, b: Any) -> bool:
+def bit_equal(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b))

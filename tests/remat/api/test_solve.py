@@ -20,10 +20,10 @@ from tests.remat.modules import (
     CASE,
     WIDTH,
     batch,
-    different,
+    differences,
     layers,
-    left_behind,
     recomputations,
+    run_and_record,
     solved,
     training_loss,
 )
@@ -56,7 +56,7 @@ def test_forms_of_one_budget_give_one_plan() -> None:
     assert by_bytes.plan == by_share.plan == by_size.plan
     assert recomputations(by_bytes.plan) > 0
     assert by_bytes.result.peak_bytes <= budget
-    assert different(left_behind(by_bytes, ARGS), left_behind(layers(), ARGS)) == []
+    assert differences(run_and_record(by_bytes, ARGS), run_and_record(layers(), ARGS)) == []
 
 
 @pytest.mark.parametrize("budget", ["", "much", "-1", 0, -5, "0%", "60MB%", "1e", None, 1.5, True])
@@ -253,12 +253,12 @@ def test_export_solve_save_load_apply(tmp_path: Path) -> None:
     save_plan(tmp_path / "plan.json", result)
     loaded = remat.load(tmp_path / "plan.json")
     assert loaded.plan == result.plan
-    expected = left_behind(layers(), ARGS)
+    expected = run_and_record(layers(), ARGS)
     for plan in (tmp_path / "plan.json", str(tmp_path / "plan.json"), loaded, result.plan):
         net = remat.apply(remat.export(layers(), ARGS, costs="roofline"), plan)
         assert recomputations(net.plan) == recomputations(result.plan) > 0
         assert net.result is None
-        assert different(left_behind(net, ARGS), expected) == []
+        assert differences(run_and_record(net, ARGS), expected) == []
 
 
 def test_a_plan_for_another_graph_says_what_differs(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from tests.remat.modules import (
     CASE,
     WIDTH,
     batch,
-    different,
+    differences,
     gradients_of,
     layers,
-    left_behind,
     recomputing,
+    run_and_record,
     state_of,
     storing_all,
     training_loss,
@@ -146,7 +146,7 @@ def test_export_under_no_grad(context: Any) -> None:
         exported = remat.export(model, args, costs="roofline")
         net = remat.apply(exported, store_all(exported.problem))
     assert exported.problem.fingerprint == remat.export(layers(), args, costs="roofline").problem.fingerprint
-    assert different(left_behind(net, args), left_behind(layers(), args)) == []
+    assert differences(run_and_record(net, args), run_and_record(layers(), args)) == []
 
 
 class Wide(nn.Module):
@@ -228,7 +228,7 @@ def test_a_model_without_parameters_but_with_a_gradient_of_its_input() -> None:
         torch.manual_seed(2)
         training_loss(net(x)).backward()
         found.append({"x": x.grad})
-    assert different(*found) == []
+    assert differences(*found) == []
 
 
 def test_arguments_that_do_not_fit_the_model(
@@ -273,4 +273,4 @@ def test_export_does_not_advance_the_generator() -> None:
         before = (torch.get_rng_state(), state_of(model), gradients_of(model))
         remat.export(model, args, kwargs, costs="measure")
         assert torch.equal(torch.get_rng_state(), before[0])
-        assert different(state_of(model), before[1]) == []
+        assert differences(state_of(model), before[1]) == []

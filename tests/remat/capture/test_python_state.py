@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import remat
 from remat_solvers.schedule import store_all
 from tests.remat.models.building import WIDTH, Lambda, mlp, rows, seeded
-from tests.remat.modules import PLANS, different, gradients_of, recomputing, roofline, storing_all
+from tests.remat.modules import PLANS, differences, gradients_of, recomputing, roofline, storing_all
 
 
 def step(net: nn.Module, *args: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Constants(nn.Module):
 @PLANS
 def test_constants_read_by_forward(plan: Callable[..., nn.Module]) -> None:
     args = (seeded(rows),)
-    assert different(step(plan(seeded(Constants), args), *args), step(seeded(Constants), *args)) == []
+    assert differences(step(plan(seeded(Constants), args), *args), step(seeded(Constants), *args)) == []
 
 
 def test_constants_are_counted_once_and_their_views_are_free() -> None:
@@ -104,7 +104,7 @@ def test_export_does_not_change_what_forward_stores(caplog: pytest.LogCaptureFix
     assert not hasattr(model, "scale")
     (record,) = caplog.records  # logged once
     assert "calls, last, scale" in record.getMessage()
-    assert different(step(net, seeded(rows)), step(seeded(KeepsState), seeded(rows))) == []
+    assert differences(step(net, seeded(rows)), step(seeded(KeepsState), seeded(rows))) == []
 
 
 def test_export_after_eager_steps_keeps_their_caches() -> None:
@@ -117,7 +117,7 @@ def test_export_after_eager_steps_keeps_their_caches() -> None:
     assert model.calls == 1
     assert len(model.history) == 1
     assert model.history[0] is history[0]
-    assert different(step(net, seeded(rows)), step(seeded(KeepsState), seeded(rows))) == []
+    assert differences(step(net, seeded(rows)), step(seeded(KeepsState), seeded(rows))) == []
 
 
 def test_nothing_is_logged_where_forward_sets_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -180,7 +180,7 @@ def test_draws_of_a_generator_that_forward_seeds_are_allowed() -> None:
     model = Lambda(lambda self, x: self.body(x) * random.Random(1).random(), body=seeded(mlp))
     expected = step(model, seeded(rows))
     model.zero_grad()
-    assert different(step(storing_all(model, (rows(),)), seeded(rows)), expected) == []
+    assert differences(step(storing_all(model, (rows(),)), seeded(rows)), expected) == []
 
 
 def test_seeding_in_forward_is_refused() -> None:
@@ -215,7 +215,7 @@ def test_a_generator_of_the_models_own(costs: str) -> None:
     assert not draw.recomputable
     net, expected = remat.apply(exported, store_all(exported.problem)), seeded(OwnGenerator)
     for _ in range(2):
-        assert different(step(net, seeded(rows)), step(expected, seeded(rows))) == []
+        assert differences(step(net, seeded(rows)), step(expected, seeded(rows))) == []
 
 
 # Values of tensors, and shapes that depend on them
@@ -282,7 +282,7 @@ def test_torch_cond_chooses_at_every_step(sign: float, plan: Callable[..., nn.Mo
     y = model.body(x)
     model.last(y.sin() if sign > 0 else y.cos()).sum().backward()
     found = step(net, x)
-    assert different({n: found[n] for n in gradients_of(model)}, gradients_of(model)) == []
+    assert differences({n: found[n] for n in gradients_of(model)}, gradients_of(model)) == []
 
 
 # Models that cannot be planned
@@ -326,7 +326,7 @@ def test_complex_numbers() -> None:
         return seeded(lambda: Lambda(lambda self, x: torch.fft.rfft(self.body(x)).abs() ** 2, body=mlp()))
 
     args = (seeded(rows),)
-    assert different(step(recomputing(make(), args), *args), step(make(), *args)) == []
+    assert differences(step(recomputing(make(), args), *args), step(make(), *args)) == []
 
 
 def test_mixed_devices() -> None:
@@ -418,4 +418,4 @@ def test_autograd_inside_forward(forward: Callable[..., Tensor], plan: Callable[
         return seeded(lambda: Lambda(forward, body=mlp()))
 
     args = (seeded(rows).requires_grad_(),)
-    assert different(step(plan(make(), args), *args), step(make(), *args)) == []
+    assert differences(step(plan(make(), args), *args), step(make(), *args)) == []

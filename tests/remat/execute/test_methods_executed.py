@@ -1,4 +1,4 @@
-"""Plans run as they are simulated: those of every method on three models with measured costs, executed.
+"""The plans of every method, run on three models with measured costs, do what `simulate` predicts.
 
 The models have a link to host memory, so that swap methods have plans too.
 Expected peaks come from the profiler, expected bits from the store-all plan of the same graph.
@@ -41,7 +41,7 @@ QUICK = [entry for entry in METHODS if not entry.slow]
 
 
 def convnet() -> nn.Module:
-    """Convolutions with batch norm, in-place ReLU and dropout: buffers are updated and numbers drawn."""
+    """Convolutions with batch norm, in-place ReLU and dropout: buffers are updated, and random numbers are drawn."""
     blocks = [
         nn.Sequential(nn.Conv2d(inputs, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.1))
         for inputs in (3, 8, 8, 8)
@@ -52,13 +52,13 @@ def convnet() -> nn.Module:
 @cache
 def exported(name: str) -> Exported:
     model, args, kwargs = MODELS[name].make()
-    alone = remat.export(model.train(), args, kwargs, unroll_rnn=True)
-    return replace(alone, problem=replace(alone.problem, link=Link(10**9, 10**9)))
+    captured = remat.export(model.train(), args, kwargs, unroll_rnn=True)
+    return replace(captured, problem=replace(captured.problem, link=Link(10**9, 10**9)))
 
 
 @cache
-def answers(name: str, method: str) -> tuple[Result, ...]:
-    """The method's result at every budget."""
+def results_of(name: str, method: str) -> tuple[Result, ...]:
+    """Return the method's result at every budget."""
     problem, solver = exported(name).problem, bind(method, exported(name))
     return tuple(
         remat_solvers.solve(problem, budget.bytes, solver=solver, limits=Limits(SECONDS)) for budget in budgets(problem)
@@ -67,7 +67,7 @@ def answers(name: str, method: str) -> tuple[Result, ...]:
 
 @cache
 def run(name: str, plan: Plan) -> StepRecord:
-    """One step by the plan, cached, since several methods find the same plan."""
+    """Run one step with the plan, once for all methods that find it."""
     _, args, kwargs = MODELS[name].make()
     return run_step(remat.apply(exported(name), plan), args, kwargs, exported(name))
 
@@ -77,18 +77,18 @@ def run(name: str, plan: Plan) -> StepRecord:
     [pytest.param(name, entry, id=f"{name}-{entry.name}") for name in MODELS for entry in METHODS],
 )
 def test_plans_run_as_predicted_and_bit_equal(name: str, entry: Entry) -> None:
-    kept = run(name, store_all(exported(name).problem))
-    for plan in {result.plan for result in answers(name, entry.name) if result.plan is not None}:
+    reference = run(name, store_all(exported(name).problem))
+    for plan in {result.plan for result in results_of(name, entry.name) if result.plan is not None}:
         step = run(name, plan)
         check_peak(step, exported(name), plan)
-        assert compare_steps(step, kept).equal
+        assert compare_steps(step, reference).equal
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_there_are_plans_to_run(name: str) -> None:
+def test_methods_find_plans(name: str) -> None:
     """Most methods find a plan at some budget, not all of them the same; some plans offload."""
-    plans = {entry.name: {r.plan for r in answers(name, entry.name) if r.plan is not None} for entry in QUICK}
+    plans = {entry.name: {r.plan for r in results_of(name, entry.name) if r.plan is not None} for entry in QUICK}
     assert sum(map(bool, plans.values())) > len(QUICK) / 2
     assert len(set().union(*plans.values())) > len(QUICK)
-    movers = {method for method, own in plans.items() if any(isinstance(a, Offload) for plan in own for a in plan)}
-    assert len(movers) > 2
+    offloading = {m for m, found in plans.items() if any(isinstance(a, Offload) for plan in found for a in plan)}
+    assert len(offloading) > 2

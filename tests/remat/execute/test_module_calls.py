@@ -1,4 +1,4 @@
-"""Which calls follow the plan, which run the original, and which are refused."""
+"""Calls of a planned module: some follow the plan, some run the original, and some are refused."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.remat.modules import (
     WIDTH,
     Plans,
     batch,
-    different,
+    differences,
     gradients_of,
     layers,
-    left_behind,
     recomputing,
+    run_and_record,
     solved,
     state_of,
     storing_all,
@@ -33,7 +33,7 @@ from tests.remat.modules import (
 
 
 class Counting(nn.Module):
-    """Knows whether its own forward ran."""
+    """A model that counts the calls of its forward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_evaluation_runs_the_original(plan: Plans, name: str) -> None:
         assert torch.equal(found, expected)
         assert found.requires_grad == expected.requires_grad
         assert found.is_inference() == expected.is_inference()
-    assert different(state_of(net), state_of(model)) == []
+    assert differences(state_of(net), state_of(model)) == []
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
@@ -97,10 +97,10 @@ def test_evaluation_calls_the_original(name: str) -> None:
 
 def test_gradients_in_evaluation_are_the_originals() -> None:
     net, model = recomputing(layers(), (batch(),)).eval(), layers().eval()
-    assert different(left_behind(net, (batch(),)), left_behind(model, (batch(),))) == []
+    assert differences(run_and_record(net, (batch(),)), run_and_record(model, (batch(),))) == []
 
 
-def test_a_plan_made_in_evaluation_mode_is_followed_in_it() -> None:
+def test_a_plan_for_evaluation_mode_is_followed_in_it() -> None:
     model = Counting()
     model.inner.eval()
     model.eval()
@@ -109,7 +109,7 @@ def test_a_plan_made_in_evaluation_mode_is_followed_in_it() -> None:
     assert net.calls == []
     expected = Counting().eval()
     expected(batch()).backward()
-    assert different(gradients_of(net), gradients_of(expected)) == []
+    assert differences(gradients_of(net), gradients_of(expected)) == []
     net.train()
     with pytest.raises(remat.ChangedError, match="training mode of the model and 31 more modules"):
         net(batch())
@@ -125,12 +125,12 @@ def test_train_and_eval_reach_both() -> None:
     assert {net.training, *(m.training for m in model.modules())} == {False}
     model.train()
     assert net.training
-    model.eval()  # the original's switch is the net's
+    model.eval()  # the net has the training mode of its original
     assert torch.equal(net(batch()), model(batch()))
 
 
 class Frozen(nn.Module):
-    """Keeps its batch norm in evaluation mode, as detectors do, by its own `train`."""
+    """A model whose own `train` keeps batch norm in evaluation mode, as detectors do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_the_originals_own_train_is_called() -> None:
     net = recomputing(Frozen().train(), (batch(),))
     nn.Sequential(net).eval().train()
     assert not net.inner[0][1].training
-    assert different(left_behind(net, (batch(),)), left_behind(Frozen().train(), (batch(),))) == []
+    assert differences(run_and_record(net, (batch(),)), run_and_record(Frozen().train(), (batch(),))) == []
 
 
 # Another call
@@ -167,7 +167,7 @@ def in_autocast(net: Any) -> Any:
         return net(batch(), scale=2.0)
 
 
-def frozen(net: Any) -> Any:
+def parameter_frozen(net: Any) -> Any:
     net.inner[0][0].weight.requires_grad_(False)
     return net(batch(), scale=2.0)
 
@@ -177,12 +177,12 @@ def dropout_off(net: Any) -> Any:
     return net(batch(), scale=2.0)
 
 
-def grown(net: Any) -> Any:
+def module_added(net: Any) -> Any:
     net.inner.append(nn.Identity())
     return net(batch(), scale=2.0)
 
 
-def resized(net: Any) -> Any:
+def parameter_resized(net: Any) -> Any:
     net.inner[0][0].weight = nn.Parameter(torch.ones(WIDTH, 2 * WIDTH))
     return net(batch(), scale=2.0)
 
@@ -206,19 +206,19 @@ DIFFERENCES: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "another keyword": (lambda net: net(batch(), scale=2.0, mode="mean"), "arguments are nested differently"),
     "a keyword less": (lambda net: net(batch()), "arguments are nested differently"),
-    "parameter frozen": (frozen, "inner.0.0.weight: requires_grad is False; the plan is for True"),
-    "parameter resized": (resized, r"inner.0.0.weight: shape is \(8, 16\); the plan is for \(8, 8\)"),
+    "parameter frozen": (parameter_frozen, "inner.0.0.weight: requires_grad is False; the plan is for True"),
+    "parameter resized": (parameter_resized, r"inner.0.0.weight: shape is \(8, 16\); the plan is for \(8, 8\)"),
     "submodule in evaluation": (dropout_off, "training mode of inner.2.3 was changed"),
-    "module added": (grown, "the model has 33 modules; the plan is for 32"),
+    "module added": (module_added, "the model has 33 modules; the plan is for 32"),
     "autocast": (in_autocast, "autocast is torch.bfloat16 on cpu; the plan is for autocast off"),
 }
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_another_call_is_refused_and_the_difference_named(name: str) -> None:
-    call, words = DIFFERENCES[name]
+    call, message = DIFFERENCES[name]
     net = planned()
-    with pytest.raises(remat.ChangedError, match=words) as error:
+    with pytest.raises(remat.ChangedError, match=message) as error:
         call(net)
     assert "on_change='replan'" in str(error.value)
     assert net.calls == []
@@ -229,12 +229,12 @@ def test_another_call_is_refused_and_the_difference_named(name: str) -> None:
 def test_another_call_is_planned_or_runs_the_original(name: str, on_change: Any) -> None:
     call, _ = DIFFERENCES[name]
     net, model = planned(on_change=on_change), Counting()
-    left = []
+    records = []
     for module in (net, model):
         torch.manual_seed(4)
         call(module).backward()
-        left.append(gradients_of(module) | state_of(module) | {"generator": torch.get_rng_state()})
-    assert different(*left) == []
+        records.append(gradients_of(module) | state_of(module) | {"generator": torch.get_rng_state()})
+    assert differences(*records) == []
     assert len(net.calls) == {"replan": 0, "original": 1}[on_change]
 
 
@@ -252,7 +252,7 @@ def test_each_kind_of_call_is_planned_once(monkeypatch: pytest.MonkeyPatch) -> N
             torch.manual_seed(rows)
             training_loss(module(batch(rows=rows))).backward()
     assert exported == [64, 10, 3]
-    assert different(gradients_of(net) | state_of(net), gradients_of(model) | state_of(model)) == []
+    assert differences(gradients_of(net) | state_of(net), gradients_of(model) | state_of(model)) == []
     assert len(net.report().split("\n\n")) == 3
 
 
@@ -264,7 +264,7 @@ def test_replanning_keeps_the_request() -> None:
     assert first.result.budget_bytes == second.result.budget_bytes == 60_000_000
 
 
-def test_replanning_beyond_the_budget_says_so() -> None:
+def test_replanning_beyond_the_budget_is_an_error() -> None:
     net = solved(layers(), (batch(),), 300_000, on_change="replan")
     with pytest.raises(remat.InfeasibleError):
         net(batch(rows=100_000))
@@ -287,7 +287,7 @@ class Example:
     weights: dict[str, Any]
 
 
-class Reads(nn.Module):
+class ExampleModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -302,7 +302,7 @@ def example(color: Color = Color.RED, scale: Any = 0.5) -> Example:
 
 
 def test_dataclass_and_enum_arguments() -> None:
-    model = Reads()
+    model = ExampleModel()
     net = storing_all(model, (example(),))
     assert torch.equal(net(example()), model(example()))
     with pytest.raises(remat.ChangedError, match="BLUE"):
@@ -340,14 +340,14 @@ def test_planned_inside_autocast() -> None:
     assert torch.equal(output, expected)
     training_loss(output).backward()
     training_loss(expected).backward()
-    assert different(gradients_of(net), gradients_of(expected_model)) == []
+    assert differences(gradients_of(net), gradients_of(expected_model)) == []
     with pytest.raises(remat.ChangedError, match=r"autocast is off; the plan is for autocast torch.bfloat16 on cpu"):
         net(*args)
     with torch.autocast("cpu", torch.float16), pytest.raises(remat.ChangedError, match=r"autocast is torch.float16"):
         net(*args)
 
 
-def test_autocast_is_as_it_was_after_a_step() -> None:
+def test_a_step_restores_autocast() -> None:
     case = CASE["autocast-bf16"]
     model, args, _ = case.make()
     with case.precision():

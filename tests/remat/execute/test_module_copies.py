@@ -1,4 +1,4 @@
-"""Copies, files and names: a planned module is stored and found under the original's names, and its copies train."""
+"""Copies, files and names: a planned module has the names of its original, and its copies train on their own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.remat.modules import (
     CASE,
     WIDTH,
     batch,
-    different,
+    differences,
     layers,
-    left_behind,
     recomputing,
+    run_and_record,
     solved,
     state_of,
     training_loss,
@@ -64,11 +64,11 @@ def test_a_copy_trains_on_by_itself(copied: Copy, before: int) -> None:
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in net.parameters()}
     before_training = state_of(net)
     train(twin, 3, seed=1)
-    assert different(state_of(net), before_training) == []
+    assert differences(state_of(net), before_training) == []
     train(net, 3, seed=1)
     train(expected, 3, seed=1)
-    assert different(state_of(twin), state_of(net)) == []
-    assert different(state_of(net), state_of(expected)) == []
+    assert differences(state_of(twin), state_of(net)) == []
+    assert differences(state_of(net), state_of(expected)) == []
 
 
 @COPIES
@@ -84,7 +84,7 @@ def test_a_copy_keeps_its_plan(copied: Copy) -> None:
 def test_a_copy_keeps_hooks_and_mode(copied: Copy) -> None:
     net = recomputing(layers(), (batch(),))
     net.register_forward_hook(_twice)
-    assert different(left_behind(copied(net), (batch(),)), left_behind(net, (batch(),))) == []
+    assert differences(run_and_record(copied(net), (batch(),)), run_and_record(net, (batch(),))) == []
     net.eval()
     assert copied(net).training is False
     assert torch.equal(copied(net)(batch()), net.original(batch()) * 2)
@@ -98,7 +98,7 @@ def _twice(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 def test_a_copy_of_a_copy(copied: Copy) -> None:
     net = recomputing(layers(), (batch(),))
     twin = copied(copied(net))
-    assert different(left_behind(twin, (batch(),)), left_behind(net, (batch(),))) == []
+    assert differences(run_and_record(twin, (batch(),)), run_and_record(net, (batch(),))) == []
 
 
 @COPIES
@@ -106,7 +106,7 @@ def test_a_copy_inside_another_module(copied: Copy) -> None:
     outer = nn.Sequential(recomputing(layers(), (batch(),)), nn.Linear(WIDTH, 3))
     twin = copied(outer)
     assert list(twin.state_dict()) == list(outer.state_dict())
-    assert different(left_behind(twin, (batch(),)), left_behind(outer, (batch(),))) == []
+    assert differences(run_and_record(twin, (batch(),)), run_and_record(outer, (batch(),))) == []
 
 
 @COPIES
@@ -115,7 +115,7 @@ def test_a_copy_of_a_transformer(copied: Copy) -> None:
     net = recomputing(model, args, kwargs)
     twin = copied(net)
     assert twin.lm_head.weight is twin.transformer.wte.weight  # still tied
-    assert different(left_behind(twin, args, kwargs), left_behind(net, args, kwargs)) == []
+    assert differences(run_and_record(twin, args, kwargs), run_and_record(net, args, kwargs)) == []
 
 
 def test_a_loaded_module_refuses_another_call() -> None:
@@ -125,8 +125,8 @@ def test_a_loaded_module_refuses_another_call() -> None:
     assert loaded(batch()).shape == batch().shape
 
 
-def test_a_loaded_module_whose_graph_has_changed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with another version of torch, or of the model's code."""
+def test_a_loaded_module_whose_graph_has_changed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of torch or of the model's code has the same effect."""
     net = recomputing(_Named(), (batch(),))
     stored = pickle.dumps(net)
     monkeypatch.setattr(_Named, "forward", lambda self, x: torch.sigmoid(self.linear(x)) * 2)
@@ -155,7 +155,7 @@ def test_shallow_copy_shares_parameters() -> None:
     net = recomputing(layers(), (batch(),))
     twin = copy.copy(net)
     assert [id(p) for p in twin.parameters()] == [id(p) for p in net.parameters()]
-    assert different(left_behind(twin, (batch(),)), left_behind(layers(), (batch(),))) == []
+    assert differences(run_and_record(twin, (batch(),)), run_and_record(layers(), (batch(),))) == []
 
 
 # Names
@@ -187,27 +187,27 @@ def test_state_dict_both_ways(tmp_path: Path) -> None:
     train(net, 2)
     torch.save(net.state_dict(), tmp_path / "state.pt")
     assert str(other.load_state_dict(torch.load(tmp_path / "state.pt"))) == "<All keys matched successfully>"
-    assert different(state_of(other), state_of(net)) == []
+    assert differences(state_of(other), state_of(net)) == []
     train(other, 2)
     assert str(net.load_state_dict(other.state_dict())) == "<All keys matched successfully>"
-    assert different(state_of(net), state_of(other)) == []
+    assert differences(state_of(net), state_of(other)) == []
     train(net, 2, seed=1)
     train(other, 2, seed=1)
-    assert different(state_of(net), state_of(other)) == []
+    assert differences(state_of(net), state_of(other)) == []
     with pytest.raises(RuntimeError, match="Missing key"):
         net.load_state_dict({})
 
 
-def test_state_dict_assigned_is_read_live() -> None:
+def test_an_assigned_state_dict_is_used() -> None:
     net, other = recomputing(layers(), (batch(),)), layers()
     train(other, 2)
     net.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
     other.zero_grad()
-    assert different(left_behind(net, (batch(),)), left_behind(other, (batch(),))) == []
+    assert differences(run_and_record(net, (batch(),)), run_and_record(other, (batch(),))) == []
 
 
 class _Extra(nn.Module):
-    """With state beside tensors, and a hook that renames an old key."""
+    """A module with state that is no tensor, and with a hook that renames an old key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ def test_a_model_that_is_no_container() -> None:
             use(net)
 
 
-def test_to_another_dtype_is_the_models_and_then_a_clear_error() -> None:
+def test_to_another_dtype_changes_the_model_and_the_next_call_is_refused() -> None:
     model = nn.LSTM(WIDTH, WIDTH)
     net = solved(model, (batch().unsqueeze(1),), "100%")
     assert net.to(torch.float64) is net
@@ -293,7 +293,7 @@ def test_to_another_dtype_is_the_models_and_then_a_clear_error() -> None:
 
 def test_zero_grad_requires_grad_and_apply_reach_the_model() -> None:
     net = recomputing(layers(), (batch(),))
-    left_behind(net, (batch(),))
+    run_and_record(net, (batch(),))
     net.zero_grad()
     assert all(p.grad is None for p in net.original.parameters())
     seen: list[nn.Module] = []
@@ -316,7 +316,7 @@ def test_as_part_of_a_larger_module() -> None:
     assert list(planned.state_dict()) == list(expected.state_dict())
     for module in (planned, expected):
         train(module, 3)
-    assert different(state_of(planned), state_of(expected)) == []
+    assert differences(state_of(planned), state_of(expected)) == []
     for module in (planned, expected):
         module.eval()
     assert torch.equal(planned(x), expected(x))
@@ -325,22 +325,22 @@ def test_as_part_of_a_larger_module() -> None:
 
 
 def test_a_module_that_holds_a_planned_one_is_planned_itself() -> None:
-    """The part is captured as the model it was, not its plan."""
+    """The capture sees the original of the part, and not its plan."""
     x = batch().requires_grad_()
     inner = recomputing(layers(), (x,))
     outer = nn.Sequential(inner, nn.Linear(WIDTH, WIDTH))
     expected = copy.deepcopy(nn.Sequential(inner.original, outer[1]))
     net = recomputing(outer, (x,))
     assert net.problem.name == "Sequential"
-    assert different(left_behind(net, (x,)), left_behind(expected, (x,))) == []
+    assert differences(run_and_record(net, (x,)), run_and_record(expected, (x,))) == []
 
 
-def test_a_planned_module_solved_for_again_is_the_same_model() -> None:
+def test_a_planned_module_that_is_solved_again_keeps_its_original() -> None:
     net = recomputing(layers(), (batch(),))
-    again = solved(net, (batch(rows=9),), "100%")
-    assert again.original is net.original
-    assert again.problem.name == "Sequential"
-    expected = left_behind(layers(), (batch(rows=9),))
-    assert different(left_behind(again, (batch(rows=9),)), expected) == []
+    second = solved(net, (batch(rows=9),), "100%")
+    assert second.original is net.original
+    assert second.problem.name == "Sequential"
+    expected = run_and_record(layers(), (batch(rows=9),))
+    assert differences(run_and_record(second, (batch(rows=9),)), expected) == []
     exported = remat.export(net, (batch(),), costs="roofline")
     assert exported.problem.fingerprint == net.problem.fingerprint

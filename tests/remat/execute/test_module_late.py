@@ -1,4 +1,4 @@
-"""A gradient that arrives through an output planned without one: planned is the loss, the user adds the logits."""
+"""Late gradients: the plan differentiates the loss only, and the user differentiates other outputs too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.remat.modules import (
     WIDTH,
     Plans,
     batch,
-    different,
+    differences,
     gradients_of,
     loss_of,
     state_of,
@@ -26,7 +26,7 @@ from tests.remat.modules import (
 
 
 class LossAndLogits(nn.Module):
-    """Returns a scalar loss and the tensors behind it, as transformers does; with dropout and batch norm."""
+    """A model with dropout and batch norm that returns a loss and the tensors it comes from, as transformers does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +47,12 @@ class LossAndLogits(nn.Module):
         return {"loss": functional.cross_entropy(logits, labels), "logits": logits, "hidden": hidden}
 
 
-def call() -> tuple[Tensor, Tensor]:
+def example_args() -> tuple[Tensor, Tensor]:
     return batch(), torch.arange(64) % 5
 
 
-def everything(net: nn.Module, args: Any, use: Any) -> dict[str, Any]:
+def run_use(net: nn.Module, args: Any, use: Any) -> dict[str, Any]:
+    """Return gradients, state, and the generator after `use` of the outputs of one call."""
     torch.manual_seed(6)
     use(net(*args))
     return gradients_of(net) | state_of(net) | {"generator": torch.get_rng_state(), "draw": torch.rand(3)}
@@ -69,25 +70,25 @@ USES = {
 
 @PLANS
 @pytest.mark.parametrize("use", USES)
-def test_late_gradients_are_eagers(plan: Plans, use: str) -> None:
-    net = plan(LossAndLogits(), call())
-    expected = everything(LossAndLogits(), call(), USES[use])
-    assert different(everything(net, call(), USES[use]), expected) == []
+def test_late_gradients_equal_eager(plan: Plans, use: str) -> None:
+    net = plan(LossAndLogits(), example_args())
+    expected = run_use(LossAndLogits(), example_args(), USES[use])
+    assert differences(run_use(net, example_args(), USES[use]), expected) == []
 
 
 @PLANS
 def test_late_gradients_of_an_earlier_forward(plan: Plans) -> None:
-    """Between the forward and the backward the generator and the statistics have moved on."""
+    """Between the forward and the backward the generator and the statistics change."""
 
     def use(net: nn.Module) -> dict[str, Any]:
         torch.manual_seed(6)
-        first = net(*call())
-        second = net(batch(1), call()[1])
+        first = net(*example_args())
+        second = net(batch(1), example_args()[1])
         (first["loss"] + first["logits"].sum()).backward()
         second["hidden"].sum().backward()
         return gradients_of(net) | state_of(net) | {"generator": torch.get_rng_state()}
 
-    assert different(use(plan(LossAndLogits(), call())), use(LossAndLogits())) == []
+    assert differences(use(plan(LossAndLogits(), example_args())), use(LossAndLogits())) == []
 
 
 @PLANS
@@ -100,29 +101,29 @@ def test_transformers_loss_and_logits(name: str, plan: Plans) -> None:
         torch.manual_seed(1)
         loss_of(net(*args, **kwargs)).backward()
         found.append(gradients_of(model) | {"generator": torch.get_rng_state()})
-    assert different(*found) == []
+    assert differences(*found) == []
 
 
 def test_the_warning_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    net = storing_all(LossAndLogits(), call())
+    net = storing_all(LossAndLogits(), example_args())
     with caplog.at_level(logging.WARNING, logger="remat"):
         for _ in range(3):
-            net(*call())["logits"].sum().backward()
+            net(*example_args())["logits"].sum().backward()
     (record,) = [r for r in caplog.records if r.name == "remat"]
     assert "differentiate='all'" in record.getMessage()
 
 
 def test_planned_for_all_outputs_no_gradient_is_late(caplog: pytest.LogCaptureFixture) -> None:
-    net = remat.solve(LossAndLogits(), "100%", call(), costs="roofline", differentiate="all")
-    expected = everything(LossAndLogits(), call(), USES["sum"])
+    net = remat.solve(LossAndLogits(), "100%", example_args(), costs="roofline", differentiate="all")
+    expected = run_use(LossAndLogits(), example_args(), USES["sum"])
     with caplog.at_level(logging.WARNING, logger="remat"):
-        assert different(everything(net, call(), USES["sum"]), expected) == []
+        assert differences(run_use(net, example_args(), USES["sum"]), expected) == []
     assert [r for r in caplog.records if r.name == "remat"] == []
 
 
 def test_a_late_gradient_after_a_change_in_place_raises() -> None:
-    net = storing_all(LossAndLogits(), call())
-    output = net(*call())
+    net = storing_all(LossAndLogits(), example_args())
+    output = net(*example_args())
     with torch.no_grad():
         net.body[0].bias.add_(1.0)
     with pytest.raises(remat.ApplyError, match="changed in place"):
@@ -130,7 +131,7 @@ def test_a_late_gradient_after_a_change_in_place_raises() -> None:
 
 
 class Centred(nn.Module):
-    """Reads a buffer that it updates: a second run would read the new one."""
+    """A model that reads a buffer and then updates it: a second forward would read the updated one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,4 +157,4 @@ def test_a_late_gradient_that_cannot_be_computed_is_refused() -> None:
     expected.load_state_dict(net.state_dict())
     for module in (net, expected):
         module(batch())[1].sum().backward()
-    assert different(gradients_of(net), gradients_of(expected)) == []
+    assert differences(gradients_of(net), gradients_of(expected)) == []

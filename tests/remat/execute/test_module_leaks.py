@@ -1,4 +1,4 @@
-"""A step holds memory as long as its graph lives, and no longer; counted in bytes of torch's allocator."""
+"""A step holds memory as long as its graph exists, and no longer. Memory is counted in bytes of torch's allocator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.remat.modules import (
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Nothing is freed but by its last reference going away."""
+    """Disable the garbage collector, so that a tensor is freed only with its last reference."""
     gc.collect()
     gc.disable()
     yield
@@ -64,7 +64,7 @@ def test_forwards_of_other_models_hold_nothing(name: str, plan: Plans) -> None:
 
 @PLANS
 def test_steps_hold_nothing_outside_the_allocator(plan: Plans) -> None:
-    """Saved generator states, 5,056 bytes each, are kept elsewhere."""
+    """Saved generator states have 5,056 bytes each, and torch's allocator does not count them."""
     net = plan(layers(), (batch(),))
 
     def steps(count: int) -> None:
@@ -88,7 +88,7 @@ def test_steps_hold_nothing_outside_the_allocator(plan: Plans) -> None:
 
 @pytest.mark.usefixtures("no_collector")
 @PLANS
-def test_after_its_backward_a_kept_loss_holds_no_more_than_eagers(plan: Plans) -> None:
+def test_after_its_backward_a_kept_loss_holds_no_more_than_in_eager(plan: Plans) -> None:
     def held(net: nn.Module) -> int:
         training_loss(net(batch())).backward()
         kept = []
@@ -127,17 +127,17 @@ def test_the_model_is_freed_with_its_planned_module(plan: Plans) -> None:
     model = layers()
     net = plan(model, (batch(),))
     training_loss(net(batch())).backward()
-    gone = weakref.ref(model[0][0].weight)
+    reference = weakref.ref(model[0][0].weight)
     del model, net
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
-def test_a_call_kept_for_capturing_anew_keeps_no_inputs() -> None:
+def test_a_call_recorded_for_another_capture_holds_no_inputs() -> None:
     x = torch.randn(64, 8)
-    gone = weakref.ref(x.untyped_storage())
+    reference = weakref.ref(x.untyped_storage())
     net = storing_all(layers(), (x,))
     del x
     gc.collect()
-    assert gone() is None
+    assert reference() is None
     assert net.training

@@ -1,4 +1,4 @@
-"""Models as people write and import them: transformers' outputs, attention, parametrizations, odd outputs."""
+"""Planned modules of common models: those of transformers, attention, parametrizations, norms, unusual outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.remat.modules import (
     WIDTH,
     Plans,
     batch,
-    different,
+    differences,
     gradients_of,
     layers,
     loss_of,
@@ -29,20 +29,20 @@ from tests.remat.modules import (
 )
 
 
-def compare(make: Any, plan: Plans, args: Any, steps: int = 2) -> Any:
-    """Planned and eager training of two equal models; returns the planned module."""
+def assert_trains_as_eager(make: Any, plan: Plans, args: Any, steps: int = 2) -> Any:
+    """Train two equal models, one of them planned; assert equal results, and return the planned module."""
     models = []
     for _ in range(2):
         torch.manual_seed(0)
         models.append(make())
     net = plan(models[0], args)
-    found = []
+    records = []
     for module in (net, models[1]):
         torch.manual_seed(1)
         for _ in range(steps):
             training_loss(module(*args)).backward()
-        found.append(gradients_of(module) | state_of(module) | {"generator": torch.get_rng_state()})
-    assert different(*found) == []
+        records.append(gradients_of(module) | state_of(module) | {"generator": torch.get_rng_state()})
+    assert differences(*records) == []
     return net
 
 
@@ -76,10 +76,10 @@ def test_gpt2_with_its_cache(plan: Plans) -> None:
         assert torch.equal(ours.values, theirs.values)
     output.loss.backward()
     expected.loss.backward()
-    assert different(gradients_of(net), gradients_of(expected_model)) == []
-    again = net(**kwargs)
-    assert again.past_key_values is not output.past_key_values
-    assert again.past_key_values.layers[0] is not output.past_key_values.layers[0]
+    assert differences(gradients_of(net), gradients_of(expected_model)) == []
+    second = net(**kwargs)
+    assert second.past_key_values is not output.past_key_values
+    assert second.past_key_values.layers[0] is not output.past_key_values.layers[0]
 
 
 def test_gpt2_generates_through_the_planned_module() -> None:
@@ -123,16 +123,16 @@ def attention(dropout: float = 0.0) -> nn.Module:
 @PLANS
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_multi_head_attention(plan: Plans, dropout: float) -> None:
-    compare(lambda: attention(dropout), plan, (batch().view(4, 16, WIDTH),))
+    assert_trains_as_eager(lambda: attention(dropout), plan, (batch().view(4, 16, WIDTH),))
 
 
 @PLANS
 def test_transformer_encoder_layer(plan: Plans) -> None:
     make = lambda: nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)  # noqa: E731
-    compare(make, plan, (batch().view(4, 16, WIDTH),))
+    assert_trains_as_eager(make, plan, (batch().view(4, 16, WIDTH),))
 
 
-def normed(norm: Any) -> nn.Module:
+def reparametrized(norm: Any) -> nn.Module:
     return nn.Sequential(norm(nn.Linear(WIDTH, WIDTH)), nn.Tanh(), norm(nn.Linear(WIDTH, WIDTH)), nn.Tanh())
 
 
@@ -141,7 +141,7 @@ def normed(norm: Any) -> nn.Module:
     "norm", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
 )
 def test_parametrizations(plan: Plans, norm: Any) -> None:
-    net = compare(lambda: normed(norm), plan, (batch(),))
+    net = assert_trains_as_eager(lambda: reparametrized(norm), plan, (batch(),))
     assert is_parametrized(net[0])
     net.eval()  # in training mode, spectral_norm iterates whenever its weight is read
     with torch.no_grad():
@@ -149,17 +149,19 @@ def test_parametrizations(plan: Plans, norm: Any) -> None:
 
 
 @PLANS
-def test_drawing_from_the_generator_as_eager_does(plan: Plans) -> None:
+def test_random_numbers_are_those_of_eager(plan: Plans) -> None:
     make = lambda: nn.Sequential(  # noqa: E731
         nn.Dropout(0.3), nn.Linear(WIDTH, WIDTH), nn.Dropout1d(0.2), nn.RReLU(), nn.AlphaDropout(0.1), nn.Dropout(0.0)
     )
-    compare(make, plan, (batch(),), steps=3)
+    assert_trains_as_eager(make, plan, (batch(),), steps=3)
 
 
 @PLANS
 @pytest.mark.parametrize("kind", [nn.Softplus, nn.SiLU, nn.Hardswish, nn.PReLU, nn.ELU, nn.LeakyReLU, nn.GLU])
 def test_activations(plan: Plans, kind: Any) -> None:
-    compare(lambda: nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), kind(), nn.Flatten(), nn.Tanh()), plan, (batch(),))
+    assert_trains_as_eager(
+        lambda: nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), kind(), nn.Flatten(), nn.Tanh()), plan, (batch(),)
+    )
 
 
 NORMS = {
@@ -183,7 +185,7 @@ def with_norm(layer: nn.Module) -> nn.Module:
 @PLANS
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms_over_images(plan: Plans, norm: str) -> None:
-    compare(lambda: with_norm(NORMS[norm]()), plan, images())
+    assert_trains_as_eager(lambda: with_norm(NORMS[norm]()), plan, images())
 
 
 def test_a_cumulative_average_is_refused() -> None:
@@ -203,7 +205,7 @@ class Named(NamedTuple):
 
 
 class Bag(dict[str, Any]):
-    """A dict of one's own class, which pytree does not know."""
+    """A subclass of dict, which pytree does not know."""
 
 
 OUTPUTS = {
@@ -228,7 +230,7 @@ class Returns(nn.Module):
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_outputs_come_back_in_their_own_containers(kind: str) -> None:
+def test_outputs_keep_their_containers(kind: str) -> None:
     net, model = recomputing(Returns(kind), (batch(),)), Returns(kind)
     outputs = []
     for module in (net, model):
@@ -239,7 +241,7 @@ def test_outputs_come_back_in_their_own_containers(kind: str) -> None:
     assert skeleton(ours) == skeleton(theirs)
     for output in outputs:
         loss_of(output).backward()
-    assert different(gradients_of(net), gradients_of(model)) == []
+    assert differences(gradients_of(net), gradients_of(model)) == []
     assert net(batch()) is not ours
 
 

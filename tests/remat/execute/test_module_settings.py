@@ -1,4 +1,4 @@
-"""A planned step is one trace of the model: what the trace read is compared at every call, and draws are replayed."""
+"""A planned step is one trace of the model: the attributes that it read are compared at every call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_changed_attribute_is_another_call() -> None:
     net(batch())
 
 
-def test_a_changed_attribute_is_planned_anew() -> None:
+def test_a_changed_attribute_is_planned_again() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1))
     net = remat.solve(model, "100%", (batch(),), costs="roofline", on_change="replan")
     net(batch())
@@ -45,7 +45,7 @@ class Counting(nn.Module):
         return self.inner(x)
 
 
-def test_what_forward_itself_sets_is_no_setting() -> None:
+def test_attributes_that_forward_sets_are_not_compared() -> None:
     model = Counting()
     net = storing_all(model, (batch(),))
     model(batch())
@@ -62,14 +62,14 @@ class Masked(nn.Module):
         return torch.tanh(nn.functional.dropout(self.weight * x, 0.5))
 
 
-def test_threads_replay_their_own_draws() -> None:
-    """y = tanh(m w x / (1-p)), so dy/dw = (1 - y^2) atanh(y) / w: the gradient must know the mask of its own y."""
+def test_threads_replay_their_own_random_numbers() -> None:
+    """y = tanh(m w x / (1-p)), so dy/dw = (1 - y^2) atanh(y) / w: the gradient must use the mask of its own y."""
     model, x = Masked(), torch.linspace(0.1, 1.0, 20_000)
     exported = remat.export(model, (x,), costs="roofline")
     forward = list(exported.problem.forward_ops)
     tangents, *backward = exported.problem.backward_ops
     net = remat.apply(exported, plan_from_sequence(exported.problem, [*forward, tangents, *forward, *backward]))
-    wrong: list[float] = []
+    errors: list[float] = []
 
     def work() -> None:
         for _ in range(60):
@@ -77,14 +77,14 @@ def test_threads_replay_their_own_draws() -> None:
             (found,) = torch.autograd.grad(y.sum(), [model.weight])
             expected = ((1 - y**2) * torch.atanh(y) / model.weight).sum()
             if not torch.allclose(found, expected, rtol=1e-3):
-                wrong.append(float(found - expected))
+                errors.append(float(found - expected))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert errors == []
 
 
 def test_changed_between_export_and_apply() -> None:

@@ -1,4 +1,4 @@
-"""The user's training loop does not change: whatever is done with a planned module gives what the original gives."""
+"""Training loops: every use of a planned module gives the gradients, state and random numbers of the original."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.remat.modules import (
     WIDTH,
     Plans,
     batch,
-    different,
+    differences,
     gradients_of,
     layers,
-    left_behind,
     recomputing,
+    run_and_record,
     solved,
     state_of,
     storing_all,
@@ -37,33 +37,33 @@ MODELS = pytest.mark.parametrize(
 )
 
 
-def three(loop: Callable[[nn.Module], Any]) -> list[dict[str, Any]]:
-    """What `loop` leaves behind: eager, by the store-all plan, by a plan that recomputes."""
-    found = []
+def run_three(loop: Callable[[nn.Module], Any]) -> list[dict[str, Any]]:
+    """Return the state after `loop`: eager, with the store-all plan, and with a plan that recomputes."""
+    records = []
     for plan in (None, storing_all, recomputing):
         model = layers()
         net = model if plan is None else plan(model, (batch(),))
         torch.manual_seed(3)
         loop(net)
-        found.append(gradients_of(net) | state_of(net) | {"generator": torch.get_rng_state()})
-    return found
+        records.append(gradients_of(net) | state_of(net) | {"generator": torch.get_rng_state()})
+    return records
 
 
 def assert_three_equal(loop: Callable[[nn.Module], Any]) -> None:
-    eager, stored, recomputed = three(loop)
-    assert different(stored, eager) == []
-    assert different(recomputed, eager) == []
+    eager, stored, recomputed = run_three(loop)
+    assert differences(stored, eager) == []
+    assert differences(recomputed, eager) == []
     assert any(tensor.any() for name, tensor in eager.items() if name.endswith("weight"))
 
 
 @MODELS
 @PLANS
-def test_one_step_is_eagers(name: str, plan: Plans) -> None:
+def test_one_step_equals_eager(name: str, plan: Plans) -> None:
     model, args, kwargs = CASE[name].make()
-    expected = left_behind(model, args, kwargs)
+    expected = run_and_record(model, args, kwargs)
     model, args, kwargs = CASE[name].make()
-    found = left_behind(plan(model, args, kwargs), args, kwargs)
-    assert different(found, expected) == []
+    found = run_and_record(plan(model, args, kwargs), args, kwargs)
+    assert differences(found, expected) == []
 
 
 def test_two_forwards_before_backwards_in_order() -> None:
@@ -104,7 +104,7 @@ def test_one_backward_through_two_forwards() -> None:
         torch.manual_seed(4)
         training_loss(net(net(x))).backward()
         found.append({"input": x.grad} | gradients_of(net) | state_of(net))
-    assert different(*found) == []
+    assert differences(*found) == []
 
 
 def test_accumulation_over_four_micro_batches() -> None:
@@ -185,34 +185,34 @@ def test_twenty_steps(name: str, optimizer: str) -> None:
     def train(plan: Plans | None) -> dict[str, Tensor]:
         model, args, kwargs = CASE[name].make()
         net = model if plan is None else plan(model, args, kwargs)
-        steps = OPTIMIZERS[optimizer](net.parameters())
+        instance = OPTIMIZERS[optimizer](net.parameters())
         torch.manual_seed(2)
         for _ in range(20):
-            steps.zero_grad()
+            instance.zero_grad()
             training_loss(net(*args, **kwargs)).backward()
-            steps.step()
+            instance.step()
         return state_of(net)
 
     eager, stored, recomputed = train(None), train(storing_all), train(recomputing)
-    assert different(recomputed, stored) == []
+    assert differences(recomputed, stored) == []
     torch.testing.assert_close(recomputed, eager)
     before = CASE[name].make()[0].state_dict()
-    assert set(different(eager, before)) >= {n for n, p in CASE[name].make()[0].named_parameters() if p.requires_grad}
+    assert set(differences(eager, before)) >= {n for n, p in CASE[name].make()[0].named_parameters() if p.requires_grad}
 
 
 @PLANS
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-def test_optimizer_made_before_or_after_the_plan(plan: Plans, before: bool) -> None:
+def test_optimizer_created_before_or_after_the_plan(plan: Plans, before: bool) -> None:
     model = layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if before else None
     net = plan(model, (batch(),))
     optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.1)
     expected = layers()
-    for trained, steps in ((net, optimizer), (expected, torch.optim.SGD(expected.parameters(), lr=0.1))):
+    for trained, instance in ((net, optimizer), (expected, torch.optim.SGD(expected.parameters(), lr=0.1))):
         torch.manual_seed(5)
         training_loss(trained(batch())).backward()
-        steps.step()
-    assert different(state_of(net), state_of(expected)) == []
+        instance.step()
+    assert differences(state_of(net), state_of(expected)) == []
 
 
 def test_hooks_on_parameters_change_gradients() -> None:
@@ -260,7 +260,7 @@ def test_module_hooks_on_the_planned_module() -> None:
     net = recomputing(layers(), (batch().requires_grad_(),))
     torch.manual_seed(3)
     loop(net)
-    assert different(gradients_of(net), gradients_of(eager)) == []
+    assert differences(gradients_of(net), gradients_of(eager)) == []
 
 
 @PLANS
@@ -272,32 +272,32 @@ def test_gradient_reaches_an_input_with_a_history(plan: Plans) -> None:
         torch.manual_seed(4)
         training_loss(net(source * 2)).backward()
         found.append({"source": source.grad} | gradients_of(net))
-    assert different(*found) == []
+    assert differences(*found) == []
 
 
 @PLANS
-def test_a_parameter_replaced_later_is_read_live(plan: Plans) -> None:
+def test_a_parameter_replaced_later_is_used(plan: Plans) -> None:
     net = plan(layers(), (batch(),))
     expected = layers()
     for model in (net, expected):
         model[2][0].weight = nn.Parameter(torch.full((WIDTH, WIDTH), 0.25).tril())
-    assert different(left_behind(net, (batch(),)), left_behind(expected, (batch(),))) == []
+    assert differences(run_and_record(net, (batch(),)), run_and_record(expected, (batch(),))) == []
     assert net[2][0].weight.grad is not None
     assert dict(net.named_parameters())["2.0.weight"] is net.original[2][0].weight
 
 
 @PLANS
-def test_contents_changed_through_data_are_read_live(plan: Plans) -> None:
+def test_contents_changed_through_data_are_used(plan: Plans) -> None:
     net = plan(layers(), (batch(),))
     expected = layers()
     for model in (net, expected):
         model[0][0].weight.data = model[0][0].weight.data * 3
         model[1][1].running_mean = torch.ones(WIDTH)
-    assert different(left_behind(net, (batch(),)), left_behind(expected, (batch(),))) == []
+    assert differences(run_and_record(net, (batch(),)), run_and_record(expected, (batch(),))) == []
 
 
 class Squashed(nn.Module):
-    """Ends in tanh, whose backward reads the output."""
+    """A model that ends in tanh, whose backward reads the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,11 +320,11 @@ def test_in_place_changes_before_the_backward_raise(change: str, plan: Plans | N
         y.sum().backward()
 
 
-def test_what_a_recomputation_reads_must_not_change() -> None:
-    """A bias is not needed by eager's backward, but by a recomputation: changed, it would give other activations."""
+def test_inputs_of_recomputations_must_not_change() -> None:
+    """Eager's backward does not read a bias, but a recomputation does, and would give other activations."""
     model = Squashed()
     exported = remat.export(model, (batch(),), costs="roofline")
-    right = 0
+    equal_runs = 0
     plans = [store_all(exported.problem), *(random_plan(exported.problem, seed) for seed in range(5))]
     for plan in plans:
         net = remat.apply(exported, plan)
@@ -332,11 +332,11 @@ def test_what_a_recomputation_reads_must_not_change() -> None:
         y = net(batch())
         with torch.no_grad():
             model.linear.bias.add_(1.0)
-        with contextlib.suppress(RuntimeError):  # refused, or right
+        with contextlib.suppress(RuntimeError):  # the backward raises, or its gradients are right
             found = torch.autograd.grad(y.sum(), list(model.parameters()))
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-            right += 1
-    assert 0 < right < len(plans)
+            equal_runs += 1
+    assert 0 < equal_runs < len(plans)
 
 
 @PLANS
@@ -354,7 +354,7 @@ def test_an_output_changed_in_place_where_eager_allows_it(plan: Plans) -> None:
         y.mul_(2.0)
         y.sum().backward()
         found.append(gradients_of(model))
-    assert different(*found) == []
+    assert differences(*found) == []
 
 
 @PLANS
@@ -367,28 +367,28 @@ def test_a_second_derivative_is_refused(plan: Plans) -> None:
 
 @PLANS
 def test_two_threads(plan: Plans) -> None:
-    """Without dropout: the generator is one for all threads, in eager too."""
+    """The model has no dropout, because all threads share one generator, in eager too."""
     model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(WIDTH, WIDTH), nn.GELU())))
     net = plan(model, (batch(),))
     parameters = list(model.parameters())
     expected = [torch.autograd.grad(training_loss(model(batch(seed))), parameters) for seed in range(2)]
-    wrong: list[Any] = []
+    errors: list[Any] = []
 
     def work(seed: int) -> None:
         for _ in range(30):
             try:
                 found = torch.autograd.grad(training_loss(net(batch(seed))), parameters)
             except Exception as error:
-                wrong.append(error)
+                errors.append(error)
             else:
-                wrong.extend(1 for a, b in zip(found, expected[seed], strict=True) if not torch.equal(a, b))
+                errors.extend(1 for a, b in zip(found, expected[seed], strict=True) if not torch.equal(a, b))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert errors == []
 
 
 def test_backward_in_another_thread() -> None:
@@ -404,8 +404,8 @@ def test_backward_in_another_thread() -> None:
 def test_a_solved_plan_trains_as_eager_does() -> None:
     net = solved(layers(), (batch(rows=4096),), "70%")
     assert net.result.peak_bytes <= net.result.budget_bytes < net.result.store_all_peak_bytes
-    expected = left_behind(layers(), (batch(rows=4096),))
-    assert different(left_behind(net, (batch(rows=4096),)), expected) == []
+    expected = run_and_record(layers(), (batch(rows=4096),))
+    assert differences(run_and_record(net, (batch(rows=4096),)), expected) == []
 
 
 @PLANS
@@ -417,19 +417,21 @@ def test_inside_the_users_checkpoint(plan: Plans) -> None:
         torch.manual_seed(4)
         training_loss(checkpoint(net, x, use_reentrant=False) if planned else net(x)).backward()
         found.append({"input": x.grad} | gradients_of(net))
-    assert different(*found) == []
+    assert differences(*found) == []
 
 
 @PLANS
-def test_with_parameters_given_from_outside(plan: Plans) -> None:
-    """`torch.func.functional_call` swaps them in for one call."""
+def test_functional_call_replaces_the_parameters(plan: Plans) -> None:
+    """`torch.func.functional_call` replaces them for one call."""
     model = layers()
     net = plan(model, (batch(),))
-    given = {name: (2 * p).detach().requires_grad_() for name, p in net.named_parameters()}
+    replacements = {name: (2 * p).detach().requires_grad_() for name, p in net.named_parameters()}
     torch.manual_seed(4)
-    ours = torch.autograd.grad(training_loss(torch.func.functional_call(net, given, (batch(),))), list(given.values()))
+    ours = torch.autograd.grad(
+        training_loss(torch.func.functional_call(net, replacements, (batch(),))), list(replacements.values())
+    )
     expected = layers()
-    expected.load_state_dict(dict(given), strict=False)
+    expected.load_state_dict(dict(replacements), strict=False)
     torch.manual_seed(4)
     training_loss(expected(batch())).backward()
     assert all(torch.equal(a, p.grad) for a, p in zip(ours, expected.parameters(), strict=True))

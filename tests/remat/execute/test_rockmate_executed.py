@@ -1,4 +1,4 @@
-"""Rockmate's plans on captured models: identical layers are solved once, and the machine does as planned."""
+"""Rockmate's plans on captured models: identical layers are solved once, and a step does what its plan predicts."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from tests.remat.modules import CASE as BY_NAME
 def test_as_predicted_and_bit_equal(name: str) -> None:
     exported, (_, args, kwargs) = measured(BY_NAME[name]), BY_NAME[name].make()
     problem = exported.problem
-    everything = store_all(problem)
-    budget_bytes = (simulate(problem, everything).peak_bytes + peak_bound_bytes(problem)) // 2
+    unmodified = store_all(problem)
+    budget_bytes = (simulate(problem, unmodified).peak_bytes + peak_bound_bytes(problem)) // 2
     result = solve(problem, budget_bytes, solver=Rockmate(granularities=1, peaks=2, saves=4))
     assert result.plan is not None
-    assert len(result.plan) > len(everything)
-    kept = run_step(remat.apply(exported, everything), args, kwargs, exported)
+    assert len(result.plan) > len(unmodified)
+    reference = run_step(remat.apply(exported, unmodified), args, kwargs, exported)
     step = run_step(remat.apply(exported, result.plan), args, kwargs, exported)
-    assert compare_steps(step, kept).equal
+    assert compare_steps(step, reference).equal
     assert result.peak_bytes == simulate(problem, result.plan).peak_bytes
     check_peak(step, exported, result.plan)
 
 
 def test_layers_of_a_captured_transformer_are_identical() -> None:
-    """Two more layers are two more of the same blocks."""
+    """Two more layers add two more of the same blocks."""
 
     def blocks(layers: int) -> tuple[int, set[Block]]:
         model, args = encoder.encoder(length=32, width=64, layers=layers)

@@ -23,7 +23,7 @@ from remat_solvers.plan import Plan
 from remat_solvers.schedule import plan_from_sequence, store_all
 from remat_solvers.simulate import simulate
 from tests.remat.models.building import seeded
-from tests.remat.modules import PLANS, different, gradients_of, roofline, storing_all
+from tests.remat.modules import PLANS, differences, gradients_of, roofline, storing_all
 
 BATCH, STEPS, IN, UNITS = 3, 5, 4, 6
 FORWARD, BACKWARD = "remat.rnn_forward.default", "remat.rnn_backward.default"
@@ -82,7 +82,7 @@ def step(net: nn.Module, args: Any, *, seed: int = 3) -> dict[str, Any]:
 def check(make: Callable[[], nn.Module], args: Any, plan: Callable[..., nn.Module]) -> None:
     expected = step(make(), args)
     assert sum(isinstance(v, Tensor) for v in expected.values()) > 3
-    assert different(step(plan(make(), args), args), expected) == []
+    assert differences(step(plan(make(), args), args), expected) == []
 
 
 def targets(exported: Exported) -> list[str]:
@@ -115,7 +115,7 @@ def test_unrolled_gives_many_ops_and_the_same_gradients(name: str) -> None:
     expected = step(seeded(LAYERS[name]), args)
     torch.testing.assert_close(kept, expected)
     again = step(remat.apply(exported, keeping_nothing(exported)), args)
-    assert different(again, kept) == []
+    assert differences(again, kept) == []
 
 
 def keeping_nothing(exported: Exported) -> Plan:
@@ -280,7 +280,7 @@ def test_under_autocast_traced_step_by_step(kind: type[nn.RNNBase], plan: Callab
     assert FORWARD not in targets(exported)
     found, expected = run(net), run(seeded(lambda: kind(IN, UNITS)))
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02, check_dtype=False)
-    assert different(found, run(remat.apply(exported, store_all(exported.problem)))) == []
+    assert differences(found, run(remat.apply(exported, store_all(exported.problem)))) == []
 
 
 # The tape
@@ -367,7 +367,7 @@ def test_retained_graph(kind: type[nn.RNNBase], plan: Callable[..., nn.Module]) 
         return gradients_of(net)
 
     found = twice(plan(seeded(lambda: Stack(kind)), (randn(20, 8, 32),)))
-    assert different(found, twice(seeded(lambda: Stack(kind)))) == []
+    assert differences(found, twice(seeded(lambda: Stack(kind)))) == []
 
 
 def recomputing_rnns(exported: Exported) -> Plan:

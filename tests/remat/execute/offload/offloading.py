@@ -1,4 +1,4 @@
-"""A model, plans that offload its values, and comparisons: shared by the tests of offloading."""
+"""Helpers for the tests of offloading: a model with large activations, plans that offload, and comparisons."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Offloading = tuple[Exported, Plan, nn.Module, Tensor]
 
 
 class Big(nn.Module):
-    """Layers with activations of 1 MiB."""
+    """A model whose activations have 1 MiB each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class Big(nn.Module):
 
 
 def with_link(exported: Exported) -> Exported:
-    """The export with a link of 1 GB/s in both directions."""
+    """Return the export with a link of 1 GB/s in both directions."""
     return replace(exported, problem=replace(exported.problem, link=Link(10**9, 10**9)))
 
 
 def offloading_case() -> Offloading:
-    """`Big`, and a plan that offloads every large activation."""
+    """Return `Big` exported, and a plan that offloads every large activation."""
     model, x = Big(), torch.randn(4096, 64)
     exported = with_link(remat.export(model, (x,), costs="roofline"))
     problem = exported.problem
@@ -53,7 +53,7 @@ def offloading_case() -> Offloading:
 
 
 def offloading_plan(problem: Problem, values: Collection[int]) -> Plan:
-    """The store-all plan, but each of `values` is on the device only while an op computes or reads it."""
+    """Return the store-all plan, changed so that each of `values` is resident only while an op computes or reads it."""
     actions: list[Any] = []
     copied: set[int] = set()
     for action in store_all(problem):
@@ -76,7 +76,7 @@ def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(net(x).sum(), list(net.parameters())))
 
 
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
+def bit_equal(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Offloading to disk: files that fail, are too short or damaged, and slabs that serve step after step."""
+"""Offloading to disk: files that fail, are too short or damaged, and slabs that are used by step after step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import remat
 from remat.execute.offload import tiers
 from remat.execute.offload.tiers import BLOCK_BYTES, DiskTier, Slab
 from remat_solvers.errors import OffloadError
-from tests.remat.execute.offload.offloading import Big, Offloading, gradients, offloading_case, same, wait_until
+from tests.remat.execute.offload.offloading import Big, Offloading, bit_equal, gradients, offloading_case, wait_until
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def cached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_system_without_direct_access(
     refused: str, offloading: Offloading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It refuses the flag, or the first block; bytes are written through the cache and synced."""
+    """It refuses the flag, or the first block; then bytes are written through the cache and synced."""
     exported, plan, model, x = offloading
     module = fcntl if refused == "fcntl" else os
     real, sync, synced = getattr(module, refused), os.fdatasync, []
@@ -52,7 +52,7 @@ def test_a_file_system_without_direct_access(
     real_fcntl = fcntl.fcntl
     monkeypatch.setattr(module, refused, refuse_direct)
     monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(sync(fd)))
-    assert same(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
+    assert bit_equal(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
     assert synced
 
 
@@ -98,12 +98,12 @@ def check_that_a_fault_is_an_error(
     del raised
     wait_until(lambda: open_files() == files)
     assert os.listdir(tmp_path) == []
-    assert same(gradients(net, x), gradients(model, x))
+    assert bit_equal(gradients(net, x), gradients(model, x))
 
 
 @pytest.fixture
 def scratch(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
-    """The scratch files that are created."""
+    """Return references to the scratch files that the test creates."""
     created: list[weakref.ref[Any]] = []
     real = DiskTier.slab
 
@@ -116,10 +116,10 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
     return created
 
 
-def overwrite(fd: int, place: int) -> None:
+def overwrite(fd: int, offset: int) -> None:
     """Write some zeros into a file, through the cache, so that they need not fill a block."""
     file = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY)
-    os.pwrite(file, bytes(8), place)
+    os.pwrite(file, bytes(8), offset)
     os.close(file)
 
 
@@ -142,7 +142,7 @@ def test_a_damaged_file_is_noticed(
     with pytest.raises(OffloadError, match=message):
         loss.backward()
     assert all(p.grad is None for p in model.parameters())
-    assert same(gradients(net, x), gradients(model, x))
+    assert bit_equal(gradients(net, x), gradients(model, x))
 
 
 @pytest.mark.parametrize(("size_bytes", "file_system"), [(73 * BLOCK_BYTES, None), (300_000, "cached")])
@@ -154,9 +154,9 @@ def test_partial_writes_and_reads_are_continued(
     if file_system is not None:
         request.getfixturevalue(file_system)
     write, read = os.pwrite, os.preadv
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: write(fd, data[:size_bytes], place))
-    monkeypatch.setattr(os, "preadv", lambda fd, views, place: read(fd, [views[0][:size_bytes]], place))
-    assert same(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, data[:size_bytes], offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: read(fd, [views[0][:size_bytes]], offset))
+    assert bit_equal(gradients(remat.apply(exported, plan, tier=DiskTier()), x), gradients(model, x))
 
 
 @pytest.mark.parametrize("folder", [Path("/missing"), Path("/proc")])  # nobody can write to the latter, not even root
@@ -167,7 +167,7 @@ def test_a_folder_that_cannot_be_used_is_an_error(folder: Path, offloading: Offl
         net(x)
 
 
-def test_slabs_serve_step_after_step_and_die_with_the_module(
+def test_slabs_are_used_by_step_after_step_and_freed_with_the_module(
     offloading: Offloading, scratch: list[weakref.ref[Any]]
 ) -> None:
     exported, plan, model, x = offloading
@@ -198,7 +198,7 @@ def test_a_folder_may_be_a_string(tmp_path: Path) -> None:
         costs="roofline",
         tier=DiskTier(str(tmp_path)),  # type: ignore[arg-type]
     )
-    assert same(gradients(net, x), gradients(model, x))
+    assert bit_equal(gradients(net, x), gradients(model, x))
 
 
 def test_slabs_of_a_burst_of_steps_are_freed(offloading: Offloading, scratch: list[weakref.ref[Any]]) -> None:
@@ -213,11 +213,11 @@ def test_slabs_of_a_burst_of_steps_are_freed(offloading: Offloading, scratch: li
 
 
 def test_children_have_slabs_of_their_own(offloading: Offloading) -> None:
-    """Two forked children train the same module, whose slab is pooled, at once; the parent ends a step begun before."""
+    """Two forked children train the same module at once, although its slab is pooled; the parent then ends a step."""
     exported, plan, model, x = offloading
     net = remat.apply(exported, plan, tier=DiskTier())
     expected = gradients(net, x)
-    begun = net(x)
+    unfinished = net(x)
     children = []
     for _ in range(2):
         child = os.fork()
@@ -225,10 +225,10 @@ def test_children_have_slabs_of_their_own(offloading: Offloading) -> None:
             code = 1
             try:
                 torch.set_num_threads(1)
-                right = all(same(gradients(net, x), expected) for _ in range(3))
+                right = all(bit_equal(gradients(net, x), expected) for _ in range(3))
                 code = 0 if right else 2
             finally:
                 os._exit(code)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
-    assert same(list(torch.autograd.grad(begun, list(model.parameters()))), expected)
+    assert bit_equal(list(torch.autograd.grad(unfinished, list(model.parameters()))), expected)

@@ -1,4 +1,4 @@
-"""The link to a tier: stated, or measured once per machine through the engine that uses it."""
+"""The link to a tier is stated, or it is measured once per machine through the engine that uses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from remat_solvers.errors import ApplyError, InputError
 from remat_solvers.plan import Compute, Fetch, Free, Offload, Plan
 from remat_solvers.problem import Link
 from remat_solvers.simulate import copy_ns
-from tests.remat.execute.offload.offloading import gradients, same
+from tests.remat.execute.offload.offloading import bit_equal, gradients
 
 CPU = torch.device("cpu")
 
@@ -76,12 +76,12 @@ def test_a_plan_that_offloads_values_runs_without_a_stated_link() -> None:
     exported = remat.export(model, (x,), costs="roofline")
     (value,) = exported.problem.ops[1].outputs
     actions = list(remat.solve(model, "100%", (x,), costs="roofline").plan)
-    at = next(
+    position = next(
         i for i, a in enumerate(actions) if isinstance(a, Compute) and value in exported.problem.ops[a.op].outputs
     )
-    plan = Plan([*actions[: at + 1], Offload(value), Free(value), Fetch(value), *actions[at + 1 :]])
+    plan = Plan([*actions[: position + 1], Offload(value), Free(value), Fetch(value), *actions[position + 1 :]])
     net = remat.apply(exported, plan)
-    assert same(gradients(net, x), gradients(model, x))
+    assert bit_equal(gradients(net, x), gradients(model, x))
 
 
 def test_a_device_without_offloading_is_refused() -> None:

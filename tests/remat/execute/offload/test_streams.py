@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ POISON = 0xFF  # bytes of NaNs
 
 @dataclass(eq=False)
 class FakeStream:
-    """Tasks in order: copies to run, and events to wait for."""
+    """A queue of tasks: copies to run, and events to wait for."""
 
     tasks: deque[Callable[[], None] | FakeEvent] = field(default_factory=deque)
     done: int = 0
@@ -68,7 +68,7 @@ class FakeEvent:
 
 
 class ComputeStream(FakeStream):
-    """Runs kernels at once, on the CPU, so that a wait for an event runs the work before it."""
+    """A stream that runs kernels at once, on the CPU; a wait for an event runs the work before it."""
 
     def __init__(self, device: EagerDevice) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class ComputeStream(FakeStream):
 
 
 class EagerDevice:
-    """Runs kernels when they are given, and copies later."""
+    """A device that runs kernels when they are launched, and copies later."""
 
     def __init__(self, seed: int, *, eager: float) -> None:
         self.random = Random(seed)
@@ -113,8 +113,8 @@ class EagerDevice:
         stream.tasks.append(self.copying(into, source))
 
     def copying(self, into: Tensor, source: Tensor) -> Callable[[], None]:
-        to, data = into.numpy(), source.numpy()
-        return lambda: np.copyto(to, data)
+        target, data = into.numpy(), source.numpy()
+        return lambda: np.copyto(target, data)
 
     def advance(self) -> bool:
         """Run one task that may run, and return whether there was one."""
@@ -130,7 +130,7 @@ class EagerDevice:
 
 
 class QueueDevice(EagerDevice):
-    """Queues kernels like copies, and reuses memory that nobody holds at once."""
+    """A device that queues kernels like copies, and reuses memory as soon as nobody holds it."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed, eager=0.3)
@@ -159,20 +159,20 @@ class QueueDevice(EagerDevice):
         return block[start : start + tensor.numel()]
 
     def copying(self, into: Tensor, source: Tensor) -> Callable[[], None]:
-        to, data = self.memory(into), self.memory(source)
-        return lambda: np.copyto(to, data)
+        target, data = self.memory(into), self.memory(source)
+        return lambda: np.copyto(target, data)
 
     def write(self, tensor: Tensor, number: int) -> None:
-        """A kernel that fills `tensor`."""
-        place = self.memory(tensor)
-        self.compute_stream.tasks.append(lambda: place.fill(number))
+        """Launch a kernel that fills `tensor`."""
+        target = self.memory(tensor)
+        self.compute_stream.tasks.append(lambda: target.fill(number))
 
     def check(self, tensor: Tensor, number: int) -> None:
-        """A kernel that reads `tensor`."""
-        place = self.memory(tensor)
+        """Launch a kernel that reads `tensor`, and counts contents other than `number`."""
+        memory = self.memory(tensor)
 
         def read() -> None:
-            self.wrong_reads += bool((place != number).any())
+            self.wrong_reads += bool((memory != number).any())
 
         self.compute_stream.tasks.append(read)
 
@@ -229,18 +229,15 @@ def test_no_kernel_reads_contents_too_early_or_too_late() -> None:
     assert [wrong_reads(seed) for seed in range(300)] == [0] * 300
 
 
-class OneWaitLess:
-    """The waits of the engine, each with the method that is left out to omit it."""
-
-    WAITS: ClassVar[dict[str, str]] = {
-        "a copy starts after the kernels given before it": "_after_compute",
-        "a value is read after its fetch": "wait_for_fetch",
-        "memory is freed after the copies that use it": "release",
-        "a step that ends early waits for its copies": "__del__",
-    }
+WAITS = {  # the waits of the engine, each with the method that is replaced to omit it
+    "a copy starts after the kernels launched before it": "_after_compute",
+    "a value is read after its fetch": "wait_for_fetch",
+    "memory is freed after the copies that use it": "release",
+    "a step that ends early waits for its copies": "__del__",
+}
 
 
-@pytest.mark.parametrize("name", OneWaitLess.WAITS.values(), ids=OneWaitLess.WAITS.keys())
+@pytest.mark.parametrize("name", WAITS.values(), ids=WAITS.keys())
 def test_every_wait_is_needed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "__del__":
 
@@ -258,7 +255,7 @@ def test_steps_are_bit_equal_however_late_copies_run(name: str, monkeypatch: pyt
     model, args, kwargs = CASE[name].make()
     exported = with_link(remat.export(model.train(), args, kwargs, costs="roofline"))
     problem = exported.problem
-    kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
+    reference = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
     for seed in range(4):
         device = EagerDevice(seed, eager=seed / 4)
         monkeypatch.setattr(program, "make_engine", lambda _, __, sizes, d=device: StreamEngine(d, sizes))
@@ -266,7 +263,7 @@ def test_steps_are_bit_equal_however_late_copies_run(name: str, monkeypatch: pyt
         assert validate(problem, plan) == []
         net = remat.apply(exported, plan)
         for _ in range(2):  # the slab is used again
-            assert compare_steps(run_step(net, args, kwargs, exported), kept).equal
+            assert compare_steps(run_step(net, args, kwargs, exported), reference).equal
         assert device.copies > 10
         assert len(device.streams) == 2
 
@@ -280,13 +277,13 @@ def test_two_steps_in_flight_have_a_slab_each() -> None:
     second.offload(0, b)
     for session, tensor in ((first, a), (second, b)):
         session.release(0, tensor)
-        back = session.fetch(0)
+        content = session.fetch(0)
         session.wait_for_fetch(0)
-        assert torch.equal(torch.as_tensor(back), tensor)
+        assert torch.equal(torch.as_tensor(content), tensor)
 
 
 def test_the_next_step_writes_after_the_last_one_has_read() -> None:
-    """This holds also where it computes on another stream, which has not waited for fetches of the step before."""
+    """This is so even if it computes on another stream, which has not waited for the fetches of the step before."""
     device = EagerDevice(1, eager=0)
     engine = StreamEngine(device, {0: 4})
     value = torch.full((4,), 1, dtype=torch.uint8)
@@ -315,7 +312,7 @@ def test_missing_pinned_memory_is_an_error_with_the_bytes(monkeypatch: pytest.Mo
 
 
 def test_an_abandoned_fetch_delays_the_stream_that_its_memory_belongs_to() -> None:
-    """The graph may die where another stream is current."""
+    """Another stream may be current when the graph is freed."""
     device = QueueDevice(0)
     engine = StreamEngine(device, {0: 16})
     side, default = device.new_stream(), device.compute_stream

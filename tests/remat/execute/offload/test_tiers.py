@@ -1,4 +1,4 @@
-"""Offloading on a CPU: fetched values are bit-equal to those offloaded, and a fault is an error that names it."""
+"""Offloading on a CPU: fetched values are bit-equal to the offloaded ones, and an error names the cause of a fault."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from remat_solvers.validate import validate
 from tests.remat.capture.test_exact import check_peak
 from tests.remat.execute.offload.offloading import (
     Offloading,
+    bit_equal,
     gradients,
     offloading_case,
     offloading_plan,
-    same,
     with_link,
 )
 from tests.remat.modules import CASE
@@ -40,7 +40,7 @@ TIERS = pytest.mark.parametrize("tier", [HostTier(), DiskTier()], ids=lambda tie
 
 @dataclass(frozen=True)
 class LateTier(HostTier):
-    """Host memory whose copies take a random time."""
+    """A tier in host memory whose copies take a random time."""
 
     random: Random = field(default_factory=lambda: Random(0))
     max_s: float = 0.002
@@ -73,12 +73,12 @@ def exported_case(name: str) -> tuple[Exported, nn.Module, Any, Any]:
 def test_random_plans_are_bit_equal_and_their_peaks_as_predicted(name: str, tier: Tier) -> None:
     exported, _, args, kwargs = exported_case(name)
     problem = exported.problem
-    kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
+    reference = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
     for seed in range(2):
         plan = random_plan(problem, seed)
         assert validate(problem, plan) == []
         step = run_step(remat.apply(exported, plan, tier=tier), args, kwargs, exported)
-        assert compare_steps(step, kept).equal
+        assert compare_steps(step, reference).equal
         check_peak(step, exported, plan)
 
 
@@ -119,9 +119,9 @@ def test_values_of_any_size_do_not_overlap(tier: Tier) -> None:
         for k in random.sample(range(len(sizes)), len(sizes)):
             slab.write(offsets[k], values[k])
     for offset, value in zip(offsets, values, strict=True):
-        back = np.empty_like(value)
-        slab.read(offset, back)
-        assert (back == value).all()
+        content = np.empty_like(value)
+        slab.read(offset, content)
+        assert (content == value).all()
 
 
 def test_missing_host_memory_is_an_error(offloading: Offloading, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +136,14 @@ def test_missing_host_memory_is_an_error(offloading: Offloading, monkeypatch: py
         net(x)
 
 
-def test_a_graph_kept_for_a_second_backward(offloading: Offloading) -> None:
+def test_a_retained_graph_has_a_second_backward(offloading: Offloading) -> None:
     exported, plan, model, x = offloading
     loss = remat.apply(exported, plan)(x)
     parameters = list(model.parameters())
-    once = torch.autograd.grad(loss, parameters, retain_graph=True)
-    twice = torch.autograd.grad(loss, parameters)
-    assert same(list(once), list(twice))
-    assert same(list(once), gradients(model, x))
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    second = torch.autograd.grad(loss, parameters)
+    assert bit_equal(list(first), list(second))
+    assert bit_equal(list(first), gradients(model, x))
 
 
 def test_copies_run_beside_compute() -> None:
@@ -165,16 +165,16 @@ def test_copies_run_beside_compute() -> None:
     session = ThreadEngine(WaitingTier(), {0: 16}).begin()
     value = torch.zeros(4)
     session.offload(0, value)
-    assert started.wait(10)  # the copy is under way while this thread goes on
+    assert started.wait(10)  # the copy runs while this thread continues
     done.set()
     session.release(0, value)
-    back = session.fetch(0)
+    content = session.fetch(0)
     session.wait_for_fetch(0)
-    assert np.all(torch.as_tensor(back).numpy().view(np.uint8) == 7)
+    assert np.all(torch.as_tensor(content).numpy().view(np.uint8) == 7)
 
 
 class Empty(nn.Module):
-    """A model one of whose values has no bytes."""
+    """A model with a value of zero bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,24 +193,24 @@ def test_values_without_bytes_are_offloaded_too(tier: Tier) -> None:
     activations = [v for v, value in enumerate(problem.values) if value.kind == "activation"]
     plan = offloading_plan(problem, [v for v in activations if v not in problem.results])
     assert any(isinstance(a, Offload) and not problem.values[a.value].bytes for a in plan)
-    assert same(gradients(remat.apply(exported, plan, tier=tier), x), gradients(model, x))
+    assert bit_equal(gradients(remat.apply(exported, plan, tier=tier), x), gradients(model, x))
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "gru-dropout"])
-def test_an_offloaded_tape_survives_a_graph_that_is_kept(name: str) -> None:
+def test_an_offloaded_tape_is_kept_with_a_retained_graph(name: str) -> None:
     exported, model, args, kwargs = exported_case(name)
     problem = exported.problem
     tapes = [v for v, value in enumerate(problem.values) if value.bytes and "rnn_forward" in value.name]
-    sent = {v for v in tapes if v not in problem.results}
+    offloaded = {v for v in tapes if v not in problem.results}
     plan = Plan(
         step
         for action in store_all(problem)
         for step in (
             action,
-            *(Offload(v) for v in sent if isinstance(action, Compute) and v in problem.ops[action.op].outputs),
+            *(Offload(v) for v in offloaded if isinstance(action, Compute) and v in problem.ops[action.op].outputs),
         )
     )
-    assert sent
+    assert offloaded
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def loss_of(net: nn.Module) -> Tensor:
@@ -220,5 +220,5 @@ def test_an_offloaded_tape_survives_a_graph_that_is_kept(name: str) -> None:
 
     expected = list(torch.autograd.grad(loss_of(remat.apply(exported, store_all(problem))), parameters))
     loss = loss_of(remat.apply(exported, plan))
-    assert same(list(torch.autograd.grad(loss, parameters, retain_graph=True)), expected)
-    assert same(list(torch.autograd.grad(loss, parameters)), expected)
+    assert bit_equal(list(torch.autograd.grad(loss, parameters, retain_graph=True)), expected)
+    assert bit_equal(list(torch.autograd.grad(loss, parameters)), expected)

@@ -1,4 +1,4 @@
-"""A step takes the time that `simulate` predicts: ops of known time, and a tier at the rate of its link."""
+"""A step takes the time that `simulate` predicts, with ops of known time and a tier that has the rate of its link."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def paced(nanoseconds: int, work: Callable[[], T]) -> T:
-    """The result of `work`, returned when so much time has passed."""
+    """Run `work`, and return its result when `nanoseconds` have passed in total."""
     end = time.perf_counter() + nanoseconds / 1e9
     result = work()
     time.sleep(max(0.0, end - time.perf_counter()))
@@ -59,7 +59,7 @@ slow.register_autograd(_backward, setup_context=_save)
 
 
 class Slow(nn.Module):
-    """Layers that take OP_NS each, forward and backward."""
+    """A model whose layers take OP_NS each, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Slow(nn.Module):
 
 @dataclass(frozen=True)
 class Throttled(HostTier):
-    """Host memory whose copies take the time that a link states."""
+    """A tier in host memory whose copies take the time that a link states."""
 
     link: Link
 
