@@ -1,4 +1,4 @@
-"""Laws of answers that tests of several solvers hold them to."""
+"""Laws of results that the tests of several solvers check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from remat_solvers.validate import validate
 
 
 def check_result(problem: Problem, result: Result) -> None:
-    """A plan is valid, within the budget and costs what the result says; without one, the status says why."""
+    """Checks that a plan is valid, within the budget and costs what the result says; without a plan, the status says
+    why."""
     assert result.problem == problem.fingerprint
     if result.plan is None:
         assert result.status in (Status.INFEASIBLE, Status.NOT_FOUND, Status.NOT_APPLICABLE)
@@ -34,7 +35,7 @@ def check_result(problem: Problem, result: Result) -> None:
 
 
 def check_found(problem: Problem, found: FoundSequence | None) -> None:
-    """What a local search found is a valid plan, with the time and the peak that the replay gives it."""
+    """Checks that a local search found a valid plan whose time and peak are those of the replay."""
     assert found is not None
     plan = plan_from_sequence(problem, found.sequence)
     replay = simulate(problem, plan)

@@ -18,12 +18,12 @@ from tests.paths import CORPUS
 
 @functools.cache
 def corpus_problem(name: str) -> Problem:
-    """The corpus's problem of this name; problems are immutable, so all tests of a process share one."""
+    """The problem of the corpus with this name; problems are immutable, so all tests of a process share one."""
     return load_problem(CORPUS / f"{name}.json")
 
 
 def unit_chain(layers: int) -> Problem:
-    """The chain of the Checkmate paper's figures: b_i reads b_(i+1), f_i and f_(i-1); unit sizes, unit times."""
+    """The chain of the figures in the Checkmate paper: b_i reads b_(i+1), f_i and f_(i-1); sizes and times are 1."""
     ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(layers)]
     for k, i in enumerate(range(layers - 1, -1, -1)):
         gradient = (layers + k - 1,) if k else ()
@@ -49,8 +49,7 @@ def poet_chain(layers: int) -> Problem:
 def layers(*targets: str, module: str = "") -> Problem:
     """A chain of layers of these operators; the backward of each reads its input, its output and the gradient.
 
-    Values are one byte and ops take 1 ns. module: of each op, with `{}` for half its number.
-    """
+    Values are one byte and ops take 1 ns. `module` is the module path of each op, with `{}` for half its index."""
     n = len(targets)
     ops = [
         Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1, target=t, module=module.format(i // 2))
@@ -89,29 +88,30 @@ def constrained_steps(seeds: Iterable[int]) -> Iterator[tuple[Problem, int]]:
             yield problem, budget_bytes
 
 
-def linked_step(seed: int, most_layers: int, skew: int = 1) -> tuple[Problem, int, random.Random]:
+def linked_step(seed: int, max_layers: int, skew: int = 1) -> tuple[Problem, int, random.Random]:
     """A random training step with a link, a budget between its floor and store-all, and the generator that drew them.
 
     The larger `skew`, the closer to the floor most budgets are.
     """
     rng = random.Random(seed)
-    problem = training_graph(rng.randint(1, most_layers), seed, link=True)
+    problem = training_graph(rng.randint(1, max_layers), seed, link=True)
     return problem, budget_above_floor(problem, rng.random() ** skew), rng
 
 
 def small_linked_steps(
-    seeds: Iterable[int], skew: int = 1, most_ops: int = 6, most_movable: int = 6
+    seeds: Iterable[int], skew: int = 1, max_ops: int = 6, max_movable: int = 6
 ) -> Iterator[tuple[Problem, int, random.Random]]:
-    """Those of `linked_step` that exhaustive searches take: few ops, and few values that a copy could move."""
+    """The problems of `linked_step` that are small enough for exhaustive search: few ops and few values that may
+    move."""
     for seed in seeds:
         problem, budget_bytes, rng = linked_step(seed, 3, skew)
         movable = sum(value.kind != "constant" and value.bytes > 0 for value in problem.values)
-        if len(problem.ops) <= most_ops and movable <= most_movable:
+        if len(problem.ops) <= max_ops and movable <= max_movable:
             yield problem, budget_bytes, rng
 
 
-def constrained_linked_steps(number: int, most_ops: int = 6, most_movable: int = 6) -> Iterator[tuple[Problem, int]]:
-    """So many of `small_linked_steps` that store-all does not fit: something has to be recomputed or moved."""
-    steps = small_linked_steps(itertools.count(), most_ops=most_ops, most_movable=most_movable)
+def constrained_linked_steps(number: int, max_ops: int = 6, max_movable: int = 6) -> Iterator[tuple[Problem, int]]:
+    """The first `number` of `small_linked_steps` at whose budget store-all does not fit."""
+    steps = small_linked_steps(itertools.count(), max_ops=max_ops, max_movable=max_movable)
     constrained = ((problem, budget) for problem, budget, _ in steps if budget < baseline(problem).peak_bytes)
     return itertools.islice(constrained, number)

@@ -1,4 +1,4 @@
-"""Comparing methods: a crash, a hang, a false claim and Ctrl-C each leave a row in the table."""
+"""Tests of the comparison of methods: a crash, a hang, a false claim and Ctrl-C each give a row in the table."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_crashes_are_rows_with_their_error(fakes: ModuleType) -> None:
     assert rows["chen"].status == Status.FEASIBLE
 
 
-def test_a_hanging_method_is_killed_with_all_it_started(
+def test_a_hanging_method_is_killed_with_its_child_processes(
     fakes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparing, "START_S", 4.0)
@@ -102,12 +102,12 @@ def test_a_hanging_method_is_killed_with_all_it_started(
     assert rows["chen"].status == Status.FEASIBLE
     child = int((tmp_path / "child").read_text())
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _running(child):
+    while time.monotonic() < deadline and is_running(child):
         time.sleep(0.05)
-    assert not _running(child)
+    assert not is_running(child)
 
 
-def _running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def test_a_bound_above_a_plan_is_shown_and_not_used(fakes: ModuleType) -> None:
     assert rows["chen"].error is None
 
 
-def test_a_proof_that_nothing_fits_is_an_error_beside_a_plan() -> None:
+def test_a_false_claim_of_infeasibility_is_an_error() -> None:
     class Denies:
         name = "denies"
         version = "0"
@@ -139,7 +139,7 @@ def test_a_proof_that_nothing_fits_is_an_error_beside_a_plan() -> None:
     assert (alone.status, alone.error) == (Status.INFEASIBLE, None)
 
 
-def test_gaps_are_to_the_best_bound_of_all(fakes: ModuleType) -> None:
+def test_gaps_are_relative_to_the_best_bound_of_all_methods(fakes: ModuleType) -> None:
     comparison = compare(PROBLEM, BUDGET, solvers=[Chen(), Checkmate(), fakes.RaisesInProcess()])
     rows = by_name(comparison)
     best = rows["checkmate"]
@@ -153,7 +153,7 @@ def test_gaps_are_to_the_best_bound_of_all(fakes: ModuleType) -> None:
     json.dumps(comparison.to_dict(), allow_nan=False)
 
 
-def test_nobody_recomputes_where_store_all_fits() -> None:
+def test_no_method_recomputes_where_store_all_fits() -> None:
     unmodified = baseline(PROBLEM)
     comparison = compare(PROBLEM, unmodified.peak_bytes)
     assert {row.solver for row in comparison.rows} == set(solver_names())
@@ -162,7 +162,7 @@ def test_nobody_recomputes_where_store_all_fits() -> None:
         assert (row.peak_bytes, row.reason) == (unmodified.peak_bytes, "fits as it is")
 
 
-def test_ctrl_c_still_makes_the_table() -> None:
+def test_ctrl_c_still_returns_the_table() -> None:
     class Interrupted:
         name = "interrupted"
         version = "0"
@@ -179,8 +179,8 @@ def test_ctrl_c_still_makes_the_table() -> None:
     assert rows["checkmate"].reason == "the user interrupted before its turn"
 
 
-def test_ctrl_c_that_a_method_answers_ends_the_others_too() -> None:
-    class HandsBack:
+def test_ctrl_c_in_a_method_that_returns_ends_the_comparison() -> None:
+    class ReturnsOnInterrupt:
         name = "hands-back"
         version = "0"
         in_process = True
@@ -188,7 +188,7 @@ def test_ctrl_c_that_a_method_answers_ends_the_others_too() -> None:
         def solve(self, *args: object, **options: object) -> Outcome:
             return Outcome(Status.NOT_FOUND, stopped=Stopped.INTERRUPT)
 
-    rows = by_name(compare(PROBLEM, BUDGET, solvers=[HandsBack(), Checkmate()]))
+    rows = by_name(compare(PROBLEM, BUDGET, solvers=[ReturnsOnInterrupt(), Checkmate()]))
     assert rows["hands-back"].status == Status.NOT_FOUND
     assert rows["hands-back"].reason == "The user interrupted before it had a plan of any size"
     assert rows["checkmate"].status == "not_asked"
@@ -200,8 +200,8 @@ def test_the_order_of_a_plan() -> None:
     assert not keeps_order(Plan([Compute(1), Compute(0)]))
 
 
-def test_a_child_needs_nothing_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a shadowing file in the folder it starts in, nor the caller's main program."""
+def test_a_child_does_not_depend_on_its_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a file in the working folder that shadows a module nor the caller's main program matters."""
     (tmp_path / "pickle.py").write_text("raise RuntimeError")
     monkeypatch.chdir(tmp_path)
     result = solve_in_subprocess(PROBLEM, BUDGET, solver="chen", limits=Limits(20))

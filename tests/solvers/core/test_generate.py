@@ -1,4 +1,4 @@
-"""The generators: the literature's problems as recorded, the same problem for the same seed, and valid plans."""
+"""Tests of the generators: published problems equal their records, a seed gives one problem, and plans are valid."""
 
 from __future__ import annotations
 

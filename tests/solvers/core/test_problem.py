@@ -1,4 +1,4 @@
-"""Problems as networkx graphs and back."""
+"""Tests of the conversion of problems to networkx graphs and back."""
 
 from __future__ import annotations
 

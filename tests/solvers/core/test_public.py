@@ -1,4 +1,4 @@
-"""The package from outside: its names, and that importing it costs nothing."""
+"""Tests of the package from outside: its public names, and that importing it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SOURCES = str(Path(__file__).parents[3] / "solvers")
 
 
 def loaded_after(statement: str) -> set[str]:
-    """Modules that a fresh interpreter has loaded after `statement`."""
+    """The modules that a fresh interpreter has loaded after `statement`."""
     code = f"import sys; sys.path.insert(0, {SOURCES!r}); {statement}; print(*sys.modules, sep='\\n')"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_every_public_name_is_there_and_no_other() -> None:
+def test_all_public_names_exist_and_no_others() -> None:
     assert dir(remat_solvers) == sorted(remat_solvers.__all__)
     for name in remat_solvers.__all__:
         assert getattr(remat_solvers, name).__name__ == name
@@ -38,7 +38,7 @@ def test_listing_the_solvers_loads_none_of_them() -> None:
 
 
 def test_solving_never_loads_torch() -> None:
-    asked = "from remat_solvers.generate import random_layered; remat_solvers.solve(random_layered(9, 1), 400)"
-    loaded = loaded_after(f"import remat_solvers; {asked}")
+    statements = "from remat_solvers.generate import random_layered; remat_solvers.solve(random_layered(9, 1), 400)"
+    loaded = loaded_after(f"import remat_solvers; {statements}")
     assert "remat_solvers.optimal.auto" in loaded
     assert not loaded & {"torch", "remat"}

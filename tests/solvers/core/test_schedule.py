@@ -1,4 +1,4 @@
-"""The builder: frees by liveness, checked against lifetimes counted by hand and by brute force."""
+"""Tests of plans built from sequences: frees by liveness against lifetimes by hand and by brute force."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from remat_solvers.validate import validate
 
 
 def store_all_peak(problem: Problem) -> int:
-    """Peak of the unmodified step: at every op, whatever was made up to it and is still read or kept after it."""
-    always = problem.reserve_bytes + sum(v.bytes for v in problem.values if v.kind == "constant")
-    peak = always
-    for now, op in enumerate(problem.ops):
-        held = op.workspace_bytes
+    """Peak of the store-all plan: at every op, all values computed so far that are still read or are results."""
+    static = problem.reserve_bytes + sum(v.bytes for v in problem.values if v.kind == "constant")
+    peak = static
+    for index, op in enumerate(problem.ops):
+        resident = op.workspace_bytes
         for v, value in enumerate(problem.values):
             if value.kind == "constant":
                 continue
-            made = next(i for i, other in enumerate(problem.ops) if v in other.outputs)
-            last = max([made, *(i for i, other in enumerate(problem.ops) if v in other.inputs)])
-            if made <= now and (now <= last or v in problem.results):
-                held += value.bytes
-        peak = max(peak, always + held)
+            producer = next(i for i, other in enumerate(problem.ops) if v in other.outputs)
+            last_reader = max([producer, *(i for i, other in enumerate(problem.ops) if v in other.inputs)])
+            if producer <= index and (index <= last_reader or v in problem.results):
+                resident += value.bytes
+        peak = max(peak, static + resident)
     return peak
 
 
 @given(n=st.integers(1, 20), seed=st.integers(0, 10**6))
 @settings(max_examples=300, deadline=None)
-def test_store_all_peaks_where_lifetimes_say(n: int, seed: int) -> None:
+def test_the_peak_of_store_all_follows_from_lifetimes(n: int, seed: int) -> None:
     for problem in (training_graph(n, seed), adversarial(seed)):
         plan = store_all(problem)
         assert validate(problem, plan) == []
@@ -43,9 +43,9 @@ def test_store_all_peaks_where_lifetimes_say(n: int, seed: int) -> None:
         assert line.time_ns == sum(op.time_ns for op in problem.ops)
 
 
-def test_a_value_is_freed_after_its_last_reader_and_computed_again_when_repeated() -> None:
+def test_each_instance_of_a_value_is_freed_after_its_last_reader() -> None:
     plan = plan_from_sequence(chain(3), [0, 1, 2, 0, 1, 3, 0, 4, 5])
-    # F1 F2 F3 | F1 F2 B3 F1 B2 B1: v0 is read by F2 both times, then again by B2 from its third instance.
+    # F1 F2 F3 | F1 F2 B3 F1 B2 B1: F2 reads v0 both times, and B2 reads the third instance of v0.
     assert list(plan) == [
         *(Compute(0), Compute(1), Free(0), Compute(2), Free(1)),
         *(Compute(0), Compute(1), Free(0), Compute(3), Free(1), Free(2)),
@@ -54,7 +54,7 @@ def test_a_value_is_freed_after_its_last_reader_and_computed_again_when_repeated
 
 
 def two_outputs() -> Problem:
-    """split makes u and v; u is read at once, v and u late; the loss w is a forward result."""
+    """split computes values 0 to 2: loss reads 0, b1 reads 1 and b2 reads 0; the output of loss is a forward result."""
     ops = (
         Op("split", "forward", (), (0, 1, 2), 1),
         Op("loss", "forward", (0,), (3,), 1),
@@ -67,7 +67,7 @@ def two_outputs() -> Problem:
     return Problem("two outputs", ops, values, (3, 6))
 
 
-def test_of_a_repeated_op_only_what_is_read_again_stays() -> None:
+def test_only_the_outputs_of_a_recomputed_op_that_are_read_stay() -> None:
     plan = plan_from_sequence(two_outputs(), [0, 1, 2, 0, 3, 0, 4])
     assert list(plan) == [
         *(Compute(0), Free(1), Free(2), Compute(1), Free(0), Compute(2)),
@@ -76,7 +76,7 @@ def test_of_a_repeated_op_only_what_is_read_again_stays() -> None:
     ]
 
 
-def test_a_forward_result_stays_when_its_op_is_repeated() -> None:
+def test_a_forward_result_stays_when_its_op_is_recomputed() -> None:
     problem = two_outputs()
     plan = plan_from_sequence(problem, [0, 1, 2, 3, 1, 4])
     assert Free(3) not in plan
@@ -92,7 +92,7 @@ def test_tangents_come_first_after_the_boundary() -> None:
     assert tangents_op(chain(3)) is None
 
 
-def test_a_sequence_that_reads_what_is_not_made_is_refused() -> None:
+def test_a_sequence_that_reads_a_missing_value_is_refused() -> None:
     with pytest.raises(PlanError, match="op 1 reads value 0"):
         plan_from_sequence(chain(3), [1, 0, 2, 3, 4, 5])
     with pytest.raises(PlanError, match="result 5"):

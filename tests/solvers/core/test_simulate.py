@@ -1,4 +1,4 @@
-"""The replay: hand-made traces, and a second, naive reading of the memory model on random plans."""
+"""Tests of the replay: traces by hand, and a naive second implementation of the memory model on random plans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from remat_solvers.simulate import simulate
 
 
 def two_ops(link: Link | None = None) -> Problem:
-    """A constant of 100, a value of 10 made in 5 ns with workspace 3, and one of 20 made from it in 7 ns."""
+    """A constant of 100 bytes; op a computes 10 bytes in 5 ns with workspace 3; op b computes 20 in 7 ns."""
     return Problem(
         name="two",
         ops=(
@@ -38,17 +38,17 @@ def test_memory_and_time_of_a_plain_plan() -> None:
     assert (line.time_ns, line.wait_ns, line.host_bytes) == (12, 0, 0)
 
 
-def test_an_output_that_is_there_already_is_counted_while_the_op_runs_again() -> None:
+def test_a_resident_output_counts_while_its_op_is_recomputed() -> None:
     line = simulate(two_ops(), Plan([Compute(0), Compute(0), Compute(1)]))
     assert line.memory_bytes.tolist() == [1110, 1110, 1130]
     assert line.peak_bytes == 1130
     line = simulate(two_ops(), Plan([Compute(0), Compute(0), Compute(1), Free(1), Compute(0)]))
-    assert line.peak_bytes == 1133  # result 20, fresh 10, workspace 3
+    assert line.peak_bytes == 1133  # result 20, new output 10, workspace 3
     assert line.peak_action == 4
 
 
 def test_copies_wait_for_each_other_and_compute_waits_for_copies() -> None:
-    # To the host 1 byte per 10 ns, back 1 byte per 20 ns, 1 ns latency: 10 bytes take 101 and 201 ns.
+    # One byte takes 10 ns to the host and 20 ns back, with 1 ns latency: 10 bytes take 101 and 201 ns.
     link = Link(10**8, 5 * 10**7, 1)
     plan = Plan([Compute(0), Offload(1), Free(1), Fetch(1), Compute(1)])
     line = simulate(two_ops(link), plan)
@@ -59,7 +59,7 @@ def test_copies_wait_for_each_other_and_compute_waits_for_copies() -> None:
     assert (line.boundary, line.host_bytes) == (3, 10)
 
 
-def test_a_copy_nobody_waits_for_costs_no_time_and_a_fetched_result_does() -> None:
+def test_an_offload_without_a_waiter_costs_no_time_but_a_fetched_result_does() -> None:
     link = Link(10**9, 10**9)
     assert simulate(two_ops(link), Plan([Compute(0), Compute(1), Offload(1)])).time_ns == 12
     plan = Plan([Compute(0), Compute(1), Offload(2), Free(2), Fetch(2)])
@@ -69,7 +69,7 @@ def test_a_copy_nobody_waits_for_costs_no_time_and_a_fetched_result_does() -> No
 def test_an_offload_waits_for_the_arrival_of_a_value_being_fetched() -> None:
     link = Link(10**9, 10**8)
     plan = Plan([Compute(0), Offload(1), Free(1), Fetch(1), Offload(1), Free(1), Fetch(1), Compute(1)])
-    # 5; copy out 5-15; fetch 15-115; copy out 115-125, Free waits; fetch 125-225; compute to 232
+    # a ends at 5; offload 5-15; fetch 15-115; offload 115-125, which Free awaits; fetch 125-225; b ends at 232
     assert simulate(two_ops(link), plan).time_ns == 232
 
 
@@ -83,7 +83,7 @@ LINK = Link(10**9, 10**9)
 
 
 @pytest.mark.parametrize(
-    ("link", "actions", "where"),
+    ("link", "actions", "action"),
     [
         (None, [Compute(1)], 0),
         (None, [Compute(2)], 0),
@@ -102,15 +102,15 @@ LINK = Link(10**9, 10**9)
         (None, [Compute(True)], 0),
     ],
 )
-def test_what_cannot_be_replayed_is_refused_at_its_action(
-    link: Link | None, actions: list[Action], where: int | None
+def test_an_invalid_action_is_refused_at_its_index(
+    link: Link | None, actions: list[Action], action: int | None
 ) -> None:
-    with pytest.raises(PlanError) as caught:
+    with pytest.raises(PlanError) as error:
         simulate(two_ops(link), Plan(actions))
-    assert caught.value.action == where
+    assert error.value.action == action
 
 
-def test_more_bytes_than_64_bits_hold_are_refused() -> None:
+def test_bytes_beyond_64_bits_are_refused() -> None:
     huge = Problem("huge", (Op("a", "forward", (), (0, 1), 0),), (Value("x", 2**63 - 1, "activation"),) * 2, ())
     with pytest.raises(PlanError):
         simulate(huge, Plan([Compute(0)]))
@@ -122,52 +122,52 @@ def test_an_empty_plan_of_an_empty_problem() -> None:
 
 
 def reference(problem: Problem, plan: Plan) -> tuple[int, int, list[int], int]:
-    """Peak, time, memory after every action, and host bytes: the rules read literally, nothing kept incrementally."""
+    """Peak, time, memory after every action, and host bytes, by a literal reading of the rules, not incrementally."""
     sizes = {v: value.bytes for v, value in enumerate(problem.values)}
-    always = {v for v, value in enumerate(problem.values) if value.kind == "constant"}
-    there = set(always)
+    constants = {v for v, value in enumerate(problem.values) if value.kind == "constant"}
+    resident = set(constants)
     copies: list[tuple[str, int, int, int]] = []  # direction, value, start, end
     clock = 0
-    moments = [sum(sizes[v] for v in there) + problem.reserve_bytes]
-    after: list[int] = []
+    moments = [sum(sizes[v] for v in resident) + problem.reserve_bytes]
+    memory_after: list[int] = []
 
-    def bytes_there() -> int:
-        return sum(sizes[v] for v in there) + problem.reserve_bytes
+    def resident_bytes() -> int:
+        return sum(sizes[v] for v in resident) + problem.reserve_bytes
 
-    def ends(direction: str, value: int | None = None) -> list[int]:
+    def ends_of(direction: str, value: int | None = None) -> list[int]:
         return [end for d, v, _, end in copies if d == direction and value in (None, v)]
 
     def copy(direction: str, value: int, rate: int, ready: int) -> None:
         assert problem.link is not None
-        start = max([clock, ready, *ends(direction)])
-        whole, rest = divmod(sizes[value] * 10**9, rate)
-        copies.append((direction, value, start, start + problem.link.latency_ns + whole + (rest > 0)))
+        start = max([clock, ready, *ends_of(direction)])
+        quotient, remainder = divmod(sizes[value] * 10**9, rate)
+        copies.append((direction, value, start, start + problem.link.latency_ns + quotient + (remainder > 0)))
 
     for action in plan:
         if isinstance(action, Compute):
             op = problem.ops[action.op]
-            clock = max([clock, *(end for v in op.inputs for end in ends("in", v))]) + op.time_ns
-            moments.append(bytes_there() + sum(sizes[v] for v in op.outputs) + op.workspace_bytes)
-            there |= set(op.outputs)
+            clock = max([clock, *(end for v in op.inputs for end in ends_of("in", v))]) + op.time_ns
+            moments.append(resident_bytes() + sum(sizes[v] for v in op.outputs) + op.workspace_bytes)
+            resident |= set(op.outputs)
         elif isinstance(action, Free):
-            clock = max([clock, *ends("in", action.value), *ends("out", action.value)])
-            there.remove(action.value)
+            clock = max([clock, *ends_of("in", action.value), *ends_of("out", action.value)])
+            resident.remove(action.value)
         elif isinstance(action, Offload):
             assert problem.link is not None
-            copy("out", action.value, problem.link.to_host_bytes_per_s, max([0, *ends("in", action.value)]))
+            copy("out", action.value, problem.link.to_host_bytes_per_s, max([0, *ends_of("in", action.value)]))
         else:
             assert problem.link is not None
-            copy("in", action.value, problem.link.to_device_bytes_per_s, ends("out", action.value)[0])
-            there.add(action.value)
-        moments.append(bytes_there())
-        after.append(bytes_there())
-    clock = max([clock, *(end for v in problem.results for end in ends("in", v))])
-    return max(moments), clock, after, sum(sizes[v] for v in {v for d, v, _, _ in copies if d == "out"})
+            copy("in", action.value, problem.link.to_device_bytes_per_s, ends_of("out", action.value)[0])
+            resident.add(action.value)
+        moments.append(resident_bytes())
+        memory_after.append(resident_bytes())
+    clock = max([clock, *(end for v in problem.results for end in ends_of("in", v))])
+    return max(moments), clock, memory_after, sum(sizes[v] for v in {v for d, v, _, _ in copies if d == "out"})
 
 
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6), link=st.booleans())
 @settings(max_examples=400, deadline=None)
-def test_random_plans_cost_what_the_reference_says(n: int, seed: int, link: bool) -> None:
+def test_the_replay_of_random_plans_equals_the_reference(n: int, seed: int, link: bool) -> None:
     problem = training_graph(n, seed, link=link)
     plan = random_plan(problem, seed)
     line = simulate(problem, plan)
@@ -178,7 +178,7 @@ def test_random_plans_cost_what_the_reference_says(n: int, seed: int, link: bool
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=200, deadline=None)
-def test_adversarial_plans_cost_what_the_reference_says(seed: int) -> None:
+def test_the_replay_of_adversarial_problems_equals_the_reference(seed: int) -> None:
     problem = adversarial(seed)
     plan = random_plan(problem, seed)
     line = simulate(problem, plan)

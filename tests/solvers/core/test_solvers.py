@@ -1,4 +1,4 @@
-"""What holds for every solver: a valid plan within the budget, or an honest status. One line each in SOLVERS."""
+"""Laws of every solver: a valid plan within the budget, or an honest status. Each solver has one line in SOLVERS."""
 
 from __future__ import annotations
 
@@ -67,11 +67,13 @@ SOLVERS = (
     ("swap-only", {"tries": 20}),
     ("auto", {}),
 )
-BRIEFLY = Limits(work=5)  # slices of `auto`; test_auto_laws.py and test_auto_fuzz.py let it end
-EVERY = pytest.mark.parametrize(("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v)))
+SHORT = Limits(work=5)  # slices of `auto`, which runs to its end in test_auto_laws.py and test_auto_fuzz.py
+EVERY_SOLVER = pytest.mark.parametrize(
+    ("name", "options"), SOLVERS, ids=lambda v: v if isinstance(v, str) else str(list(v))
+)
 
 
-@EVERY
+@EVERY_SOLVER
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6), link=st.booleans(), share=st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
 def test_on_random_problems(name: str, options: dict[str, object], n: int, seed: int, link: bool, share: float) -> None:
@@ -79,7 +81,7 @@ def test_on_random_problems(name: str, options: dict[str, object], n: int, seed:
         unmodified = baseline(problem).peak_bytes
         floor = solve(problem, max(1, unmodified), solver="store-all").peak_bound_bytes
         for budget_bytes in {max(1, floor + int(share * (unmodified - floor))), max(1, floor - 1)}:
-            check_result(problem, solve(problem, budget_bytes, solver=create(name, **options), limits=BRIEFLY))
+            check_result(problem, solve(problem, budget_bytes, solver=create(name, **options), limits=SHORT))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_on_random_problems(name: str, options: dict[str, object], n: int, seed:
     ],
 )
 def test_chen_on_the_corpus(name: str, shares: tuple[float, ...]) -> None:
-    """At least as good as the earlier study's search over evenly spaced articulation cuts; far less is proven."""
+    """Chen's overhead is at most that of the study's search over evenly spaced articulation cuts; bounds are lower."""
     studied = {"unet": {0.9: 28.6, 0.8: 28.6}, "r50": {0.9: 27.8, 0.6: 27.8, 0.4: 27.8}, "gpt": {0.8: 19.1, 0.4: 19.1}}
     proven = {"unet": {0.8: 2.877}, "r50": {0.9: 1.14, 0.4: 12.99}, "gpt": {0.4: 15.67}, "lstm": {0.4: 17.7}}
     problem = corpus_problem(name)
@@ -106,7 +108,7 @@ def test_chen_on_the_corpus(name: str, shares: tuple[float, ...]) -> None:
         assert proven.get(name, {}).get(share, 0) <= overhead <= studied.get(name, {}).get(share, 100)
 
 
-def test_a_budget_that_store_all_meets_is_answered_with_it() -> None:
+def test_a_budget_that_store_all_meets_is_answered_with_store_all() -> None:
     problem = training_graph(8, 4)
     unmodified = baseline(problem)
     for name in solver_names():
@@ -116,15 +118,15 @@ def test_a_budget_that_store_all_meets_is_answered_with_it() -> None:
         assert (result.order, result.bound_ns) == (Order.FREE, unmodified.time_ns)
 
 
-def test_a_budget_below_the_floor_is_infeasible_and_says_where() -> None:
+def test_a_budget_below_the_floor_is_infeasible_and_names_the_bottleneck() -> None:
     problem = corpus_problem("gpt")
     result = solve(problem, int(0.2 * 3_251_930_112))
     assert result.status is Status.INFEASIBLE
     assert "256.00 MiB output of op125 (_log_softmax)" in result.reason
 
 
-@pytest.mark.parametrize("name", [known.name for known in ENTRIES if known.needs_backward])
-def test_methods_that_need_a_backward_say_so(name: str) -> None:
+@pytest.mark.parametrize("name", [registered.name for registered in ENTRIES if registered.needs_backward])
+def test_methods_that_need_a_backward_are_not_applicable_without_one(name: str) -> None:
     problem = replace(random_layered(60, 3), link=Link(1, 1))
     budget_bytes = baseline(problem).peak_bytes - 1
     result = solve(problem, budget_bytes, solver=name)
@@ -132,24 +134,24 @@ def test_methods_that_need_a_backward_say_so(name: str) -> None:
     assert "backward" in result.reason
 
 
-def test_methods_that_need_a_link_say_so() -> None:
-    results = [solve(chain(9), 8, solver=known.name) for known in ENTRIES if known.family == "swap"]
+def test_methods_that_need_a_link_are_not_applicable_without_one() -> None:
+    results = [solve(chain(9), 8, solver=registered.name) for registered in ENTRIES if registered.family == "swap"]
     for result in results:
-        if result.solver not in ("capuchin", "superneurons"):  # these recompute without one
+        if result.solver not in ("capuchin", "superneurons"):  # without a link, these recompute
             assert result.status is Status.NOT_APPLICABLE
             assert result.reason == f"{result.solver} needs a link to the host; there is none"
     assert sum(result.status is Status.NOT_APPLICABLE for result in results) == len(results) - 2
 
 
 @pytest.mark.parametrize("budget", [0, -1, True, 1.5, None, "0%", "much", "smallest", 2**63], ids=repr)
-def test_a_budget_that_cannot_be_read_is_refused_with_the_forms(budget: Any) -> None:
+def test_the_error_for_an_unreadable_budget_lists_the_forms(budget: Any) -> None:
     with pytest.raises(BudgetError, match=r"bytes \(8000000000\), a size \(8GiB, 800MB\) or a share .* min"):
         solve(chain(3), budget)
     with pytest.raises(BudgetError, match=r"bytes \(8000000000\), a size \(8GiB, 800MB\) or a share"):
         compare(chain(3), budget, solvers=["chen"])
 
 
-def test_the_forms_of_one_budget_have_one_answer() -> None:
+def test_all_forms_of_a_budget_have_the_same_answer() -> None:
     problem = chain(50)
     budget_bytes = baseline(problem).peak_bytes * 60 // 100
     expected = solve(problem, budget_bytes, solver="chen")
@@ -161,7 +163,7 @@ def test_the_forms_of_one_budget_have_one_answer() -> None:
     assert solve(problem, "min", solver="chen").budget_bytes < budget_bytes
 
 
-def test_an_unknown_solver_or_option_is_named_with_what_comes_close() -> None:
+def test_the_error_for_an_unknown_solver_or_option_suggests_a_known_one() -> None:
     with pytest.raises(InputError, match="did you mean chen"):
         solve(chain(3), 3, solver="chan")
     with pytest.raises(InputError, match="known are auto"):
@@ -170,10 +172,10 @@ def test_an_unknown_solver_or_option_is_named_with_what_comes_close() -> None:
         create("chen", size=3)
 
 
-def test_the_registry_tells_the_truth_about_names() -> None:
+def test_the_names_of_the_registry_are_those_of_the_solvers() -> None:
     assert len(set(solver_names())) == len(ENTRIES)
-    for known in ENTRIES:
-        assert create(known.name).name == known.name == entry(known.name).name
+    for registered in ENTRIES:
+        assert create(registered.name).name == registered.name == entry(registered.name).name
 
 
 def test_every_registered_solver_is_in_the_table() -> None:
@@ -197,7 +199,7 @@ def test_ctrl_c_keeps_the_best_plan_so_far(name: str) -> None:
     assert result.plan is not None
 
 
-def test_a_time_limit_is_kept_and_said() -> None:
+def test_a_time_limit_is_kept_and_reported() -> None:
     problem = corpus_problem("lstm")
     result = solve(problem, 60_000_000, solver="chen", limits=Limits(seconds=0.05))
     assert result.stopped is Stopped.TIME
@@ -205,16 +207,16 @@ def test_a_time_limit_is_kept_and_said() -> None:
     assert result.seconds < 2
 
 
-def test_progress_is_reported_with_ever_better_plans() -> None:
-    seen: list[Progress] = []
-    result = solve(chain(50), 40, solver="chen", on_progress=seen.append)
-    times = [p.time_ns for p in seen if p.time_ns is not None]
+def test_progress_reports_ever_faster_plans() -> None:
+    reports: list[Progress] = []
+    result = solve(chain(50), 40, solver="chen", on_progress=reports.append)
+    times = [p.time_ns for p in reports if p.time_ns is not None]
     assert times == sorted(times, reverse=True)
     assert times[-1] == result.time_ns
 
 
 def test_a_plan_without_recomputation_is_proven_optimal_by_auto() -> None:
-    """`auto` knows that every op runs once, so a plan that only reorders frees is optimal for every order."""
+    """`auto` knows that every op is computed at least once, so a plan that only reorders frees is optimal."""
     for seed in range(100):
         problem = training_graph(6, seed)
         budget_bytes = baseline(problem).peak_bytes - 1
@@ -226,7 +228,7 @@ def test_a_plan_without_recomputation_is_proven_optimal_by_auto() -> None:
 
 
 @pytest.mark.parametrize(("name", "share"), [("gpt", 0.6), ("unet", 0.4), ("chain50", 0.3), ("r50", 0.4)])
-def test_auto_is_no_slower_than_any_method_it_starts_from(name: str, share: float) -> None:
+def test_auto_is_no_slower_than_any_of_its_warm_starts(name: str, share: float) -> None:
     problem = corpus_problem(name)
     budget_bytes = int(share * baseline(problem).peak_bytes)
     results = [solve(problem, budget_bytes, solver=method) for method in METHODS]
@@ -240,7 +242,7 @@ def test_auto_is_no_slower_than_any_method_it_starts_from(name: str, share: floa
 
 @dataclass(frozen=True)
 class Cheat:
-    """Hands back whatever it is told to."""
+    """Returns the outcome that it is constructed with."""
 
     outcome: Outcome
 
@@ -270,7 +272,7 @@ assert GOOD.plan is not None
         replace(GOOD, plan=Plan([*GOOD.plan, Compute(99)])),
     ],
 )
-def test_no_solver_gets_away_with_a_wrong_answer(outcome: Outcome) -> None:
+def test_a_wrong_outcome_is_an_assertion_error(outcome: Outcome) -> None:
     solver: Solver = Cheat(outcome)
     with pytest.raises(AssertionError, match="cheat"):
         solve(chain(9), 8, solver=solver)

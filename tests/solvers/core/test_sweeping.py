@@ -1,4 +1,4 @@
-"""The curve of time against peak: monotone whatever the solver, settled with all that is known, written and read."""
+"""Tests of the curve of time against peak: it is monotone for every solver, uses all that is known, can be saved."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tests.solvers.makers import corpus_problem
 
 CHAIN = chain(50)
 STEP_NS = 150
-# The best of 50 uniform layers (store-all keeps 51 bytes): extra forwards at so many slots, by Gruslys' optimum, as in
+# Extra forward computations of 50 uniform layers (store-all keeps 51 bytes) by number of slots: Gruslys' optimum, from
 # the table of known answers of an earlier study.
 EXTRA = {6: 95, 8: 65, 12: 39, 20: 31}
 
 
 def check(problem: Problem, curve: Sweep) -> None:
-    """Every law that a sweep keeps, whatever the solver."""
+    """Checks every law that a sweep keeps for any solver."""
     unmodified = baseline(problem)
     assert (curve.store_all_peak_bytes, curve.store_all_time_ns) == (unmodified.peak_bytes, unmodified.time_ns)
     for point in curve.points:
@@ -100,17 +100,17 @@ def test_a_uniform_chain() -> None:
     assert {p.budget_bytes: (p.time_ns or 0) - STEP_NS for p in curve.points} == EXTRA
 
 
-def test_chosen_points_run_from_the_smallest_peak_to_store_all_and_close_up_where_the_curve_bends() -> None:
+def test_chosen_points_cover_the_curve_and_are_denser_where_it_bends() -> None:
     curve = sweep(CHAIN, points=9, solver="gruslys")
     check(CHAIN, curve)
     budgets = [p.budget_bytes for p in curve.points]
     assert len(budgets) == 9
-    assert (budgets[0], budgets[-1]) == (3, 51)  # three values are at work in every backward
+    assert (budgets[0], budgets[-1]) == (3, 51)  # every backward op needs three values
     widths = [after - before for before, after in pairwise(budgets)]
     assert min(widths[:2]) < max(widths[-2:])
 
 
-def test_a_budget_below_the_floor_is_infeasible_with_the_floors_reason_and_so_is_what_is_smaller() -> None:
+def test_budgets_below_the_floor_are_infeasible_with_the_reason_of_the_floor() -> None:
     curve = sweep(CHAIN, budgets=(2, 1, 12), solver="gruslys")
     check(CHAIN, curve)
     assert [p.status for p in curve.points] == [Status.INFEASIBLE, Status.INFEASIBLE, Status.FEASIBLE]
@@ -119,21 +119,21 @@ def test_a_budget_below_the_floor_is_infeasible_with_the_floors_reason_and_so_is
     assert curve.points[0].seconds == 0
 
 
-# ---------------------------------------------------------------- what solvers say, put together
+# ---------------------------------------------------------------- combining the outcomes of solvers
 
 
 @dataclass(frozen=True)
-class Told:
-    """Answers as it was told to, by budget; keeps what it was asked."""
+class Scripted:
+    """Returns prepared outcomes by budget, and records its calls."""
 
     outcomes: dict[int, Outcome]
     starts: tuple[Plan, ...] = ()
-    asked: list[tuple[int, tuple[Plan, ...]]] = field(default_factory=list)
-    name: ClassVar[str] = "told"
+    calls: list[tuple[int, tuple[Plan, ...]]] = field(default_factory=list)
+    name: ClassVar[str] = "scripted"
     version: ClassVar[str] = "1"
 
     def solve(self, problem: Problem, budget_bytes: int, **options: Any) -> Outcome:
-        self.asked.append((budget_bytes, self.starts))
+        self.calls.append((budget_bytes, self.starts))
         return self.outcomes[budget_bytes]
 
     def solve_min_peak(self, problem: Problem, **options: Any) -> Outcome:
@@ -150,7 +150,7 @@ def found(budget: int, bound_ns: int | None = None, order: Order = Order.GIVEN) 
     return Outcome(Status.FEASIBLE, plan_of(budget), bound_ns=bound_ns, order=order)
 
 
-MISSED = Outcome(Status.NOT_FOUND, reason="told not to")
+NOT_FOUND = Outcome(Status.NOT_FOUND, reason="prepared")
 
 
 def by_budget(curve: Sweep) -> dict[int, Point]:
@@ -158,22 +158,22 @@ def by_budget(curve: Sweep) -> dict[int, Point]:
     return {point.budget_bytes: point for point in curve.points}
 
 
-def test_a_plan_goes_up_to_larger_budgets_also_where_the_solver_found_none() -> None:
-    solver = Told({40: MISSED, 30: found(8), 20: found(20)})
+def test_a_plan_is_also_used_at_larger_budgets() -> None:
+    solver = Scripted({40: NOT_FOUND, 30: found(8), 20: found(20)})
     points = by_budget(sweep(CHAIN, budgets=(40, 30, 20), solver=solver))
     assert [points[b].time_ns for b in (40, 30, 20)] == [STEP_NS + 31] * 3
     assert points[40].status is Status.FEASIBLE
 
 
-def test_a_plan_found_for_a_larger_budget_fits_every_one_above_its_peak() -> None:
-    solver = Told({40: found(12), 20: MISSED, 10: MISSED})
+def test_a_plan_is_also_used_at_smaller_budgets_above_its_peak() -> None:
+    solver = Scripted({40: found(12), 20: NOT_FOUND, 10: NOT_FOUND})
     points = by_budget(sweep(CHAIN, budgets=(40, 20, 10), solver=solver))
     assert [points[b].time_ns for b in (40, 20, 10)] == [STEP_NS + 39, STEP_NS + 39, None]
     assert points[10].status is Status.NOT_FOUND
 
 
-def test_a_bound_goes_down_to_smaller_budgets() -> None:
-    solver = Told({20: found(20, STEP_NS + 31), 12: found(12, STEP_NS + 7), 8: found(8)})
+def test_a_bound_also_holds_at_smaller_budgets() -> None:
+    solver = Scripted({20: found(20, STEP_NS + 31), 12: found(12, STEP_NS + 7), 8: found(8)})
     points = by_budget(sweep(CHAIN, budgets=(20, 12, 8), solver=solver))
     assert [points[b].bound_ns for b in (20, 12, 8)] == [STEP_NS + 31] * 3
     assert [points[b].order for b in (20, 12, 8)] == [Order.GIVEN] * 3
@@ -181,22 +181,23 @@ def test_a_bound_goes_down_to_smaller_budgets() -> None:
     assert points[8].gap == (65 - 31) / STEP_NS
 
 
-def test_where_plan_and_bound_for_every_order_meet_the_solver_is_not_asked() -> None:
-    solver = Told({30: found(20, STEP_NS + 31, Order.FREE)})
+def test_the_solver_is_not_called_where_plan_and_bound_for_every_order_meet() -> None:
+    solver = Scripted({30: found(20, STEP_NS + 31, Order.FREE)})
     points = by_budget(sweep(CHAIN, budgets=(30, 25), solver=solver))
-    assert [budget for budget, _ in solver.asked] == [30]
+    assert [budget for budget, _ in solver.calls] == [30]
     assert (points[25].status, points[25].seconds) == (Status.OPTIMAL, 0)
 
 
-def test_where_they_meet_for_the_given_order_only_it_is() -> None:
-    solver = Told({30: found(20, STEP_NS + 31), 25: found(20)})
+def test_the_solver_is_called_where_they_meet_for_the_given_order_only() -> None:
+    solver = Scripted({30: found(20, STEP_NS + 31), 25: found(20)})
     points = by_budget(sweep(CHAIN, budgets=(30, 25), solver=solver))
-    assert [budget for budget, _ in solver.asked] == [30, 25]
+    assert [budget for budget, _ in solver.calls] == [30, 25]
     assert points[25].status is Status.OPTIMAL
 
 
-def test_a_bound_for_the_given_order_says_nothing_of_a_plan_that_moves_first_computations() -> None:
-    """Two large values, each reduced to a small one: made one after the other, they need not be there together."""
+def test_a_bound_for_the_given_order_does_not_apply_to_a_plan_in_another_order() -> None:
+    """Two large values are each reduced to a small one; computed one after the other, they need not be resident
+    together."""
     sizes = (10, 10, 1, 1)
     reads: tuple[tuple[int, ...], ...] = ((), (), (0,), (1,))
     problem = Problem(
@@ -205,28 +206,29 @@ def test_a_bound_for_the_given_order_says_nothing_of_a_plan_that_moves_first_com
         values=tuple(Value(f"v{i}", size, "activation") for i, size in enumerate(sizes)),
         results=(2, 3),
     )
-    moved = Plan((Compute(0), Compute(2), Free(0), Compute(1), Compute(3), Free(1)))
-    solver = Told({15: Outcome(Status.FEASIBLE, moved, bound_ns=6, order=Order.GIVEN)})  # in order, op 0 runs twice
+    # In the given order, op 0 is computed twice.
+    reordered = Plan((Compute(0), Compute(2), Free(0), Compute(1), Compute(3), Free(1)))
+    solver = Scripted({15: Outcome(Status.FEASIBLE, reordered, bound_ns=6, order=Order.GIVEN)})
     (point,) = sweep(problem, budgets=(15,), solver=solver).points
     assert (point.time_ns, point.bound_ns, point.order, point.gap) == (4, None, None, None)
 
 
-def test_claims_that_contradict_each_other_are_bugs() -> None:
-    bound = Told({20: found(20), 30: found(12, STEP_NS + 39)})
-    with pytest.raises(AssertionError, match="told: a bound of 189 ns above a plan's 181 ns"):
+def test_contradicting_claims_are_assertion_errors() -> None:
+    bound = Scripted({20: found(20), 30: found(12, STEP_NS + 39)})
+    with pytest.raises(AssertionError, match="scripted: a bound of 189 ns above a plan's 181 ns"):
         sweep(CHAIN, budgets=(20, 30), solver=bound)
-    floor = Told({30: MISSED, 20: found(8), 12: Outcome(Status.INFEASIBLE)})
-    with pytest.raises(AssertionError, match="told: infeasible at 12 bytes, where there is a plan"):
+    floor = Scripted({30: NOT_FOUND, 20: found(8), 12: Outcome(Status.INFEASIBLE)})
+    with pytest.raises(AssertionError, match="scripted: infeasible at 12 bytes, where there is a plan"):
         sweep(CHAIN, budgets=(30, 20, 12), solver=floor)
 
 
 def test_the_solver_starts_from_the_plans_on_both_sides_and_from_the_smallest() -> None:
     outcomes = {b: found(b) for b in range(3, 51)} | {51: Outcome(Status.FEASIBLE, store_all(CHAIN))}
-    solver = Told(outcomes, starts=(plan_of(5),))
+    solver = Scripted(outcomes, starts=(plan_of(5),))
     curve = sweep(CHAIN, points=7, solver=solver, limits=Limits(5))
-    budgets = [budget for budget, _ in solver.asked]
+    budgets = [budget for budget, _ in solver.calls]
     assert sorted([*budgets, 51]) == [point.budget_bytes for point in curve.points]
-    for i, (budget, starts) in enumerate(solver.asked):
+    for i, (budget, starts) in enumerate(solver.calls):
         known = [51, *budgets[:i]]
         below, above = [b for b in known if b < budget], [b for b in known if b > budget]
         nearest = [outcomes[b].plan for b in (*sorted(below)[-1:], min(above))]
@@ -239,32 +241,32 @@ def test_the_solver_starts_from_the_plans_on_both_sides_and_from_the_smallest() 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """Gruslys' method, until Ctrl-C at one budget."""
+    """Gruslys' method with Ctrl-C at one budget."""
 
     at: int
-    hands_back: bool
+    returns_plan: bool
     name: ClassVar[str] = "interrupted"
     version: ClassVar[str] = "1"
 
     def solve(self, problem: Problem, budget_bytes: int, **options: Any) -> Outcome:
-        if budget_bytes == self.at and not self.hands_back:
+        if budget_bytes == self.at and not self.returns_plan:
             raise KeyboardInterrupt
         outcome = Gruslys().solve(problem, budget_bytes, **options)
         return replace(outcome, stopped=Stopped.INTERRUPT) if budget_bytes == self.at else outcome
 
 
-@pytest.mark.parametrize("hands_back", [False, True])
-def test_ctrl_c_hands_back_the_points_so_far(hands_back: bool) -> None:
-    curve = sweep(CHAIN, budgets=(8, 20, 12), solver=Interrupted(12, hands_back))
+@pytest.mark.parametrize("returns_plan", [False, True])
+def test_ctrl_c_returns_the_points_so_far(returns_plan: bool) -> None:
+    curve = sweep(CHAIN, budgets=(8, 20, 12), solver=Interrupted(12, returns_plan))
     points = by_budget(curve)
     assert curve.stopped is Stopped.INTERRUPT
     assert points[20].time_ns == STEP_NS + 31
-    assert points[12].time_ns == (STEP_NS + 39 if hands_back else None)
+    assert points[12].time_ns == (STEP_NS + 39 if returns_plan else None)
     assert (points[8].status, points[8].stopped) == (Status.NOT_FOUND, Stopped.INTERRUPT)
     assert points[8].reason == "the sweep ended before its turn"
 
 
-def test_the_limit_is_for_the_whole_and_what_is_left_is_shared() -> None:
+def test_the_limit_is_for_the_whole_sweep_and_the_rest_is_shared() -> None:
     shares = []
 
     @dataclass(frozen=True)
@@ -283,12 +285,12 @@ def test_the_limit_is_for_the_whole_and_what_is_left_is_shared() -> None:
     assert curve.stopped is Stopped.TIME
 
 
-def test_points_and_progress_are_told_as_they_come() -> None:
-    told: list[Point] = []
+def test_points_and_progress_are_reported_in_order() -> None:
+    reported: list[Point] = []
     seconds: list[float] = []
     report: Callable[[Progress], None] = lambda progress: seconds.append(progress.seconds)  # noqa: E731
-    curve = sweep(CHAIN, budgets=("90%", "60%", 12), solver="auto", on_point=told.append, on_progress=report)
-    assert [p.budget_bytes for p in told] == [45, 30, 12]
+    curve = sweep(CHAIN, budgets=("90%", "60%", 12), solver="auto", on_point=reported.append, on_progress=report)
+    assert [p.budget_bytes for p in reported] == [45, 30, 12]
     assert [p.budget_bytes for p in curve.points] == [12, 30, 45]
     assert seconds == sorted(seconds)
     assert seconds[-1] <= curve.seconds
@@ -305,12 +307,12 @@ def test_points_and_progress_are_told_as_they_come() -> None:
         ({"solver": "chne"}, InputError, "did you mean chen"),
     ],
 )
-def test_bad_questions(options: dict[str, Any], error: type[Exception], word: str) -> None:
+def test_invalid_arguments(options: dict[str, Any], error: type[Exception], word: str) -> None:
     with pytest.raises(error, match=word):
         sweep(CHAIN, **options)
 
 
-# ---------------------------------------------------------------- using and keeping it
+# ---------------------------------------------------------------- reading and saving a curve
 
 
 def test_the_fastest_within_a_budget() -> None:
@@ -321,14 +323,14 @@ def test_the_fastest_within_a_budget() -> None:
         curve.within(5)
 
 
-def test_files_survive_the_round_trip_and_each_point_makes_a_plan_file(tmp_path: Path) -> None:
+def test_curves_survive_the_round_trip_and_each_point_gives_a_plan_file(tmp_path: Path) -> None:
     curve = sweep(CHAIN, budgets=(1, 12, 20), solver="gruslys")
     formats.save_sweep(tmp_path / "curve.json", curve)
     assert formats.load_sweep(tmp_path / "curve.json") == curve
     assert formats.encode_sweep(curve) == (tmp_path / "curve.json").read_bytes()
     formats.save_plan(tmp_path / "plan.json", curve.result(curve.within(12)))
-    made = formats.load_plan(tmp_path / "plan.json")
-    assert (made.time_ns, made.plan) == (STEP_NS + 39, curve.points[1].plan)
+    loaded = formats.load_plan(tmp_path / "plan.json")
+    assert (loaded.time_ns, loaded.plan) == (STEP_NS + 39, curve.points[1].plan)
     with pytest.raises(FormatError, match="holds a sweep, not a plan"):
         formats.load_plan(tmp_path / "curve.json")
     with pytest.raises(FormatError, match="holds a plan, not a sweep"):
@@ -336,7 +338,7 @@ def test_files_survive_the_round_trip_and_each_point_makes_a_plan_file(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "place"),
+    ("corrupt", "place"),
     [
         (lambda d: d.update(version=2), "version"),
         (lambda d: d.update(problem="0"), "problem"),
@@ -352,8 +354,8 @@ def test_files_survive_the_round_trip_and_each_point_makes_a_plan_file(tmp_path:
         (lambda d: d["points"][2].update(actions=[["free", -1]]), r"points\[2\]\.actions\[0\]"),
     ],
 )
-def test_spoiled_files_are_refused(spoil: Callable[[dict[str, Any]], Any], place: str) -> None:
+def test_corrupted_files_are_refused(corrupt: Callable[[dict[str, Any]], Any], place: str) -> None:
     document = json.loads(formats.encode_sweep(sweep(CHAIN, budgets=(1, 12, 20), solver="gruslys")))
-    spoil(document)
+    corrupt(document)
     with pytest.raises(FormatError, match=place):
         formats.decode(json.dumps(document).encode())

@@ -1,4 +1,4 @@
-"""Budgets, links and sizes as people write them."""
+"""Tests of budgets, links and sizes in the forms that people write."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def test_links_that_do_not_parse(text: str) -> None:
         parse_link(text)
 
 
-def test_bits_are_no_bytes() -> None:
+def test_bits_are_not_bytes() -> None:
     with pytest.raises(InputError, match="bits"):
         parse_link("100Gb/s")
 
 
-def test_sizes_for_people() -> None:
+def test_formatted_sizes() -> None:
     assert [format_bytes(n) for n in (0, 1023, 1024, 5 * 2**20, 3 * 2**29)] == [
         *("0 B", "1023 B", "1.00 KiB", "5.00 MiB", "1.50 GiB")
     ]

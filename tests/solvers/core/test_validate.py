@@ -1,4 +1,4 @@
-"""The validator, rule by rule: hand-written plans with exact action indices, mutations, and laws."""
+"""Tests of the validator, rule by rule: hand-written plans with exact action indices, mutations, and laws."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from remat_solvers.validate import Rule, Violation, validate
 X, A, B, LOSS, TANGENT, GB, GX = range(7)
 FA, FB, STATS, FLOSS, TANGENTS, BB, BX = range(7)
 
-# x -> a -> b -> loss, and back; `stats` updates a buffer from b, so it has no output and runs once.
+# x -> a -> b -> loss and their backward; `stats` updates a buffer from b, so it has no output and is computed once.
 PROBLEM = Problem(
     name="small",
     values=(
@@ -74,11 +74,11 @@ def test_a_plan_that_keeps_everything_is_valid() -> None:
 
 
 def test_recompute_and_swap_are_valid() -> None:
-    recompute = (*KEEP[:2], Free(A), *KEEP[2:7], Compute(FA), *KEEP[7:])
-    swap = (*KEEP[:4], Offload(A), Free(A), *KEEP[4:6], Fetch(A), *KEEP[6:])
-    twice = (*KEEP[:4], Offload(A), Offload(A), Free(A), Fetch(A), Free(A), *KEEP[4:6], Fetch(A), *KEEP[6:])
-    fresh = (*KEEP[:3], Compute(FA), *KEEP[3:])  # while a is there: a second copy that goes again
-    for plan in (recompute, swap, twice, fresh):
+    recomputed = (*KEEP[:2], Free(A), *KEEP[2:7], Compute(FA), *KEEP[7:])
+    swapped = (*KEEP[:4], Offload(A), Free(A), *KEEP[4:6], Fetch(A), *KEEP[6:])
+    swapped_twice = (*KEEP[:4], Offload(A), Offload(A), Free(A), Fetch(A), Free(A), *KEEP[4:6], Fetch(A), *KEEP[6:])
+    recomputed_resident = (*KEEP[:3], Compute(FA), *KEEP[3:])  # a is resident: a second copy for a while
+    for plan in (recomputed, swapped, swapped_twice, recomputed_resident):
         assert found(*plan) == []
 
 
@@ -91,7 +91,7 @@ def test_recompute_and_swap_are_valid() -> None:
         (changed(4, Compute(True)), [(4, "index")]),
         (changed(4, Compute("fa")), [(4, "index")]),  # type: ignore[arg-type]
         (changed(4, ("compute", 0)), [(4, "action")]),  # type: ignore[arg-type]
-        (changed(0, drop=1), [(0, "input"), (None, "never")]),  # fb reads a once reported, bx does not repeat it
+        (changed(0, drop=1), [(0, "input"), (None, "never")]),  # a is reported at fb and not again at bx
         (changed(1, Free(A), drop=0), [(2, "input")]),
         (changed(3, Compute(STATS)), [(3, "twice")]),
         (changed(5, Compute(TANGENTS), Compute(TANGENTS)), [(5, "twice"), (6, "twice")]),
@@ -106,7 +106,7 @@ def test_recompute_and_swap_are_valid() -> None:
         (changed(7, Free(B)), [(7, "free")]),
         (changed(4, Free(LOSS)), [(4, "boundary")]),
         (changed(5, Free(LOSS)), [(5, "boundary")]),
-        (changed(4, Free(LOSS), Compute(FLOSS)), [(4, "boundary")]),  # back, but too late
+        (changed(4, Free(LOSS), Compute(FLOSS)), [(4, "boundary")]),  # recomputed, but too late
         (changed(4, Offload(LOSS), Free(LOSS), Compute(TANGENTS), Fetch(LOSS), drop=1), [(5, "boundary")]),
         ((*KEEP, Free(GX)), [(None, "result")]),
         (changed(0, Offload(A)), [(0, "offload")]),
@@ -146,21 +146,21 @@ def test_peak_names_the_action_and_the_excess() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "where", "peak"),
+    ("plan", "action", "peak"),
     [
-        (changed(5, Compute(FA), Compute(FA)), 7, 2038),  # a second copy of a: 1808 + 100 + workspace 7 = 1915 only
+        (changed(5, Compute(FA), Compute(FA)), 7, 2038),  # a second copy of a: 1808 + 100 + workspace 7 = 1915
         (changed(5, Compute(FB), drop=1), 5, 2008),  # 1808 + a second copy of b 200
         (changed(5, Free(A), KEEP[5], Compute(FA), drop=1), 7, 2008 + 7),  # 1938 - 30 + a 100 + workspace 7
-        ((*KEEP[:4], Offload(A), Free(A), *KEEP[4:6], Fetch(A), *KEEP[6:]), 8, 2008),  # bytes count from the fetch on
+        ((*KEEP[:4], Offload(A), Free(A), *KEEP[4:6], Fetch(A), *KEEP[6:]), 8, 2008),  # bytes count from the Fetch on
     ],
 )
-def test_peak_by_hand(plan: tuple[Action, ...], where: int, peak: int) -> None:
+def test_peaks_computed_by_hand(plan: tuple[Action, ...], action: int, peak: int) -> None:
     at_peak = [v for v in validate(PROBLEM, Plan(plan), peak - 1) if v.rule == "peak"]
-    assert [(v.action, f"{peak} bytes, 1 over" in v.message) for v in at_peak] == [(where, True)]
+    assert [(v.action, f"{peak} bytes, 1 over" in v.message) for v in at_peak] == [(action, True)]
     assert "peak" not in [v.rule for v in validate(PROBLEM, Plan(plan), peak)]
 
 
-def test_many_mistakes_are_all_named() -> None:
+def test_all_violations_are_reported() -> None:
     plan = (Free(X), Compute(99), Free(LOSS), *KEEP[:3], Compute(STATS), *KEEP[3:], Free(GX), Fetch(B))
     expected = [(0, "constant"), (1, "index"), (2, "free"), (6, "twice"), (16, "fetch"), (None, "result")]
     assert found(*plan) == expected
@@ -174,7 +174,7 @@ def test_messages_name_ops_and_values() -> None:
     assert str(validate(PROBLEM, Plan((*KEEP, Free(GX))))[0]).startswith("plan: result: ")
 
 
-def test_effects_keep_the_problems_order() -> None:
+def test_effects_keep_the_order_of_the_problem() -> None:
     values = (Value("x", 1, "constant"),)
     ops = tuple(Op(f"draw{i}", "forward", (0,), (), 1, effects=("random",)) for i in range(4))
     problem = Problem("draws", ops, values, ())
@@ -199,25 +199,25 @@ def test_a_step_without_a_forward() -> None:
 
 
 @given(st.integers(0, len(KEEP) - 1))
-def test_dropping_an_action_is_found_unless_it_was_a_free(at: int) -> None:
+def test_a_missing_action_is_found_unless_it_is_a_free(at: int) -> None:
     rules = [v.rule for v in validate(PROBLEM, Plan(changed(at, drop=1)))]
     assert ("never" in rules) == isinstance(KEEP[at], Compute)
     assert rules == [] or isinstance(KEEP[at], Compute)
 
 
 @given(st.integers(0, len(KEEP) - 1))
-def test_doing_an_action_twice_is_found_unless_it_was_recomputable(at: int) -> None:
-    again = found(*changed(at, KEEP[at]))
+def test_a_repeated_action_is_found_unless_its_op_is_recomputable(at: int) -> None:
+    violations = found(*changed(at, KEEP[at]))
     match KEEP[at]:
         case Compute(op):
-            # bb may run again; a forward op too, as all of them stand before the boundary
-            assert again == ([] if PROBLEM.ops[op].recomputable else [(at + 1, "twice")])
+            # bb may be recomputed; so may the forward ops, since all of them are before the boundary
+            assert violations == ([] if PROBLEM.ops[op].recomputable else [(at + 1, "twice")])
         case _:
-            assert again == [(at + 1, "free")]
+            assert violations == [(at + 1, "free")]
 
 
 @given(st.permutations(range(len(KEEP))))
-def test_an_order_is_valid_exactly_where_the_dependencies_hold(order: list[int]) -> None:
+def test_an_order_is_valid_if_and_only_if_the_dependencies_hold(order: list[int]) -> None:
     position = {KEEP[k]: p for p, k in enumerate(order)}
     before = [
         (Compute(FA), Compute(FB)),
@@ -242,30 +242,30 @@ ACTIONS = st.one_of(*(st.builds(kind, st.integers(-1, 7)) for kind in (Compute, 
 
 
 @given(st.lists(ACTIONS, max_size=30), st.integers(1, 3000))
-def test_any_sequence_is_read_to_its_end(actions: list[Action], budget: int) -> None:
+def test_any_sequence_is_checked_to_its_end(actions: list[Action], budget: int) -> None:
     violations = validate(PROBLEM, Plan(actions), budget)
-    places = [len(actions) if v.action is None else v.action for v in violations]
-    assert places == sorted(places)
-    assert all(0 <= p <= len(actions) for p in places)
+    positions = [len(actions) if v.action is None else v.action for v in violations]
+    assert positions == sorted(positions)
+    assert all(0 <= p <= len(actions) for p in positions)
     computed = {a.op for a in actions if isinstance(a, Compute)}
     assert sum(v.rule == "never" for v in violations) == len(set(range(7)) - computed)
-    wrong = sum(not 0 <= (a.op if isinstance(a, Compute) else a.value) < 7 for a in actions)
-    assert sum(v.rule == "index" for v in violations) == wrong
+    bad_indices = sum(not 0 <= (a.op if isinstance(a, Compute) else a.value) < 7 for a in actions)
+    assert sum(v.rule == "index" for v in violations) == bad_indices
 
 
 @given(st.lists(ACTIONS, max_size=30), st.integers(0, 30), ACTIONS)
-def test_what_follows_does_not_change_what_was_found_before(actions: list[Action], cut: int, extra: Action) -> None:
-    """Rules that only look back report the same for a prefix."""
-    back = {"index", "input", "twice", "order", "constant", "free", "offload", "fetch", "host"}
+def test_later_actions_do_not_change_earlier_violations(actions: list[Action], cut: int, extra: Action) -> None:
+    """Rules that depend only on earlier actions report the same for a prefix."""
+    backward_looking = {"index", "input", "twice", "order", "constant", "free", "offload", "fetch", "host"}
     cut = min(cut, len(actions))
-    prefix = [v for v in found(*actions[:cut]) if v[1] in back]
-    whole = [v for v in found(*actions[:cut], extra) if v[1] in back and v[0] != cut]
+    prefix = [v for v in found(*actions[:cut]) if v[1] in backward_looking]
+    whole = [v for v in found(*actions[:cut], extra) if v[1] in backward_looking and v[0] != cut]
     frees = [(i, "free") for i, a in enumerate(actions[:cut]) if a == Free(LOSS)]
     assert set(prefix) ^ set(whole) <= set(frees)  # whether a result may be freed depends on where the forward ends
 
 
 @given(st.integers(0, 10**6), st.booleans())
-def test_the_checker_and_the_replay_count_the_same_peak(seed: int, over_a_link: bool) -> None:
+def test_validator_and_replay_have_the_same_peak(seed: int, over_a_link: bool) -> None:
     problem = training_graph(1 + seed % 9, seed, link=over_a_link)
     plan = random_plan(problem, seed)
     replayed = simulate(problem, plan)
@@ -275,22 +275,25 @@ def test_the_checker_and_the_replay_count_the_same_peak(seed: int, over_a_link: 
 
 
 @given(st.integers(0, 10**6), st.data())
-def test_what_the_replay_refuses_the_checker_refuses_first_at_the_same_action(seed: int, data: st.DataObject) -> None:
+def test_the_first_action_that_the_replay_refuses_is_that_of_the_validator(seed: int, data: st.DataObject) -> None:
     problem = training_graph(1 + seed % 9, seed, link=True)
     plan = list(random_plan(problem, seed))
     action = plan.pop(data.draw(st.integers(0, len(plan) - 1)))
     plan.insert(data.draw(st.integers(0, len(plan))), action)
-    found_there = [(v.action, v.rule) for v in validate(problem, Plan(plan))]
-    # A result freed after the boundary stays for the checker and goes for the replay: no comparison from there on.
-    after = min((a for a, rule in found_there if rule == "boundary" and a is not None), default=len(plan))
-    both: set[Rule] = {"action", "index", "input", "constant", "free", "link", "offload", "fetch"}
-    theirs = refused_at(problem, Plan(plan))
-    if theirs is None or theirs < after:
-        assert next((a for a, rule in found_there if rule in both and a is not None and a < after), None) == theirs
+    violations = [(v.action, v.rule) for v in validate(problem, Plan(plan))]
+    # The validator keeps a result that is freed after the boundary, the replay does not: later actions are ignored.
+    compared_until = min((a for a, rule in violations if rule == "boundary" and a is not None), default=len(plan))
+    common_rules: set[Rule] = {"action", "index", "input", "constant", "free", "link", "offload", "fetch"}
+    refused = refused_at(problem, Plan(plan))
+    if refused is None or refused < compared_until:
+        assert (
+            next((a for a, rule in violations if rule in common_rules and a is not None and a < compared_until), None)
+            == refused
+        )
 
 
 def refused_at(problem: Problem, plan: Plan) -> int | None:
-    """The action at which the replay gives up; None: it does not, or only at the end."""
+    """The action that the replay refuses; None if it refuses none, or only the end of the plan."""
     try:
         simulate(problem, plan)
     except PlanError as error:
@@ -307,5 +310,5 @@ def test_ten_thousand_actions_are_checked_quickly() -> None:
     start = time.process_time()
     violations = validate(problem, plan, 1)
     assert time.process_time() - start < 0.5
-    # Every offload is over capacity but that of a0, which has no bytes; x is freed and fetched; one peak.
+    # Every offload except that of a0, which has no bytes, exceeds the capacity; x is freed and fetched; one peak.
     assert len(violations) == (n - 1) + 2 + 1
