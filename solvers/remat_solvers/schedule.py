@@ -28,7 +28,7 @@ def store_all(problem: Problem) -> Plan:
 
 
 def baseline(problem: Problem) -> Timeline:
-    """The replay of the store-all plan, made once for each Problem: the peak and the time that are 100 %."""
+    """The replay of the store-all plan, computed once per Problem: its peak and its time count as 100 %."""
     facts = vars(problem)  # where a Problem keeps its cached properties
     if "baseline" not in facts:
         facts["baseline"] = simulate(problem, store_all(problem))

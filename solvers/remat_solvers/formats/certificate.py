@@ -43,7 +43,7 @@ def encode_certificate(certificate: Certificate) -> bytes:
 
 
 def read_certificate(document: dict[str, Any]) -> Certificate:
-    """The certificate that `document` spells. Raises FormatError with the place of what is wrong."""
+    """The certificate in `document`. Raises FormatError with the place of the error."""
     check_keys("top level", document, ("format", "version", *(f.name for f in fields(Certificate))))
     bound_ns = document["bound_ns"]
     return Certificate(

@@ -73,7 +73,7 @@ def load_sweep(path: str | os.PathLike[str]) -> Sweep:
 
 
 def load_certificate(path: str | os.PathLike[str]) -> Certificate:
-    """The certificate in `path`; whether it proves anything is asked of `check_certificate`."""
+    """The certificate in `path`. It is not checked here: `check_certificate` does that."""
     return _load(path, Certificate)
 
 
@@ -85,7 +85,7 @@ def _load(path: str | os.PathLike[str], kind: type[D]) -> D:
 
 
 def decode(content: bytes) -> Document:
-    """What `content` spells: a problem, plan, sweep or certificate. FormatError or ProblemError names a wrong place."""
+    """Decode a problem, plan, sweep or certificate. Raises FormatError or ProblemError with the place of an error."""
     try:
         return _document(parse(content))
     except RecursionError:

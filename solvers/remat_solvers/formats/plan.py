@@ -95,7 +95,7 @@ def result_to_dict(result: Result) -> dict[str, Any]:
 
 
 def read_plan(document: dict[str, Any]) -> PlanFile:
-    """The plan file that `document` spells. Raises FormatError with the place of what is wrong."""
+    """The plan file in `document`. Raises FormatError with the place of the error."""
     check_keys("top level", document, PLAN_KEYS)
     status = document["status"]
     if not isinstance(status, str) or status not in STATUSES:

@@ -1,4 +1,4 @@
-"""Does a plan belong to a problem? Where it does not: what differs."""
+"""Checks whether a plan belongs to a problem, and describes the difference if it does not."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DIGITS = 12
 
 
 def check_match(problem: Problem, plan: Plan, fingerprint: str) -> None:
-    """Raise InputError, saying what differs, unless `plan` was made for the graph of `problem`.
+    """Raise InputError, which describes the difference, unless `plan` was made for the graph of `problem`.
 
     `fingerprint` is that of the problem the plan was made for. Times, workspaces, the link and the reserve may differ:
-    a plan is replayed on those of `problem`.
+    a plan is replayed with those of `problem`.
     """
     if fingerprint == problem.fingerprint:
         return

@@ -32,7 +32,7 @@ def encode_problem(problem: Problem) -> bytes:
 
 
 def read_problem(document: dict[str, Any]) -> Problem:
-    """The problem that `document` spells. Raises FormatError or ProblemError with the place of what is wrong."""
+    """The problem in `document`. Raises FormatError or ProblemError with the place of the error."""
     check_keys("top level", document, PROBLEM_KEYS, optional=("costs",))
     link, costs = document["link"], document.get("costs")
     problem = Problem(

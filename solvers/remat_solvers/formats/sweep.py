@@ -33,7 +33,7 @@ def encode_sweep(sweep: Sweep) -> bytes:
 
 
 def read_sweep(document: dict[str, Any]) -> Sweep:
-    """The sweep that `document` spells. Raises FormatError with the place of what is wrong."""
+    """The sweep in `document`. Raises FormatError with the place of the error."""
     names = [f.name for f in fields(Sweep)]
     check_keys("top level", document, ("format", "version", *names))
     points = tuple(_point(f"points[{i}]", item) for i, item in enumerate(list_of("points", document["points"])))

@@ -31,12 +31,12 @@ from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome
 from remat_solvers.toolkit.options import check_options
 
 CERTIFY_S = 20.0  # for a certificate, beyond the limit
-WITHOUT_LINK_SHARE = 0.3  # of the time where there is a link, for a plan that only recomputes
+WITHOUT_LINK_SHARE = 0.3  # of the time for a problem with a link, for a plan that only recomputes
 
 
 @dataclass(frozen=True)
 class Auto(AutoOptions):
-    """The best that the library has: near-optimal plans within a budget, with a proven bound on every plan's time."""
+    """The library's strongest solver: near-optimal plans within a budget, and a proven bound on every plan's time."""
 
     name: ClassVar[str] = "auto"
     version: ClassVar[str] = "2"
@@ -47,7 +47,7 @@ class Auto(AutoOptions):
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
-        """Anytime: the best plan and bound when the limit or Ctrl-C comes. See `registry.Solver`."""
+        """The best plan and bound found until the limit or Ctrl-C. See `registry.Solver`."""
         incumbents = Incumbents(problem, budget_bytes, self.within, Stopwatch(limits), on_progress)
         with incumbents:
             if problem.link is None:
@@ -92,7 +92,7 @@ class Auto(AutoOptions):
 
 
 def _certificate(incumbents: Incumbents, outcome: Outcome) -> Certificate | None:
-    """Evidence for as much of the outcome's bound as a small tree over the program's own moments proves."""
+    """The certificate of the outcome's bound, or of as much of it as a small tree over the program's moments proves."""
     infeasible = outcome.status is Status.INFEASIBLE
     order = Order.FREE if infeasible else outcome.order
     evidence = incumbents.evidence.get(order)

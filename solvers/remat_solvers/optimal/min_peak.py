@@ -5,7 +5,7 @@ it again, and sometimes more: where a value that cannot be computed again is nee
 
 Plan. The search of local_search/annealing.py looks for a fast plan within a target budget, and so drives its peak
 towards that target. Far below the smallest peak so far it does not converge: it adds recomputations until none of them
-is cheap. One byte below that peak it is slow. So the target cycles (CYCLE) between the floor and the smallest peak met,
+is cheap. One byte below that peak it is slow. So the target cycles (CYCLE) from the floor to the smallest peak found,
 and each round starts another search, with another seed, in the given and in free order, from the smallest plan so far
 and from store-all (on ResNet-50 this reaches 15 to 15.7 % of store-all's peak in 8 s, a target at the floor 16.6 %).
 The rest of the time makes the plan of that peak faster.
@@ -29,20 +29,20 @@ from remat_solvers.result import Certificate, Limits, OnProgress, Order, Outcome
 from remat_solvers.schedule import baseline, store_all
 from remat_solvers.toolkit.trials import BestPlan, Incumbent
 
-CYCLE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)  # targets in turn, as parts of the way from the floor to the smallest peak
-IDLE_ROUNDS = 8  # through the cycle without a smaller peak, after which nothing more is expected
+CYCLE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)  # targets in turn: 0 is the floor, 1 the smallest peak found
+IDLE_ROUNDS = 8  # rounds through the cycle without a smaller peak, after which the search ends
 MOVES_PER_OP = 100  # in a turn
 MAX_OP_MOVES = 10**8  # moves of a turn times ops: a turn takes a fraction of a second on a hundred ops as on thousands
 CERTIFIED_MOMENTS = 8  # for each of which a certificate of the floor is tried
 METHODS_SHARE = 0.2  # of the time, for plans of published methods where the search is available
-PEAK_SHARE = 0.7  # of the time, until the search for a smaller peak ends and the plan is made faster
+PEAK_SHARE = 0.7  # of the time, for the search for a smaller peak; the rest is for a faster plan of that peak
 
 
 @dataclass(frozen=True, slots=True)
 class MinPeak:
     """The smallest peak found, and the floor under all plans' peaks."""
 
-    plan: Plan  # of that peak; the fastest met
+    plan: Plan  # the fastest one found of that peak
     time_ns: int
     peak_bytes: int
     peak_bound_bytes: int  # no plan's peak is lower
@@ -52,7 +52,7 @@ class MinPeak:
 
     @property
     def outcome(self) -> Outcome:
-        """The same as the outcome of a method for a budget of that peak."""
+        """The result as the outcome of a method for a budget of that peak."""
         return Outcome(
             status=Status.FEASIBLE,
             plan=self.plan,
@@ -139,7 +139,7 @@ class _PeakSearch(BestPlan):
         self.smallest = Incumbent(store_all(problem), unmodified.time_ns, unmodified.peak_bytes, unmodified.host_bytes)
 
     def turns(self) -> Iterator[None]:
-        """Work in turns short enough to look at the clock between them."""
+        """Work in turns, which are short so that the time limit is checked often."""
         try:
             self._new_search(self.floor_bytes, self.seed, free_order=False)
         except SearchError:  # no extension, or sizes beyond its arithmetic
@@ -150,7 +150,7 @@ class _PeakSearch(BestPlan):
         yield from self._reduce_time()
 
     def consider(self, new: Incumbent, message: str) -> bool:
-        """Whether the plan's peak is smaller, or as small and the plan faster."""
+        """Keep the plan if its peak is smaller, or as small and the plan faster. Return whether it is kept."""
         smallest = self.smallest
         if (new.peak_bytes, new.time_ns) >= (smallest.peak_bytes, smallest.time_ns):
             return False
@@ -197,7 +197,7 @@ class _PeakSearch(BestPlan):
                 yield
 
     def _lower_peak(self) -> Iterator[None]:
-        """SequenceSearch for targets between the floor and the smallest peak met."""
+        """Search at targets between the floor and the smallest peak found."""
         rounds = idle_rounds = 0
         while not self._at_floor and idle_rounds < IDLE_ROUNDS:
             free_order = self.free_order and rounds % 2 == 1
@@ -205,16 +205,16 @@ class _PeakSearch(BestPlan):
             if rounds % 4 < 2:
                 search.offer(self.smallest.plan.sequence)
             rounds, idle_rounds = rounds + 1, idle_rounds + 1
-            met_bytes = self.smallest.peak_bytes
+            smallest_bytes = self.smallest.peak_bytes
             for part in CYCLE:
-                search.set_budget(self.floor_bytes + int(part * (met_bytes - self.floor_bytes)))
+                search.set_budget(self.floor_bytes + int(part * (smallest_bytes - self.floor_bytes)))
                 left_s = self._seconds_until(PEAK_SHARE)
                 if left_s == 0:
                     return
                 search.run(moves=self.turn_moves, seconds=left_s)
                 found = search.smallest
                 if found is not None:
-                    met_bytes = found.peak_bytes
+                    smallest_bytes = found.peak_bytes
                     if self._improves(found.sequence, "smaller"):
                         idle_rounds = 0
                 yield
@@ -222,7 +222,7 @@ class _PeakSearch(BestPlan):
                     break
 
     def _reduce_time(self) -> Iterator[None]:
-        """SequenceSearch for a faster plan of the smallest peak met."""
+        """Search for a faster plan of the smallest peak found."""
         search = self._new_search(self.smallest.peak_bytes, self.seed, free_order=self.free_order)
         search.offer(self.smallest.plan.sequence)
         idle_rounds = 0

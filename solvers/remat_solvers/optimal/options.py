@@ -8,7 +8,7 @@ from typing import Literal, Self
 from remat_solvers.errors import InputError
 from remat_solvers.plan import Plan
 
-RENAMED = {  # what an option was called once -> its name
+RENAMED = {  # former name of an option -> its name
     "apart": "subprocess",
     "repeats": "lagrangian",
     "decomposed": "windows",
@@ -18,10 +18,10 @@ RENAMED = {  # what an option was called once -> its name
 
 @dataclass(frozen=True)
 class AutoOptions:
-    """Options of `auto`. Each Boolean but `certify` switches a part off, so that its worth can be measured."""
+    """Options of `auto`. Each Boolean but `certify` switches a part off, so that its effect can be measured."""
 
     order: Literal["any", "given", "free"] = "any"  # of first computations; any: they may move
-    within: float = 5e-4  # a plan this near to the bound, as a part of store-all's time, ends the search
+    within: float = 5e-4  # gap between plan and bound, as a fraction of store-all's time, at which the solve ends
     chains: bool = True  # uniform chains are recognised and solved in closed form
     state_search: bool = True  # A* over all states of a small problem
     lagrangian: bool = True  # bounds and plans for networks of many identical layers
@@ -36,7 +36,7 @@ class AutoOptions:
     starts: tuple[Plan, ...] = field(default=(), repr=False, metadata={"option": False})  # further warm starts
 
     def __new__(cls, *_: object, **options: object) -> Self:
-        """Raises InputError, which names the new option, for the name that an option had once."""
+        """Raise InputError, which gives the new name, for the former name of an option."""
         for old, new in RENAMED.items():
             if old in options:
                 raise InputError(f"auto: the option {old!r} is called {new!r} now")

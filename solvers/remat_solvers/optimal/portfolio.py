@@ -1,14 +1,14 @@
-"""Runs the parts of `auto` on one problem without a link, in turns short enough to look at the clock between them.
+"""Runs the parts of `auto` on one problem without a link, in short turns, so that the time limit is checked often.
 
     uniform_chain.py  solves uniform chains in closed form
     state_search.py   A* over all states of a small problem
     lagrangian/       bounds and plans for networks of many identical layers, in a second
     warm_starts.py    the plans of published methods
     local_search/     simulated annealing over op sequences, as a whole (annealing.py) and by windows (windows.py)
-    program/          the integer program over few moments; in a process of its own where the problem is not small
+    program/          the integer program over few moments; in a process of its own unless the problem is small
 
 The parts exchange results through `Incumbents`: an incumbent becomes the cutoff of the program's branch and bound, and
-a solution of the program beyond the budget is where the searches go on.
+the searches continue from a solution of the program that exceeds the budget.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ class Tuning:
 
     small_problem_ops: int = 60  # up to so many, the program runs in this process, which saves .5 s
 
-    first_plan_max_slices: int = 10  # of search alone, until there is a plan
-    methods_before_lagrangian: int = 2  # so that there is a good plan
+    first_plan_max_slices: int = 10  # of search alone, until a plan is found
+    methods_before_lagrangian: int = 2  # so that a good plan is known early
     lagrangian_share: float = 0.3  # for each order of first computations
 
     search_slice_s: float = 0.1  # before the program is polled again
     search_slice_ops: int = 1000  # on more ops, slices are longer in proportion
-    search_slice_moves: int = 50_000  # of a slice where work is limited
+    search_slice_moves: int = 50_000  # of a slice if work is limited
     search_min_share: float = 1 / 3  # Lagrangian rounds and methods, which may take seconds each, wait for it
-    give_up_after_idle_moves_per_op: int = 20_000  # several restarts without a better plan: nothing more is expected
+    give_up_after_idle_moves_per_op: int = 20_000  # several restarts without a better plan
     give_up_after_idle_moves_per_op_small: int = 2_000  # the same for small problems
 
-    minority_slice_every_slices: int = 4  # one slice in so many goes to the order of first computations that found less
-    reordering_min_saving: float = 0.05  # of the overhead that free order saves, for most slices to go there
-    reordering_min_moves_per_op: int = 100  # in free order, before a proof for the given order ends everything
+    minority_slice_every_slices: int = 4  # one slice in so many is in the order of first computations that found less
+    reordering_min_saving: float = 0.05  # of the overhead: if free order saves more, it has the majority of slices
+    reordering_min_moves_per_op: int = 100  # in free order, before a proof for the given order may end the solve
     reordering_min_moves: int = 20_000  # the same in all
 
     restart_after_idle_moves_per_op: int = 500  # every other slice then goes to a search with another seed
     restart_moves_per_op: int = 2_500  # of each such search
 
-    program_poll_s: float = 0.5  # where the program is in this process, or nothing else is at work
-    program_slice_nodes: int = 200  # of branch and bound, where work is limited
-    given_order_max_turns: int = 100  # then a faster plan in another order makes the program go over to free order
+    program_poll_s: float = 0.5  # if the program is in this process, or no search is left
+    program_slice_nodes: int = 200  # of branch and bound, if work is limited
+    given_order_max_turns: int = 100  # after these, a faster plan in another order switches the program to free order
 
     states_slice: int = 5_000  # some 25 ms
     states_at_first: int = 20_000  # of a small problem, before everything else
-    states_at_last: int = 1_000_000  # in all, where nothing else was enough
+    states_at_last: int = 1_000_000  # in all, if the other parts have not closed the gap
 
 
 class Portfolio:
@@ -105,7 +105,7 @@ class Portfolio:
             self.program.close()
 
     def turns(self) -> Iterator[None]:
-        """Work turn after turn until nothing is left to try; after each, `incumbents` has all that is known."""
+        """Work until nothing is left to try. Yields after each turn, when `incumbents` has its results."""
         options, tuning = self.options, self.tuning
         for plan in options.starts:
             self._offer(plan, "given")
@@ -164,7 +164,10 @@ class Portfolio:
             self.incumbents.raise_bound(bound_ns, Order.FREE, "chain")
 
     def _new_state_search(self, *, tangents_first: bool) -> StateSearch | None:
-        """Without the tangents first it proves bounds; with them it finds plans that fit where the other's does not."""
+        """A new state search, if the problem is small.
+
+        Without `tangents_first` it proves bounds. With it, it finds plans that fit, if the plan of the other does not.
+        """
         if not self.options.state_search or not self.small:
             return None
         order = Order.GIVEN if self.options.order == "given" else Order.FREE
@@ -200,7 +203,7 @@ class Portfolio:
                     yield True
 
     def _next_warm_start(self, starts: Iterator[tuple[str, Outcome]]) -> bool:
-        """Run one more published method; whether there was one."""
+        """Run one more published method. Return False when none is left."""
         start = next(starts, None)
         if start is None:
             return False
@@ -215,7 +218,7 @@ class Portfolio:
     # Local search
 
     def _new_searches(self) -> dict[Order, SequenceSearch]:
-        """One that keeps the order, whose plans are compared with the stronger bound, and one that does not."""
+        """A search that keeps the order, whose plans are compared with the stronger bound, and one that does not."""
         orders = {"given": [Order.GIVEN], "free": [Order.FREE], "any": [Order.GIVEN, Order.FREE]}[self.options.order]
         if not (self.options.search and AVAILABLE):
             return {}
@@ -240,7 +243,7 @@ class Portfolio:
         return self.searched_s < self.tuning.search_min_share * self.watch.seconds
 
     def _search(self) -> None:
-        """A slice of search: mostly in the order of first computations that has paid, in the other now and then."""
+        """Run a slice of search, mostly in the order of first computations that has found the better plans."""
         searching, incumbents = self.searching, self.incumbents
         if not searching:
             return
@@ -266,7 +269,7 @@ class Portfolio:
         return saved_ns > max(incumbents.within_ns, self.tuning.reordering_min_saving * overhead_ns)
 
     def _run_slice(self, search: SequenceSearch) -> int:
-        """Run a slice; how many moves were made."""
+        """Run a slice, and return the number of its moves."""
         tuning = self.tuning
         if self.by_work:
             return search.run(moves=min(tuning.search_slice_moves, self._patience_moves))
@@ -277,7 +280,7 @@ class Portfolio:
         return moves
 
     def _search_for_next_slice(self, order: Order) -> SequenceSearch:
-        """In turn those that start from the best plans; where they find nothing, every other time a restart."""
+        """Alternate between the searches from the best plans; if these have stalled, every other slice is a restart."""
         self.slices[order] += 1
         stuck = self.idle_moves[order] >= self.tuning.restart_after_idle_moves_per_op * len(self.problem.ops)
         if self.slices[order] % 2 and stuck:
@@ -291,7 +294,7 @@ class Portfolio:
         return self.window_searches[order]
 
     def _restart(self, order: Order) -> SequenceSearch:
-        """A search that starts anew, with another seed: where memory is tight, where a search ends varies widely."""
+        """A search that starts anew with another seed: if memory is tight, results vary widely with the seed."""
         search = self.restarts.get(order)
         if (
             search is None
@@ -309,7 +312,7 @@ class Portfolio:
     # The program
 
     def _new_program(self) -> ProcessWorker | InlineWorker:
-        """The program for the order at hand, with the best plan so far as its incumbent."""
+        """A new program for the current order, with the best plan so far as its incumbent."""
         options, incumbents = self.options, self.incumbents
         task = ProgramTask(
             self.problem, self.budget_bytes, self.order, incumbents.within_ns, cuts=options.cuts, lazy=options.lazy
@@ -324,7 +327,7 @@ class Portfolio:
         return program
 
     def _poll_program(self) -> None:
-        """Apply what the program has found meanwhile; with the given order settled, go over to free order."""
+        """Apply the results that the program has found since; once the given order is settled, switch to free order."""
         if self.program is None:
             return
         waits = not self.searching or isinstance(self.program, InlineWorker)
@@ -336,7 +339,7 @@ class Portfolio:
             self.program = self._new_program()
 
     def _given_order_settled(self) -> bool:
-        """Whether no more can come of the given order: it has no plan, another has a faster one, or it is done."""
+        """Whether the given order cannot give a better plan: it has none, another order's is faster, or it is done."""
         incumbents, answer = self.incumbents, self.incumbents.answer
         if incumbents.infeasible[Order.GIVEN] or not self.proving:
             return True
@@ -348,7 +351,7 @@ class Portfolio:
     # Exchange
 
     def _apply(self, step: RefinementStep, order: Order, message: str) -> None:
-        """Take over the bound and the sequence of a step; a sequence beyond the budget is where the searches go on."""
+        """Take over the bound and the sequence of a step; the searches continue from a sequence beyond the budget."""
         evidence = Evidence(step.anchors, step.intervals)
         self.incumbents.raise_bound(step.bound_ns, order, message, evidence)
         if step.infeasible:
@@ -357,7 +360,7 @@ class Portfolio:
             self._continue_searches_from(step.sequence)
 
     def _offer(self, plan: Plan, message: str) -> bool:
-        """Whether the plan is better than those before; then the searches and the program get it."""
+        """Offer a plan to the incumbents and, if it is better, to the searches and the program; whether it is."""
         better = self.incumbents.offer(plan, message)
         if better:
             sequence = plan.sequence
@@ -367,7 +370,10 @@ class Portfolio:
         return better
 
     def _continue_searches_from(self, sequence: Sequence[int], *, found_by_search: bool = False) -> None:
-        """Offer it to the searches; what one of them has found does not break off the long cycles of the others."""
+        """Offer the sequence to the searches.
+
+        One that a search has found goes to the window searches only, so that the long cycles of the others continue.
+        """
         self.idle_moves = dict.fromkeys(Order, 0)
         ordered = keeps_order(plan_from_sequence(self.problem, sequence))
         whole = () if found_by_search else self.searches.items()
@@ -376,5 +382,5 @@ class Portfolio:
                 search.offer(sequence)
 
     def _at_most_s(self, seconds: float) -> float:
-        """So many seconds, or what is left of the time."""
+        """`seconds`, but at most the remaining time."""
         return seconds if self.watch.remaining is None else min(seconds, self.watch.remaining)

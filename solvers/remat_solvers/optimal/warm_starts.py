@@ -25,14 +25,14 @@ METHODS = (  # on 4,600 ops the first four take under 1 s, the last two up to 5 
     "chen",
     "rotor",
 )
-OFFLOAD_METHODS = ("capuchin", "pofo")  # where there is a link
-METHOD_SHARE = 0.2  # of the time that is left, for one method
+OFFLOAD_METHODS = ("capuchin", "pofo")  # for problems with a link
+METHOD_SHARE = 0.2  # of the remaining time, for one method
 
 
 def warm_starts(
     problem: Problem, budget_bytes: int, watch: Stopwatch, seed: int, methods: Sequence[str] = METHODS
 ) -> Iterator[tuple[str, Outcome]]:
-    """Run one method after another and yield its outcome; raise KeyboardInterrupt where one was interrupted."""
+    """Run one method after another and yield its outcome. Raise KeyboardInterrupt if one was interrupted."""
     for name in methods:
         if watch.expired:
             return

@@ -1,4 +1,4 @@
-"""Says which parts of a problem a method cannot do without, and that it does not apply where one is missing."""
+"""Checks whether a problem has the parts that a method requires, such as a backward pass or a link to the host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Requirement: TypeAlias = Literal["link to the host", "backward pass"]
 
 
 def missing_requirement(problem: Problem, method: str, *requirements: Requirement) -> Outcome | None:
-    """The outcome of `method` where the problem lacks one of its requirements; None where it has them all."""
+    """The outcome of `method` for a problem that lacks one of its requirements; None if the problem has them all."""
     has = {"link to the host": problem.link is not None, "backward pass": bool(problem.backward_ops)}
     for requirement in requirements:
         if not has[requirement]:

@@ -75,7 +75,7 @@ class BestPlan:
         return False
 
     def replay(self, plan: Plan, message: str) -> Timeline:
-        """Replay `plan`, and keep it where it fits the budget and is better than the best before it."""
+        """Replay `plan`, and keep it if it fits the budget and is better than the best before it."""
         timeline = simulate(self.problem, plan)
         self.observe_peak(timeline.peak_bytes)
         if timeline.peak_bytes <= self.budget_bytes:
@@ -83,16 +83,16 @@ class BestPlan:
         return timeline
 
     def replay_sequence(self, sequence: Sequence[int], message: str) -> Timeline:
-        """The same for the plan that computes `sequence`."""
+        """Replay the plan that computes `sequence`, and keep it if it is the best."""
         return self.replay(plan_from_sequence(self.problem, sequence), message)
 
     def observe_peak(self, peak_bytes: int | None) -> None:
-        """Remember that a plan of this peak exists, be it one that was not built; None: no such plan is known."""
+        """Remember that a plan of this peak exists, even if it was not built; None: no such plan is known."""
         if peak_bytes is not None and (self.smallest_peak_bytes is None or peak_bytes < self.smallest_peak_bytes):
             self.smallest_peak_bytes = peak_bytes
 
     def consider(self, new: Incumbent, message: str) -> bool:
-        """Whether a plan within the budget becomes the best: it is faster, or equally fast with a smaller peak."""
+        """Keep a plan within the budget if it is faster, or as fast with a smaller peak; return whether it is kept."""
         best = self.best
         if best is not None and (new.time_ns, new.peak_bytes) >= (best.time_ns, best.peak_bytes):
             return False
@@ -101,7 +101,7 @@ class BestPlan:
         return True
 
     def report(self, message: str) -> None:
-        """Tell the caller of the solver what is known by now; `message` is for people."""
+        """Report the best plan so far to the caller of the solver; `message` is for people."""
         if self.on_progress is not None:
             self.on_progress(self.progress(message))
 
@@ -119,13 +119,13 @@ class BestPlan:
 
 
 class LeastTraffic(BestPlan):
-    """For a local search over copies: of equally fast plans, it takes the one that moves fewer bytes to the host.
+    """The best plan of a local search over copies: of equally fast plans, the one that offloads fewer bytes.
 
-    Of plans equal in both it takes the latest, so that the search can walk on among them.
+    Of plans equal in both it takes the latest, so that the search can move among equally good plans.
     """
 
     def consider(self, new: Incumbent, message: str) -> bool:
-        """Whether a plan within the budget becomes the best; only a faster one is reported."""
+        """Keep a plan within the budget that is at least as good, and report it if it is faster."""
         best = self.best
         if best is not None and (new.time_ns, new.host_bytes) > (best.time_ns, best.host_bytes):
             return False
@@ -147,7 +147,7 @@ class Trials(BestPlan):
         return self.smallest_peak_bytes is not None and self.out_of_time()
 
     def fits(self, sequence: Sequence[int], message: str) -> bool:
-        """Replay the plan that computes `sequence`; whether it is within the budget."""
+        """Replay the plan that computes `sequence`, and return whether it is within the budget."""
         return self.replay_sequence(sequence, message).peak_bytes <= self.budget_bytes
 
     def cannot_improve(self, sequence: Sequence[int]) -> bool:
@@ -155,10 +155,10 @@ class Trials(BestPlan):
         return self.best is not None and sum(self.problem.ops[op].time_ns for op in sequence) >= self.best.time_ns
 
     def search(self, parameters: Sequence[T], sequence_of: Callable[[T], Sequence[int]], message: str) -> None:
-        """Try the largest of the ascending `parameters` that fits, and the smallest of all where none does.
+        """Find the largest of the ascending `parameters` whose plan fits; if none fits, the smallest is replayed.
 
         Larger ones are faster and need more memory, as a rule: so the search is by bisection, with a few tries beyond.
-        What is no faster than the best plan so far is not replayed, nor is anything smaller.
+        A plan that is no faster than the best so far is not replayed, nor is that of any smaller parameter.
         """
         low, high = -1, len(parameters)
         while high - low > 1 and not self.expired:
@@ -174,7 +174,7 @@ class Trials(BestPlan):
 
 
 class NotApplicableError(RematError):
-    """Raised in `try_plans`: the method does not treat such a problem. The message is the reason."""
+    """Raised in `try_plans` for a problem that the method does not treat. The message is the reason."""
 
 
 class TrialMethod:

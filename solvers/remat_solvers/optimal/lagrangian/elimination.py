@@ -108,9 +108,7 @@ class _Compiler:
         self.out = Elimination()
         self.scopes: list[tuple[int, tuple[int, ...]]] = []  # of every table so far: its number and its variables
         self.mentions: list[set[int]] = [set() for _ in sizes]  # per variable, the scopes that are left with it
-        self.neighbours = [
-            1 << v for v in range(len(sizes))
-        ]  # per variable, a bit for each that it shares a table with
+        self.neighbours = [1 << v for v in range(len(sizes))]  # per variable, as bits: itself and those it meets
         self.same_bits = [(b, set_of(v for v, own in enumerate(self.bits) if own == b)) for b in sorted(set(self.bits))]
         self.join_numbers: dict[Hashable, int] = {}  # by name
 

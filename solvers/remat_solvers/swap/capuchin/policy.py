@@ -243,7 +243,7 @@ def peak_ops(problem: Problem, budget_bytes: int) -> set[int]:
 
 
 def _lineage(problem: Problem, value: int, back: int, last: list[int]) -> tuple[set[int] | None, int]:
-    """What is in memory at op `back` from which `value` is computed, and the time; None: it cannot be computed."""
+    """The values in memory at op `back` from which `value` can be recomputed, and the time; None: it cannot be."""
     results = set(problem.results)
     sources: set[int] = set()
     ops = {problem.producer[value]}
