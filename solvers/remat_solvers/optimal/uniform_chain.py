@@ -84,8 +84,8 @@ class UniformChain:
 
     def bound_ns(self, budget_bytes: int) -> tuple[int, int]:
         """A bound on the time of all plans within the budget, and its j; the budget allows a state at every visit."""
-        most = list(accumulate(self.max_states(budget_bytes), max))
-        repeats, minus_j = max((_forward_runs(j, states) - j, -j) for j, states in enumerate(most, 1))
+        max_states = list(accumulate(self.max_states(budget_bytes), max))
+        repeats, minus_j = max((_forward_runs(j, states) - j, -j) for j, states in enumerate(max_states, 1))
         return time_bound_ns(self.problem) + self.step_ns * repeats, -minus_j
 
     def sequence(self, j: int, states: int) -> list[int]:
@@ -120,12 +120,12 @@ def solve_uniform_chain(problem: Problem, budget_bytes: int) -> tuple[list[int],
     chain = recognise_uniform_chain(problem)
     if chain is None:
         return None
-    most = chain.max_states(budget_bytes)
-    if min(most) < 1:
+    max_states = chain.max_states(budget_bytes)
+    if min(max_states) < 1:
         return None
     bound_ns, binding = chain.bound_ns(budget_bytes)
-    found = [_fastest(chain, j, max(most[:j]), budget_bytes) for j in (binding, len(most))]
-    fastest = min((pair for pair in found if pair is not None), default=None)
+    schedules = [_fastest(chain, j, max(max_states[:j]), budget_bytes) for j in (binding, len(max_states))]
+    fastest = min((schedule for schedule in schedules if schedule is not None), default=None)
     return None if fastest is None else (fastest[1], bound_ns)
 
 

@@ -67,9 +67,9 @@ def forward_steps(length: int, slots: int, strategy: Strategy = "hidden", intern
 
     Raises InputError for a negative length, fewer than 1 slot, an unknown strategy or an internal size below 1.
     """
-    for option, number, least in (("length", length, 0), ("slots", slots, 1), ("internal_size", internal_size, 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise InputError(f"gruslys: {option} must be an integer of at least {least}, not {number!r}")
+    for option, number, minimum in (("length", length, 0), ("slots", slots, 1), ("internal_size", internal_size, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
+            raise InputError(f"gruslys: {option} must be an integer of at least {minimum}, not {number!r}")
     if strategy not in STRATEGIES:
         raise InputError(f"gruslys: strategy must be {', '.join(STRATEGIES)}, not {strategy!r}")
     slots, internal_size = _clamped(length, slots, strategy, internal_size)

@@ -94,7 +94,7 @@ class _Search(BestPlan):
         self.reason = ""
 
     def run(self) -> None:
-        """Both phases."""
+        """Run both phases."""
         from ortools.sat.python import cp_model
 
         scope = f"with at most {self.most_runs} computations per op"

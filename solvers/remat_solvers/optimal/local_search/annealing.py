@@ -48,7 +48,7 @@ try:
     from remat_solvers.optimal.native import _search
 
     AVAILABLE = True
-except ImportError:  # installed where there was no compiler
+except ImportError:  # installed without a compiler
     AVAILABLE = False
 
 FlatGraph: TypeAlias = tuple[int, int, list[list[int]], list[list[int]], *tuple[list[int], ...]]
@@ -96,7 +96,7 @@ class SequenceSearch:
         self._engine.offer(sequence, boundary_of(self.problem, sequence))
 
     def run(self, *, moves: int | None = None, seconds: float | None = None) -> int:
-        """Make moves until a limit, `stop()`, or until no gain is possible; return how many were made."""
+        """Make moves until a limit, `stop()`, or until no gain is possible; return the number of moves."""
         deadline = FOREVER if seconds is None else time.perf_counter() + seconds
         left = MAX_INT if moves is None else moves
         made = 0

@@ -51,7 +51,7 @@ class WindowSearch(SequenceSearch):
         super().offer(sequence)
 
     def run(self, *, moves: int | None = None, seconds: float | None = None) -> int:
-        """Make moves until a limit, `stop()`, or until no gain is possible; return how many were made."""
+        """Make moves until a limit, `stop()`, or until no gain is possible; return the number of moves."""
         deadline = math.inf if seconds is None else time.perf_counter() + seconds
         limit = MAX_INT if moves is None else moves
         made = 0

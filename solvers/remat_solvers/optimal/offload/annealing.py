@@ -1,4 +1,4 @@
-"""Simulated annealing with a link: which values are kept, recomputed or offloaded, and when; plans are exact.
+"""Simulated annealing with a link: chooses which values are kept, recomputed or offloaded, and when; plans are exact.
 
 A choice is an op sequence, as in `schedule.plan_from_sequence`, and swaps: between two uses of an instance its value is
 off the device. One rule makes the plan of a choice (native/clock.hpp, which replays it as `simulate` does): copies to
@@ -26,7 +26,7 @@ try:
     from remat_solvers.optimal.native import _moving
 
     AVAILABLE = True
-except ImportError:  # installed where there was no compiler
+except ImportError:  # installed without a compiler
     AVAILABLE = False
 
 SMALL_PART = 2_000  # values below this part of the budget are never offloaded
@@ -96,33 +96,33 @@ class OffloadAnnealer:
         self._stop = threading.Event()
 
     def offer(self, sequence: Sequence[int], swaps: Iterable[SwapChoice] = ()) -> bool:
-        """Continue from this choice; where it does not fit, more values leave the device. Whether a plan fits."""
+        """Continue from this choice, with more values off the device if it does not fit. Return whether a plan fits."""
         sequence = list(tangents_first(self.problem, sequence))
-        known = [swap for swap in swaps if swap.value in self._number]
-        values = [self._number[swap.value] for swap in known]
-        rest = [swap.back for swap in known], [swap.lead for swap in known], [int(swap.early) for swap in known]
-        return self._mover.offer(sequence, boundary_of(self.problem, sequence), values, *rest)
+        swaps = [swap for swap in swaps if swap.value in self._number]
+        values = [self._number[swap.value] for swap in swaps]
+        columns = [swap.back for swap in swaps], [swap.lead for swap in swaps], [int(swap.early) for swap in swaps]
+        return self._mover.offer(sequence, boundary_of(self.problem, sequence), values, *columns)
 
     def run(self, moves: int, hot_ns: float, cold_ns: float, seconds: float = FOREVER) -> int:
-        """Make so many moves from the best plan, at a falling temperature; return how many were made."""
+        """Make up to `moves` moves from the best plan, at a falling temperature, and return their number."""
         self.restart()
         deadline = time.perf_counter() + seconds
-        made = 0
-        while made < moves and not self._stop.is_set():
-            hot = hot_ns * (cold_ns / hot_ns) ** (made / moves)
-            slice_made = self.anneal(moves - made, hot, cold_ns, min(SLICE_SECONDS, deadline - time.perf_counter()))
-            made += slice_made
-            if slice_made == 0 or time.perf_counter() >= deadline:
+        done = 0
+        while done < moves and not self._stop.is_set():
+            hot = hot_ns * (cold_ns / hot_ns) ** (done / moves)
+            slice_moves = self.anneal(moves - done, hot, cold_ns, min(SLICE_SECONDS, deadline - time.perf_counter()))
+            done += slice_moves
+            if slice_moves == 0 or time.perf_counter() >= deadline:
                 break
         self._stop.clear()
-        return made
+        return done
 
     def restart(self) -> None:
         """Continue from the best plan."""
         self._mover.restart()
 
     def anneal(self, moves: int, hot_ns: float, cold_ns: float, seconds: float) -> int:
-        """Make moves from the current plan, fewer when the seconds are over; return how many were made."""
+        """Make up to `moves` moves from the current plan within the seconds, and return their number."""
         return self._mover.run(moves, seconds, hot_ns, cold_ns)
 
     def stop(self) -> None:

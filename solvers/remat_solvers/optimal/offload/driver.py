@@ -31,25 +31,25 @@ from remat_solvers.toolkit.programs.highs import MIN_GAP, new_highs
 from remat_solvers.toolkit.programs.highs_process import MipProcess, MipReport, run_highs
 
 FIRST_ANCHORS = 5  # of the first program
-SLICE_S = 0.2  # of search, before the program is asked
-SLICE_MOVES = 5_000  # of the same, where work is limited
+SLICE_S = 0.2  # of search, before the program is polled
+SLICE_MOVES = 5_000  # of a slice if work is limited
 FIRST_ROUND = 20_000  # moves, at most; and per op
 FIRST_ROUND_PER_OP = 500
 LONGEST_ROUND = 640_000
 HOT, COLD = 3e-4, 6e-6  # of the step's time: temperatures at the begin and the end of a round
-HOTTER = 2.0  # times, after rounds that found nothing
+HOTTER = 2.0  # factor of the temperature after rounds that found nothing
 HOTTEST = 2e-3
-SIDE_HOT = 1e-3  # from other starts
+SIDE_HOT = 1e-3  # temperature at the begin of a round from another start
 INLINE_COLUMNS = 1_000  # smaller programs are solved in this process
 INLINE_S = 2.0  # at most
 FOREVER = float("inf")
-PATIENCE = 5_000  # moves per op that find nothing, after which the search is through
+PATIENCE = 5_000  # moves per op that find nothing, after which the search ends
 
 
 def first_anchors(problem: Problem, count: int) -> list[int]:
-    """The last op, and in about `count` slices of equal time, of forward and backward apart, the op of most memory.
+    """The last op and the op of most memory in each of about `count` slices of equal time of forward and backward.
 
-    All ops, where there are not more.
+    These are all ops if there are no more than `count`.
     """
     if count >= len(problem.ops):
         return list(range(len(problem.ops)))
@@ -81,8 +81,8 @@ def solve_jointly(
     """Offer better and better plans, and prove bounds on the time of all plans that keep the given order.
 
     `starts` may exceed the budget. The search ends when plan and bound are within `within_ns`, at the limit, or when
-    nothing is left to try. Returns the bound, None where no such plan fits. Ctrl-C raises KeyboardInterrupt, and the
-    plans offered before remain. `work` limits slices of search, which are the same on every machine; then no program
+    nothing is left to try. Returns the bound; None: no such plan fits. Ctrl-C raises KeyboardInterrupt after the plans
+    found so far were offered. `work` limits slices of search, which are the same on every machine; then no program
     runs, and the bound is the time of all ops.
     """
     search = _OffloadSearch(problem, budget_bytes, watch, seed, offer, prove, within_ns, by_work=work is not None)
@@ -128,7 +128,7 @@ class _OffloadSearch:
         self.round_moves = self.moves_left = self.first_round  # moves of this round, and those left in it
         self.hot = HOT
         self.starts: list[tuple[list[int], list[SwapChoice]]] = []
-        self.on_side = False  # this round is one of the side search, from one of the starts
+        self.on_side = False  # whether this round is one of the side search, from one of the starts
         self.gained = False  # a better plan in this round
         self.fruitless_rounds = 0  # rounds in a row without a better plan
         self.idle_moves = 0  # in these rounds
@@ -158,7 +158,7 @@ class _OffloadSearch:
     # The search
 
     def start(self, plan: Plan) -> None:
-        """Take a plan to start from."""
+        """Add a plan to start from, and offer it if it fits."""
         timeline = simulate(self.problem, plan)
         if timeline.peak_bytes <= self.budget_bytes and (self.best_ns is None or timeline.time_ns < self.best_ns):
             self.best_ns = timeline.time_ns
@@ -204,7 +204,7 @@ class _OffloadSearch:
         self.main_search.restart()
 
     def _take(self, sequence: list[int], swaps: list[SwapChoice], moves: int) -> None:
-        """Take a choice as another start; so many moves may improve it first."""
+        """Add a choice as another start, improved by `moves` moves of the side search."""
         self.on_side = False
         if self.side_search.offer(sequence, swaps):
             self.starts.append((sequence, swaps))
@@ -214,7 +214,7 @@ class _OffloadSearch:
             self._compare()
 
     def _compare(self) -> None:
-        """Continue from the choice of the side search where it is better."""
+        """Continue from the choice of the side search if it is better."""
         side, main = self.side_search.best, self.main_search.best
         if side is not None and (main is None or side < main) and self.main_search.offer(*self.side_search.choice()):
             self.fruitless_rounds = self.idle_moves = 0
@@ -234,7 +234,7 @@ class _OffloadSearch:
     # The program
 
     def poll_program(self) -> None:
-        """Take over what the program has found meanwhile; go over to the next program when it is solved."""
+        """Apply the results that the program has found since, and start the next program once it is solved."""
         if self.mip is None or self.program is None:
             return
         ended = self.mip.wait(0)
@@ -253,7 +253,7 @@ class _OffloadSearch:
                 self.next_program()
 
     def _raise_bound(self, bound_ns: int | None) -> None:
-        """Take over a bound where it is better; None: no plan fits."""
+        """Keep a bound if it is better; None: no plan fits."""
         if bound_ns is None:
             self.infeasible = True
         elif bound_ns > self.bound_ns:
@@ -261,7 +261,7 @@ class _OffloadSearch:
             self.prove(self.bound_ns, f"{len(self.anchors)} moments")
 
     def next_program(self) -> None:
-        """Begin a program over twice as many moments, where there are more; its points must beat the best plan."""
+        """Start a program over twice as many moments, if there are more; its points must beat the best plan."""
         if self.watch.expired:  # on thousands of ops, building one takes seconds
             return
         count, before = FIRST_ANCHORS, self.anchors
@@ -291,11 +291,11 @@ class InlineMip:
             raise KeyboardInterrupt
 
     def wait(self, seconds: float | None) -> bool:
-        """Whether it has ended: always."""
+        """Return True: it has ended."""
         return True
 
     def read(self) -> MipReport:
-        """The report on what it found."""
+        """The report of the solve."""
         return self._report
 
     def close(self) -> None:

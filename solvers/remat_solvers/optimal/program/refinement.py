@@ -197,7 +197,7 @@ class Refinement:
         """Solve the LP, and add intervals while its point violates them. Intervals that bind are kept."""
         relaxation = Relaxation(self.program)
         num_stages = len(self.stages.anchors) + 1
-        least = MIN_VIOLATION * self.total_ns / self.program.time_unit_ns
+        min_violation = MIN_VIOLATION * self.total_ns / self.program.time_unit_ns
         every = [(a, b) for a in range(num_stages) for b in range(a + 1, num_stages)]
         answer = HighsAnswer(SolveEnd.LIMIT, -np.inf, None, np.inf)
         for _ in range(ROUNDS):
@@ -211,7 +211,7 @@ class Refinement:
             self._keep_binding(relaxation.duals)
             point = newer.point
             violations = [(violation(self.program, point, *j), j) for j in every if j not in self._intervals]
-            chosen = [j for amount, j in sorted(violations, key=lambda v: (-v[0], v[1])) if amount > least]
+            chosen = [j for amount, j in sorted(violations, key=lambda v: (-v[0], v[1])) if amount > min_violation]
             if not chosen:
                 break
             for first, last in chosen[: max(ADDED, num_stages // 3)]:

@@ -190,7 +190,7 @@ class OffloadLocalSearch(LeastTraffic):
             offer(self.best.plan, form)
 
     def improve(self, tries: int) -> None:
-        """Up to so many random changes of the best choice."""
+        """Try up to so many random changes of the best choice."""
         for _ in range(tries):
             if self._current is None or self.best is None or self.best.time_ns <= self.work_ns or self.watch.expired:
                 return

@@ -53,27 +53,27 @@ class Lanes:
         self.exposed_ns = 0
 
     def swap_times(self, candidate: Candidate) -> tuple[int, int]:
-        """SwapTime in ns, out and in."""
+        """The SwapTimes of the copies out and in, in ns."""
         rates = self.link.to_host_bytes_per_s, self.link.to_device_bytes_per_s
         return copy_ns(candidate.size_bytes, rates[0], 0), copy_ns(candidate.size_bytes, rates[1], 0)
 
     def free_ns(self, candidate: Candidate) -> int:
-        """FT = SwapInStart - SwapOutEnd, were the link idle. Negative: so much of the transfers is exposed."""
+        """FT = SwapInStart - SwapOutEnd on an idle link. Negative: so much of the transfers is exposed."""
         swap_out, swap_in = self.swap_times(candidate)
         return (
             self.clock.starts[candidate.back_access] - swap_in - (self.clock.ends[candidate.evicted_access] + swap_out)
         )
 
     def exposed_with(self, candidate: Candidate) -> int:
-        """The most that is exposed of any swap, with `candidate` among them.
+        """The longest exposed time of any swap, with `candidate` among them.
 
-        Swaps out run as early, swaps in as late as the others allow. A wait moves everything that comes later, so what
-        is exposed of several swaps is not added up.
+        Swaps out run as early, swaps in as late as the others allow. A wait delays everything that comes later, so the
+        exposed times of several swaps are not added up.
         """
         return _exposed_ns(self._with(candidate))
 
     def add(self, candidate: Candidate) -> None:
-        """Choose it."""
+        """Add the swap of a candidate to those chosen."""
         self.chosen = self._with(candidate)
         self.exposed_ns = _exposed_ns(self.chosen)
 
@@ -96,9 +96,9 @@ def _exposed_ns(swaps: Floats) -> int:
 
 
 class EvictionPolicy:
-    """Takes the next tensor to evict, and how. With lanes the hybrid policy, else only recomputation (algorithm 2).
+    """Chooses the next tensor to evict: by the hybrid policy if there are lanes, else by recomputation (algorithm 2).
 
-    taken: recomputed ones; swapped: swapped ones, `most_swaps` at most; open: neither so far.
+    taken: the recomputed tensors; swapped: the swapped ones, at most `most_swaps`; open: those not evicted so far.
     """
 
     def __init__(self, candidates: list[Candidate], lanes: Lanes | None = None, most_swaps: int | None = None) -> None:
@@ -112,7 +112,7 @@ class EvictionPolicy:
             for source in candidate.sources:
                 self.dependents.setdefault(source, set()).add(candidate.value)
         self._free: list[Candidate] = []  # those whose swap costs nothing, the last first
-        self._swap_ns: dict[int, int] = {}  # overhead of swapping, as last looked at
+        self._swap_ns: dict[int, int] = {}  # overhead of swapping, as last computed
         if lanes is not None:
             self._free = sorted((c for c in candidates if lanes.free_ns(c) >= 0), key=lanes.free_ns)
             self._swap_ns = {c.value: max(0, -lanes.free_ns(c)) for c in candidates}
@@ -120,11 +120,11 @@ class EvictionPolicy:
         heapq.heapify(self._heap)
 
     def take(self) -> Candidate | None:
-        """Evict one of the open ones; None: none can be.
+        """Evict one of the open tensors; None: none can be evicted.
 
-        First in the order of falling FT those whose swap leaves nothing exposed. Then, again and again, the one that
-        saves the most bytes per ns of the smaller of its two overheads (MSPS where that is recomputation), in the order
-        of values where several do.
+        First, in the order of falling FT, come those whose swap leaves nothing exposed. Then comes the tensor that
+        saves the most bytes per ns of the smaller of its two overheads (MSPS if that is recomputation). Ties are broken
+        by the order of values.
         """
         lanes = self.lanes
         while self._free and self.swaps_left and lanes is not None:
@@ -149,7 +149,7 @@ class EvictionPolicy:
         return None
 
     def _stop_swapping(self) -> None:
-        """Recomputation alone, from here on."""
+        """Evict by recomputation alone from now on."""
         self.lanes = None
         self._swap_ns.clear()
         self.open = {value: c for value, c in self.open.items() if c.recomputable}

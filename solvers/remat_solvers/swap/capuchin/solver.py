@@ -120,13 +120,13 @@ class Capuchin(TrialMethod):
 
 
 def passive(problem: Problem, budget_bytes: int) -> PagedPlan | Overflow:
-    """Measured execution, or the first op that does not fit."""
+    """Run the measured execution; return its result, or the first op that does not fit."""
     profile = StepProfile.of(problem, range(len(problem.ops)))
     return DemandPaging(profile, movable_values(problem, profile.sequence), budget_bytes, "list").run()
 
 
 def _evict_until_it_fits(trials: Trials, candidates: list[Candidate], collective: bool, most_swaps: int | None) -> int:
-    """More and more candidates until the plan fits; how many of them are swapped."""
+    """Evict more and more candidates until the plan fits; return the number of those swapped."""
     problem, budget_bytes = trials.problem, trials.budget_bytes
     swap = problem.link is not None and most_swaps != 0
     fresh = [replace(c, sources=set(c.sources)) for c in candidates if swap or c.recomputable]
@@ -143,7 +143,7 @@ def _evict_until_it_fits(trials: Trials, candidates: list[Candidate], collective
             trials.out_of_time()  # it may be the reason
             break
         if trials.cannot_improve(sequence):
-            break  # and more candidates make it slower still
+            break  # more candidates would make it slower still
         form = f"{len(policy.swapped)} swapped, {len(policy.taken)} recomputed"
         if policy.swapped:
             excess = _guide(GuidedSwaps(problem, sequence, policy.swapped, budget_bytes), trials, form)
@@ -156,7 +156,7 @@ def _evict_until_it_fits(trials: Trials, candidates: list[Candidate], collective
 
 
 def _guide(swaps: GuidedSwaps, trials: Trials, form: str) -> int:
-    """Guided iterations with feedback; returns the excess in bytes, 0 where a plan fits."""
+    """Run guided iterations with feedback; return the excess in bytes, 0 if a plan fits."""
     if swaps.excess_bytes > 0:
         return swaps.excess_bytes
     best_ns, iterations_since = None, 0

@@ -79,7 +79,7 @@ class POFO(TrialMethod):
                 self._try(chain, trials)
 
     def _without_moves(self, trials: Trials) -> None:
-        """Rotor's own plan."""
+        """Replay rotor's plan, which does not offload."""
         share = trials.watch.share(ROTOR_SHARE)
         rotor = create("rotor", stages=self.stages, cuts=self.cuts)
         outcome = rotor.solve(trials.problem, trials.budget_bytes, limits=share, on_progress=None, seed=0)
@@ -91,7 +91,7 @@ class POFO(TrialMethod):
     def _try(self, chain: Chain, trials: Trials) -> None:
         problem = chain.problem
         left = max(1, trials.budget_bytes - problem.static_bytes)
-        if trials.best is None:  # the least memory that the chain needs
+        if trials.best is None:  # the schedule of the chain with the smallest peak
             trials.fits(sequence_of(chain, keep_nothing_steps(0, len(chain.stages))), "nothing kept")
         program = ChainProgram.of(chain, int(left * SHARES[-1]), self.slots)
         low, high = -1, len(SHARES)

@@ -31,9 +31,9 @@ def forward_steps(steps: int, snapshots: int) -> int:
 
     Raises InputError for a negative number of steps or fewer than 1 snapshot.
     """
-    for option, number, least in (("steps", steps, 0), ("snapshots", snapshots, 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise InputError(f"revolve: {option} must be an integer of at least {least}, not {number!r}")
+    for option, number, minimum in (("steps", steps, 0), ("snapshots", snapshots, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
+            raise InputError(f"revolve: {option} must be an integer of at least {minimum}, not {number!r}")
     r = repetitions(steps, snapshots)
     return steps + r * steps - comb(snapshots + r, snapshots + 1)
 
@@ -67,10 +67,11 @@ def binomial_schedule(steps: int, snapshots: int) -> list[ChainStep]:
     """The schedule of `forward_steps(steps, snapshots)` forward steps, over stages 0..steps-1."""
 
     def split(part: Part) -> Sequence[Part | ChainStep]:
-        first, length, free = part
-        if length <= 1 or free == 1:
+        first, length, slots = part
+        if length <= 1 or slots == 1:
             return keep_nothing_steps(first, first + length)
-        far = advance_length(length, free)
-        return Advance(first, first + far), (first + far, length - far, free - 1), (first, far, free)
+        advance = advance_length(length, slots)
+        end = first + advance
+        return Advance(first, end), (end, length - advance, slots - 1), (first, advance, slots)
 
     return unfold((0, steps, snapshots), split)

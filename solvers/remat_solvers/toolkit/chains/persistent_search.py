@@ -29,11 +29,11 @@ PATIENCE = 6  # memories beyond the fastest that fits, in a row, whose replays d
 
 def try_persistent_schedules(chain: Chain, slots: int, trials: Trials, options: SaveOptions | None = None) -> None:
     """Replay the schedules in the last cells of both tables, one per cost; `trials` keeps the fastest that fits."""
-    most_bytes = int(max(1, trials.budget_bytes - chain.problem.static_bytes) * BEYOND_BUDGET)
+    memory_bytes = int(max(1, trials.budget_bytes - chain.problem.static_bytes) * BEYOND_BUDGET)
     disjoint = disjoint_states(chain, options)
     for discrete in (
-        discretised(chain_costs(chain, options), most_bytes, slots, disjoint),
-        discretised(disjoint.costs, most_bytes, slots),
+        discretised(chain_costs(chain, options), memory_bytes, slots, disjoint),
+        discretised(disjoint.costs, memory_bytes, slots),
     ):
         if not trials.expired:
             _search_table(chain, discrete, trials, options)
@@ -60,9 +60,9 @@ def _search_table(chain: Chain, discrete: DiscretisedChain, trials: Trials, opti
 
 
 def try_keeping_nothing(chain: Chain, trials: Trials, options: SaveOptions | None = None) -> str:
-    """Where no plan fits yet, replay the one that recomputes every stage from the start.
+    """If no plan fits yet, replay the one that recomputes every stage from the start.
 
-    Returns the reason to report where that fits, and an empty text otherwise.
+    Returns the reason to report if that one fits, and an empty text otherwise.
     """
     if trials.best is not None or trials.expired:
         return ""

@@ -12,7 +12,7 @@ from remat_solvers.toolkit.eviction.neighbourhoods import Components, Neighbourh
 
 
 class ScoringEvictor(ABC):
-    """Evicts the candidate of the smallest score, and keeps what is evicted around it up to date where one is given."""
+    """Evicts the candidate of the smallest score, and keeps `neighbours`, if given, up to date."""
 
     def __init__(self, memory: Memory, neighbours: Neighbourhoods | Components | None = None) -> None:
         self.memory = memory
@@ -21,7 +21,7 @@ class ScoringEvictor(ABC):
 
     @abstractmethod
     def score(self, candidates: Indices) -> Floats:
-        """One number per candidate."""
+        """The scores of the candidates, in their order."""
 
     def choose(self, candidates: Indices) -> int:
         """See `Evictor`."""

@@ -37,10 +37,9 @@ def try_settings(
 ) -> Outcome:
     """The fastest plan that any of `settings` finds.
 
-    A replay is given up when it is slower than the best before it, or takes THRASHING times the store-all plan. Where
-    all are given up and have not computed more than PATIENT_OPS ops together, each is tried again up to PATIENCE times.
-    Where none fits, larger budgets are tried for a smaller peak that can be reached, the setting that came closest
-    first.
+    A replay is given up when it is slower than the best before it, or takes THRASHING times the store-all plan. If all
+    are given up and have not computed more than PATIENT_OPS ops together, each is tried again up to PATIENCE times. If
+    none fits, larger budgets are tried for a small peak that can be reached, first with the setting that came closest.
     """
     with _Search(problem, budget_bytes, limits, on_progress) as search:
         search.run(settings)
@@ -55,7 +54,7 @@ class _Search(Trials):
         self.computed_ops = 0
 
     def run(self, settings: Sequence[EvictionSetting]) -> None:
-        closest = settings[0]  # of the smallest peak, or else the one that got farthest
+        closest = settings[0]  # the setting of the smallest peak, or else the one whose replay got farthest
         reached = (GIVEN_UP, len(self.problem.ops))
         while self.best is None:
             given_up = []
@@ -74,7 +73,7 @@ class _Search(Trials):
             self._search_budget((closest, *(setting for setting in settings if setting is not closest)))
 
     def _search_budget(self, settings: Sequence[EvictionSetting]) -> None:
-        """By bisection, as if success were monotone in the budget; the first of `settings` that gets through counts."""
+        """Find the smallest budget that one of `settings` replays within, by bisection as if success were monotone."""
         low, high = self.budget_bytes, baseline(self.problem).peak_bytes
         for _ in range(SEARCH_STEPS):
             smallest = self.smallest_peak_bytes
@@ -90,7 +89,7 @@ class _Search(Trials):
                 low = middle
 
     def _replay(self, setting: EvictionSetting, budget_bytes: int) -> tuple[int, int]:
-        """The peak, or GIVEN_UP, and how many ops of the problem's order were left then."""
+        """The peak, or GIVEN_UP, and the number of ops of the problem's order that were left then."""
         replay = Replay(
             self.problem,
             budget_bytes,

@@ -110,9 +110,10 @@ class _Execution(SwappingDevice):
 def try_edge_counts(
     rewriting: GraphRewriting, trials: Trials, edges_of: Callable[[int], Sequence[CutEdge]], count: int, form: str
 ) -> None:
-    """Of `edges_of(1)`, `edges_of(2)`, .. `edges_of(count)`, ever more swaps, try the first that fits and some beyond.
+    """Try the first of `edges_of(1)` .. `edges_of(count)`, ever more swaps, that fits, and a few beyond it.
 
-    Fewer swaps are faster and need more memory, as a rule: by bisection, and evenly spread ones beyond.
+    Fewer swaps are faster and need more memory, as a rule: so the search is by bisection, and the tries beyond are
+    evenly spread.
     """
 
     def fits(number: int) -> bool:
@@ -134,7 +135,7 @@ def try_edge_counts(
 
 
 def search_smallest_peak(rewriting: GraphRewriting, trials: Trials, edges: Sequence[CutEdge]) -> None:
-    """Where nothing fits, replay plans with all `edges` in ever smaller budgets, by bisection from that of no swap."""
+    """If nothing fits, replay plans with all `edges` in ever smaller budgets, by bisection from that of no swap."""
     low, high = trials.budget_bytes, int(rewriting.profile.used_bytes.max(initial=trials.budget_bytes))
     middle = high
     for _ in range(1 + HALVINGS):

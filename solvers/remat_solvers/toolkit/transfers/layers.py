@@ -15,20 +15,20 @@ from remat_solvers.toolkit.transfers.intervals import IdleInterval, idle_interva
 
 
 def backward_layers(problem: Problem) -> dict[int, int]:
-    """Backward op -> the layer whose backward it belongs to."""
-    touching: dict[int, set[int]] = {}  # forward value -> layers that make or read it
+    """Map every backward op to the layer whose backward it belongs to."""
+    touching: dict[int, set[int]] = {}  # forward value -> layers that compute or read it
     for op in problem.forward_ops:
         for value in (*problem.ops[op].inputs, *problem.ops[op].outputs):
             if problem.producer[value] >= 0:
                 touching.setdefault(value, set()).add(op)
     layer = problem.forward_ops[-1] if problem.forward_ops else -1
-    found: dict[int, int] = {}
+    layers: dict[int, int] = {}
     for op in problem.backward_ops:
-        near = [{k for k in touching[v] if k <= layer} for v in problem.ops[op].inputs if v in touching]
-        common = set.intersection(*near) if near else set()
-        layer = max(common or set().union(*near), default=layer)
-        found[op] = layer
-    return found
+        candidates = [{k for k in touching[v] if k <= layer} for v in problem.ops[op].inputs if v in touching]
+        common = set.intersection(*candidates) if candidates else set()
+        layer = max(common or set().union(*candidates), default=layer)
+        layers[op] = layer
+    return layers
 
 
 def feature_maps(problem: Problem) -> list[IdleInterval]:
