@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from remat_solvers.formats import load_problem, save_problem
+from remat_solvers.registry import solver_names
 from remat_solvers.result import Status
 from remat_solvers.schedule import baseline
 from remat_solvers.solving import solve
@@ -24,10 +28,12 @@ def python_blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
-def test_the_solver_of_the_contributing_guide_works() -> None:
+def test_the_solver_of_the_contributing_guide_works(tmp_path: Path) -> None:
     (block,) = python_blocks("CONTRIBUTING.md")
-    names: dict[str, Any] = {"__name__": __name__}
-    exec(block, names)
+    (tmp_path / "given_order.py").write_text(block)
+    names = runpy.run_path(str(tmp_path / "given_order.py"))
+    typed = [sys.executable, "-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml"), "given_order.py"]
+    assert subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True).stdout.startswith("Success")
     problem = load_problem(CORPUS / "chain50.json")
     peak = baseline(problem).peak_bytes
     assert solve(problem, peak - 1, solver=names["GivenOrder"]()).status is Status.NOT_FOUND
@@ -60,6 +66,15 @@ def test_the_example_of_the_optimal_page_works(tmp_path: Path, monkeypatch: pyte
     assert names["result"].gap < 0.001
     assert names["fastest"].peak_bytes <= names["budget_bytes"]
     assert names["fastest"].gap < 0.01
+
+
+def test_the_page_of_methods_lists_every_method() -> None:
+    page = (ROOT / "docs/methods.md").read_text()
+    assert [name for name in solver_names() if f"| `{name}` |" not in page] == []
+
+
+def test_no_figure_is_left_open() -> None:
+    assert [d.name for d in DOCUMENTS if re.search(r"@[A-Z]+@", d.read_text())] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

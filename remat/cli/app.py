@@ -73,12 +73,14 @@ def export(
 @asks(time_limit=60.0, time_limit_help="seconds")
 def solve(
     request: Request,
-    budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, 60% of the store-all peak, or min")],
+    budget: Annotated[
+        str, typer.Option(help="8GiB, 800MB, bytes, 60% of the unmodified peak, or min: the smallest found")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="the plan.json to write")] = None,
     solver: SolverName = "auto",
-    certificate: Annotated[Path | None, typer.Option(help="the certificate.json of the bound to write")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="the certificate.json to write; takes up to 20 s")] = None,
 ) -> int:
-    """Find the fastest plan within a budget; min: within the smallest peak that is found."""
+    """Find the fastest plan within a budget."""
     import remat_solvers
     from remat.cli.text import result_lines
     from remat_solvers.formats import result_to_dict, save_certificate, save_plan

@@ -115,7 +115,8 @@ def progress_printer() -> Callable[[Progress], None]:
         if progress.time_ns is not None and progress.peak_bytes is not None:
             parts.append(f"best {format_ns(progress.time_ns)} at {format_bytes(progress.peak_bytes)}")
         if progress.bound_ns is not None:
-            parts.append(f"no plan is faster than {format_ns(progress.bound_ns)}")
+            scope = "" if progress.order is None else f" {progress.order.scope}"
+            parts.append(f"no plan is faster than {format_ns(progress.bound_ns)}{scope}")
         log("  ".join([*parts, progress.message]).rstrip())
 
     return report

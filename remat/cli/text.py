@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from remat_solvers.formats import PlanFile
 from remat_solvers.pareto import Point, Sweep
 from remat_solvers.problem import Problem
-from remat_solvers.result import Result, Stopped
+from remat_solvers.result import Result, Status, Stopped
 from remat_solvers.schedule import baseline
 from remat_solvers.simulate import Timeline
 from remat_solvers.units import format_bytes, format_ns
@@ -73,7 +73,8 @@ def result_lines(result: Result, written: Path | None) -> list[str]:
     if result.peak_bytes is None or result.time_ns is None:
         smallest = result.smallest_peak_bytes
         known = "" if smallest is None else f"; {format_bytes(smallest)} is the smallest peak known to be reachable"
-        return [f"No plan is below {floor}{known}. Try a larger budget or another solver."]
+        advice = "a larger budget" if result.status is Status.INFEASIBLE else "a larger budget or another solver"
+        return [f"No plan's peak is below {floor}{known}. Try {advice}."]
     lines = [
         f"budget  {format_bytes(result.budget_bytes)}",
         f"peak    {_share(format_bytes, result.peak_bytes, result.store_all_peak_bytes)}",
@@ -81,7 +82,7 @@ def result_lines(result: Result, written: Path | None) -> list[str]:
         f"floor   {floor}: no plan's peak is lower",
     ]
     if result.gap is not None:
-        lines.append(f"gap     {result.gap:.2%}: no plan within the budget is faster by more than that")
+        lines.append(f"gap     {result.gap:.2%}: no plan within the budget is faster by more, {result.order.scope}")
     lines.append(f"solved  in {result.seconds:.2f} s; {result.stopped.sentence}")
     return lines if written is None else [*lines, f"plan    {written}"]
 

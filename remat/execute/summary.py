@@ -33,6 +33,7 @@ def _describe(planned: Planned) -> str:
         lines.append(f"offload  {format_bytes(timeline.host_bytes)} in {copies} copies, {waits}")
     if result is not None and result.gap is not None:
         lines.append(f"proven   no plan is faster by more than {100 * result.gap:.2f} % of a store-all step")
+        lines.append(f"         {result.order.scope}")
     if problem.costs is not None:
         costs = problem.costs
         lines.append(f"costs    {costs.source} on {costs.device}, torch {costs.torch}")

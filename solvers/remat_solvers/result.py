@@ -25,9 +25,9 @@ class _Sentence(StrEnum):
 class Status(_Sentence):
     """The quality of an answer."""
 
-    OPTIMAL = "optimal", "No plan within the budget is faster: the bound proves it."
+    OPTIMAL = "optimal", "Proven: no plan within the budget is faster, of those that the bound covers."
     FEASIBLE = "feasible", "The plan fits the budget; a faster one may exist."
-    INFEASIBLE = "infeasible", "Proven: no plan at all fits this budget."
+    INFEASIBLE = "infeasible", "Proven: no plan of this problem fits this budget, in any order."
     NOT_FOUND = "not_found", "This method found no plan within the budget; another may."
     NOT_APPLICABLE = "not_applicable", "This method does not treat such a problem."
 
@@ -45,6 +45,11 @@ class Order(_Sentence):
 
     GIVEN = "given", "Plans whose first computations keep the problem's order."
     FREE = "free", "Plans with first computations in any topological order."
+
+    @property
+    def scope(self) -> str:
+        """The plans of the bound in a phrase, to stand behind "no plan is faster"."""
+        return "among plans in any order" if self is Order.FREE else "among plans that keep the order of the ops"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ estimated.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -36,6 +37,7 @@ class Hardware:
 
 
 def _gpu(name: str, tera_bytes: float, fp32: float, tf32: float, half: float) -> Hardware:
+    """A GPU by the TB/s of its memory, and its dense TFLOP/s in float32, TF32, and float16 or bfloat16."""
     units = {torch.float32: tf32 * 1e12, torch.float16: half * 1e12, torch.bfloat16: half * 1e12}
     return Hardware(name, tera_bytes * 1e12, fp32 * 1e12, MappingProxyType(units))
 
@@ -67,9 +69,8 @@ def hardware_name(device: torch.device) -> str:
     """Return the name of `device` in HARDWARE. Raises InputError for a GPU that is not there."""
     if device.type == "cuda":
         model = torch.cuda.get_device_name(device).lower().replace(" ", "")
-        for name in HARDWARE:
-            if name in model:
-                return name
+        if names := [name for name in HARDWARE if re.search(rf"{name}(?!\d)", model)]:  # an L40S is no L4
+            return max(names, key=len)
         raise InputError(f"no roofline is known for {model}: name a device ('roofline:a100') or use costs='measure'")
     return "cpu"
 

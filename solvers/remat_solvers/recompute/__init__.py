@@ -1,1 +1,1 @@
-"""Methods that recompute: one published method per file."""
+"""Methods that recompute: one published method per file or package."""

@@ -1,1 +1,1 @@
-"""Moving values between the device and the host: one published method per file."""
+"""Moving values between the device and the host: one published method per file or package."""

@@ -154,7 +154,7 @@ def test_a_budget_below_any_plan_is_infeasible(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     answer = run_json("solve", CHAIN, "--budget", "1", "-o", path, code=NO_PLAN)
     assert (answer["status"], answer["plan"], answer["plan_file"]) == ("infeasible", None, None)
-    assert "No plan is below" in error("solve", CHAIN, "--budget", "1", code=NO_PLAN)
+    assert "No plan's peak is below" in error("solve", CHAIN, "--budget", "1", code=NO_PLAN)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import remat
-from remat.capture.costs.roofline import HARDWARE, Hardware
+from remat.capture.costs.roofline import HARDWARE, Hardware, hardware_name
+from remat_solvers.errors import InputError
 from remat_solvers.formats import load_problem
 from remat_solvers.problem import Problem
 from tests.remat.models.building import WIDTH, Lambda, mlp, rows
@@ -101,6 +102,24 @@ def test_named_devices(name: str) -> None:
     hardware = HARDWARE[name]
     rate = hardware.matmul_flops_per_s.get(torch.float32, hardware.flops_per_s)
     assert times(problem, "aten.mm.default")[0] == pytest.approx(2 * n**3 / rate * 1e9 + hardware.launch_ns, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_a_gpu_is_found_by_its_whole_name(model: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: model)
+    if not name:
+        with pytest.raises(InputError, match="no roofline is known for nvidial40s"):
+            hardware_name(torch.device("cuda"))
+    else:
+        assert hardware_name(torch.device("cuda")) == name
 
 
 def test_rates_of_the_data_sheet() -> None:
