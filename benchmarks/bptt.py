@@ -1,4 +1,4 @@
-"""The claim of Gruslys et al. (NIPS 2016): 1,000 steps, 95 % of the memory saved, about a third more time.
+"""Tests the claim of Gruslys et al. (NIPS 2016): for 1,000 steps, 95 % less memory costs about a third more time.
 
     scripts/bench bptt                         an exported LSTM of 1,000 steps (capture takes minutes)
     scripts/bench bptt --cell GRUCell --steps 200

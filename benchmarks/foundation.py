@@ -1,4 +1,4 @@
-"""Predicted and measured peaks, bits and times on every model of the table.
+"""Compares predicted and measured peaks, bits and times on every model of the table.
 
 For each model: the number of ops, the export seconds (with costs in the cache), the time of the store-all plan over
 that of eager (median of alternating runs in one process), its peak over that of eager. Then for three plans of Chen:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(case: Case) -> tuple[list[str], bool]:
-    """A row of the table, and whether peaks and bits are as predicted."""
+    """Return a row of the table, and whether peaks and bits are as predicted."""
     model, args, kwargs = case.make()
     model.train()
     with case.precision():
@@ -78,21 +78,21 @@ def measure(case: Case) -> tuple[list[str], bool]:
         exported = remat.export(model, args, kwargs)
         seconds = time.perf_counter() - begin
     problem = exported.problem
-    everything = store_all(problem)
-    module = remat.apply(exported, everything)
-    kept, eager = run_step(module, args, kwargs, exported), run_step(model, args, kwargs, exported)
-    all_peak = simulate(problem, everything).peak_bytes
-    found = [_error(kept.peak_bytes + problem.constant_bytes, all_peak)]
+    unmodified = store_all(problem)
+    module = remat.apply(exported, unmodified)
+    reference, eager = run_step(module, args, kwargs, exported), run_step(model, args, kwargs, exported)
+    all_peak = simulate(problem, unmodified).peak_bytes
+    errors = [_error(reference.peak_bytes + problem.constant_bytes, all_peak)]
     plans, equal = [], True
     for strategy in STRATEGIES:
         form = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).forms(problem)))
         plan = plan_from_sequence(problem, form.sequence(problem))
         step = run_step(remat.apply(exported, plan), args, kwargs, exported)
         peak = simulate(problem, plan).peak_bytes
-        found.append(_error(step.peak_bytes + problem.constant_bytes, peak))
-        same = compare_steps(step, kept).equal
-        equal &= same
-        plans.append(f"{peak / all_peak:.2f} {found[-1][0]:+.2%} {'=' if same else 'DIFFER'}")
+        errors.append(_error(step.peak_bytes + problem.constant_bytes, peak))
+        equal_bits = compare_steps(step, reference).equal
+        equal &= equal_bits
+        plans.append(f"{peak / all_peak:.2f} {errors[-1][0]:+.2%} {'=' if equal_bits else 'DIFFER'}")
     times = sorted(op.time_ns for op in problem.ops)
     row = [
         case.name,
@@ -100,11 +100,11 @@ def measure(case: Case) -> tuple[list[str], bool]:
         f"{times[len(times) // 2] / 1e3:.0f} us",
         f"{seconds:.1f} s",
         f"{time_ratio(exported, model, module, args, kwargs):.3f}",
-        f"{(kept.peak_bytes + problem.constant_bytes) / (eager.peak_bytes + problem.constant_bytes):.3f}",
-        "yes" if compare_steps(kept, eager).equal else "no",
+        f"{(reference.peak_bytes + problem.constant_bytes) / (eager.peak_bytes + problem.constant_bytes):.3f}",
+        "yes" if compare_steps(reference, eager).equal else "no",
         ", ".join(plans),
     ]
-    return row, equal and all(ok for _, ok in found)
+    return row, equal and all(ok for _, ok in errors)
 
 
 def _error(measured: int, predicted: int) -> tuple[float, bool]:
@@ -112,7 +112,7 @@ def _error(measured: int, predicted: int) -> tuple[float, bool]:
 
 
 def time_ratio(exported: Exported, model: torch.nn.Module, module: torch.nn.Module, args: Any, kwargs: Any) -> float:
-    """Median over alternating runs of (our store-all step / eager step)."""
+    """Return the median over alternating runs of (our store-all step / eager step)."""
 
     def clock(run: Callable[..., Any]) -> float:
         for parameter in model.parameters():

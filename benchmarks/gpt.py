@@ -59,7 +59,7 @@ class GPT(nn.Module):
 
 
 def step(layers: int, width: int, heads: int, batch: int, *, fused: bool) -> Problem:
-    """The problem of one training step in bf16. The parameters, gigabytes of them, are never written to."""
+    """Return the problem of one training step in bf16. The gigabytes of parameters are never written to."""
     with torch.device("meta"):
         model = GPT(layers, width, heads, fused).to(torch.bfloat16)
     ids = torch.zeros(batch, 1024, dtype=torch.long)

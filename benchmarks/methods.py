@@ -1,4 +1,4 @@
-"""Every method on every model of the table, at four budgets: its answers, and the time beyond its limit.
+"""Every method on every model of the table, at four budgets: its answers, and its time beyond the limit.
 
     scripts/bench methods                                       everything; hours
     scripts/bench methods --method chen,rotor --model gpt2,vit --seconds 10
@@ -28,7 +28,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from remat_solvers.result import Status
-from tests.remat.models.matrix import METHODS, Budget, ask, budgets, exported
+from tests.remat.models.matrix import METHODS, Budget, budgets, exported, solve_case
 from tests.remat.models.table import CASES, Case
 
 Answer = dict[str, Any]
@@ -68,7 +68,7 @@ def answer(case: Case, method: str, budget: Budget, limit: float) -> Answer:
     record: Answer = {"model": case.name, "method": method, "budget": budget.name, "limit": limit}
     begin, cpu_begin = time.perf_counter(), sum(os.times()[:4])
     try:
-        result = ask(case, method, budget, limit)
+        result = solve_case(case, method, budget, limit)
     except Exception as error:
         record |= {"status": FAILED, "reason": f"{type(error).__name__}: {error}"}
     else:
@@ -86,7 +86,7 @@ def answer(case: Case, method: str, budget: Budget, limit: float) -> Answer:
 
 
 def table(answers: list[Answer]) -> Table:
-    """A row per method."""
+    """Return a table with a row per method."""
     statuses = [*(status.value for status in Status), FAILED]
     rows = Table(box=None)
     for name in (

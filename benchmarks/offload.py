@@ -9,10 +9,10 @@ Costs and links are measured again at each run. Overlap is the share of copy tim
 Planned: 1 - waits / copies in the replay. Measured: 1 - (time that the computing thread waits for copies) / (time that
 the worker threads copy). Torch runs on one thread, so that the copies have a core.
 
-Costs are those of warm memory, and so the C library is told to keep freed memory (docs/execution.md); otherwise every
-step, above all the store-all step, spends about as much time again on page faults. The ratio of the planned step's time
-to the store-all step's, both in the same loop, is compared with the ratio of their replays. Where bits differ, the peak
-is above the budget, or the ratio is off by more than 15 %, the exit status is 1.
+Costs are those of warm memory, and so the C library is configured to keep freed memory (docs/execution.md); otherwise
+every step, above all the store-all step, spends about as much time again on page faults. The ratio of the times of the
+planned step and the store-all step, both in the same loop, is compared with that of their replays. Where bits differ,
+the peak is above the budget, or the ratio is off by more than 15 %, the exit status is 1.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def compare_tiers(options: argparse.Namespace) -> bool:
-    """Print the table, and return whether everything is as planned."""
+    """Print the table, and return whether all rows are as planned."""
     libc = ctypes.CDLL(None)
     for option, value in (NEVER_TRIM, NEVER_MAP):
         libc.mallopt(option, value)
@@ -151,7 +151,7 @@ def gpt2() -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def row(exported: Any, model: Any, batch: Any, tier: Tier, options: argparse.Namespace) -> tuple[list[str], bool]:
-    """The cells of the table, and whether all is as planned."""
+    """Return the cells of the row, and whether bits, peak and time are as planned."""
     link = measure_link(torch.device("cpu"), tier)
     problem = replace(exported.problem, link=link)
     exported = replace(exported, problem=problem)
@@ -162,11 +162,11 @@ def row(exported: Any, model: Any, batch: Any, tier: Tier, options: argparse.Nam
         return [tier.name, f"{result.status}: {result.reason}"], False
     line = simulate(problem, result.plan)
     timed = TimedTier(tier)
-    kept, planned = remat.apply(exported, store_all(problem)), remat.apply(exported, result.plan, tier=timed)
-    reference, step = run_step(kept, (), batch, exported), run_step(planned, (), batch, exported)
+    unmodified_net, planned = remat.apply(exported, store_all(problem)), remat.apply(exported, result.plan, tier=timed)
+    reference, step = run_step(unmodified_net, (), batch, exported), run_step(planned, (), batch, exported)
     equal = compare_steps(step, reference).equal
     peak = step.peak_bytes + problem.constant_bytes
-    times: dict[Any, list[float]] = {kept: [], planned: []}
+    times: dict[Any, list[float]] = {unmodified_net: [], planned: []}
     overlaps = []
     with waits() as waited:
         for _ in range(WARM_UP + options.steps):
@@ -192,21 +192,21 @@ def row(exported: Any, model: Any, batch: Any, tier: Tier, options: argparse.Nam
 
 @contextmanager
 def waits() -> Iterator[list[float]]:
-    """The seconds for which the computing thread waits for copies."""
+    """Record the seconds for which the computing thread waits for copies."""
     waited: list[float] = []
-    wait = threads._ThreadSession._wait
+    wait = threads.ThreadSession._wait
 
     def timed(session: Any, value: int, copy: Any) -> None:
         begin = time.perf_counter()
         wait(session, value, copy)
         waited.append(time.perf_counter() - begin)
 
-    with mock.patch.object(threads._ThreadSession, "_wait", timed):
+    with mock.patch.object(threads.ThreadSession, "_wait", timed):
         yield waited
 
 
 def copying_ns(problem: Problem, plan: Plan) -> int:
-    """Time of all copies, in ns."""
+    """Return the time of all copies, in ns."""
     link = problem.link
     assert link is not None
     rates = {Offload: link.to_host_bytes_per_s, Fetch: link.to_device_bytes_per_s}

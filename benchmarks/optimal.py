@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def targets(options: argparse.Namespace, cases: list[Case]) -> tuple[Table, int]:
-    """A row per case, and how many meet their targets."""
+    """Return a table with a row per case, and the number of cases that meet their targets."""
     table = Table("row", "problem", "budget", box=None)
     for name in ("overhead", "bound", "gap", "known", "seconds", "CPU s", "first", "reached"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -150,7 +150,7 @@ def _figures(case: Case, answer: Answer) -> Iterator[str]:
 
 
 def ablation(options: argparse.Namespace) -> Table:
-    """Mean gap (overhead) of some seeds after a fixed time without each technique, and the time to close all gaps."""
+    """Return a table of mean gaps, overheads, and times to a closed gap, with each technique switched off."""
     cases = [(name, share) for name, share in ABLATION_CASES if not options.problem or name in options.problem]
     seconds = options.seconds or ABLATION_S
     title = f"gap (overhead; seconds to a gap of {CLOSE} %) after {seconds:g} s, means of {ABLATION_SEEDS} seeds"
@@ -173,14 +173,14 @@ def ablation(options: argparse.Namespace) -> Table:
 
 
 def _mean(answers: list[Answer]) -> str:
-    """Mean gap, overhead and seconds of several answers; the first error where there is one."""
+    """Return the mean gap, overhead and seconds of several answers, or the first error."""
     for answer in answers:
         if answer.error or answer.gap is None:
             return answer.error or answer.status
     gap, overhead = (statistics.fmean(getattr(a, name) for a in answers) for name in ("gap", "overhead"))
     closed = [seconds for a in answers if (seconds := a.reached_s(CLOSE)) is not None]
-    when = f"; {statistics.fmean(closed):.1f} s" if len(closed) == len(answers) else ""
-    return f"{_per_cent(gap)} ({_per_cent(overhead)}{when})"
+    time_to_close = f"; {statistics.fmean(closed):.1f} s" if len(closed) == len(answers) else ""
+    return f"{_per_cent(gap)} ({_per_cent(overhead)}{time_to_close})"
 
 
 def _report(dump: Path | None, record: dict[str, Any], *row: str) -> None:

@@ -2,7 +2,7 @@
 
 The models are those of the zoo at sizes whose steps take long enough to be compared. Costs are measured on the present
 machine, on one thread. Times are ratios of the planned step over the store-all step: the median of alternating steps,
-beside the predicted ratio. Where the machine is busy while costs are measured, plans are made with wrong costs.
+beside the predicted ratio. If the machine is busy while costs are measured, the plans are solved with wrong costs.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ TOLERANCE = 0.1  # of the predicted ratio of times
 
 
 def table(names: Sequence[str] | None, seconds: float) -> Table:
-    """A row per model and budget."""
+    """Return a table with a row per model and budget."""
     torch.set_num_threads(1)
-    made = Table("model", "ops", "budget", title="executed on a CPU, one thread", title_justify="left", box=None)
+    rows = Table("model", "ops", "budget", title="executed on a CPU, one thread", title_justify="left", box=None)
     for name in ("measured peak", "of budget", "predicted time", "measured time", "error", "gap", "met"):
-        made.add_column(name, justify="right", no_wrap=True)
+        rows.add_column(name, justify="right", no_wrap=True)
     for case in MODELS:
         if names is None or case.name in names:
             for row in _rows(case, seconds):
                 print(*row, sep="  ", file=sys.stderr, flush=True)
-                made.add_row(*row)
-    return made
+                rows.add_row(*row)
+    return rows
 
 
 def _rows(case: Case, seconds: float) -> list[tuple[str, ...]]:
     model, args, kwargs = case.make()
     exported = remat.export(model.train(), args, kwargs)
     problem = exported.problem
-    everything = remat.apply(exported, store_all(problem))
-    whole = baseline(problem).peak_bytes
+    unmodified = remat.apply(exported, store_all(problem))
+    store_all_peak = baseline(problem).peak_bytes
     rows: list[tuple[str, ...]] = []
     floor = peak_bound_bytes(problem)
     for share in SHARES:
-        budget = floor + int(share * (whole - floor))
-        head = (case.name, str(len(problem.ops)), f"{format_bytes(budget)}, {budget / whole:.0%}")
+        budget = floor + int(share * (store_all_peak - floor))
+        head = (case.name, str(len(problem.ops)), f"{format_bytes(budget)}, {budget / store_all_peak:.0%}")
         result = solve(problem, budget, limits=Limits(seconds))
         if result.plan is None or result.time_ns is None:
             rows.append((*head, "", "", "", "", "", "", f"no plan: {result.status}"))
@@ -74,7 +74,7 @@ def _rows(case: Case, seconds: float) -> list[tuple[str, ...]]:
         planned = remat.apply(exported, plan_with_tangents_first(problem, result.plan))
         peak = run_step(planned, args, kwargs, exported).peak_bytes + problem.constant_bytes
         predicted = result.time_ns / result.store_all_time_ns
-        measured = time_ratio(exported, everything, planned, args, kwargs)
+        measured = time_ratio(exported, unmodified, planned, args, kwargs)
         error = measured / predicted - 1
         missed = [*(["peak"] if peak > budget else []), *(["time"] if abs(error) > TOLERANCE else [])]
         rows.append(

@@ -39,7 +39,7 @@ NAMES = (*(path.stem for path in sorted(CORPUS.glob("*.json"))), *GENERATED)
 
 
 def load(name: str) -> Problem:
-    """The problem of that name (of NAMES), without a link."""
+    """Return the problem `name`, one of NAMES, without a link."""
     if name not in GENERATED:
         return formats.load_problem(CORPUS / f"{name}.json")
     cached = Path(tempfile.gettempdir()) / "remat-bench" / f"{name}.json"

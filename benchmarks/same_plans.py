@@ -1,14 +1,14 @@
-"""Whether another checkout of this project finds the same plans, action by action: the proof of a refactoring.
+"""Checks that another checkout of this project finds the same plans, action by action, as proof of a refactoring.
 
     scripts/bench same_plans collect new.jsonl --problems DIR             answers of this checkout
     scripts/bench same_plans collect old.jsonl --problems DIR --checkout ../other
     scripts/bench same_plans compare old.jsonl new.jsonl                  exit code 1 where an answer differs
 
-Every registered method is asked about every problem of DIR (JSON files), with and without a link, at two budgets
+Every registered method solves every problem of DIR (JSON files), with and without a link, at two budgets
 between the floor and the peak of store-all. `auto` has a limit of work, which is exact on every machine; the other
-methods run to their end. A method that does not end within `--seconds` is cut, and is not asked about larger problems
-of that kind; what either side cut is counted and not compared. Each method runs in a process of its own with one
-thread. A file of answers may be continued: what it has is not asked again.
+methods run to their end. A method that does not end within `--seconds` is cut, and does not run on larger problems
+of that kind; tasks that either side cut are counted and not compared. Each method runs in a process of its own with one
+thread. A file of answers may be continued: tasks that it has are not run again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _collect(options: argparse.Namespace) -> None:
-    """Ask every method in its own process, with the sources of the checkout."""
+    """Run every method in its own process, with the sources of the checkout."""
     sources = f"{options.checkout.resolve() / 'solvers'}"
     environment = {**os.environ, "PYTHONPATH": sources, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     list_names = "import remat_solvers; print(*remat_solvers.solver_names())"
@@ -83,10 +83,10 @@ def _answer_all(solver: str, seconds: float, most_ops: int, folder: Path, path: 
         for problem in [p for p in problems if len(p.ops) <= most_ops]:
             step_ns = max(1, sum(op.time_ns for op in problem.ops))
             moved_bytes = sum(value.bytes for value in problem.values if value.kind != "constant")
-            rate = max(1, moved_bytes * 10**9 // step_ns)  # a copy of everything takes as long as the step
+            rate = max(1, moved_bytes * 10**9 // step_ns)  # a copy of all values takes as long as the step
             for linked in (False, True):
-                asked = replace(problem, link=Link(rate, rate) if linked else None)
-                floor, peak = peak_bound_bytes(asked), solve(asked, 2**62, solver="store-all").peak_bytes
+                task = replace(problem, link=Link(rate, rate) if linked else None)
+                floor, peak = peak_bound_bytes(task), solve(task, 2**62, solver="store-all").peak_bytes
                 assert peak is not None
                 for share in BUDGETS:
                     budget = floor + int(share * (peak - floor))
@@ -98,7 +98,7 @@ def _answer_all(solver: str, seconds: float, most_ops: int, folder: Path, path: 
                     if linked in cut:
                         answer["cut"] = True
                     else:
-                        answer |= _answer(solver, asked, budget, limits)
+                        answer |= _answer(solver, task, budget, limits)
                         if answer["cut"]:
                             cut.add(linked)
                     answers.write(json.dumps(answer) + "\n")
@@ -106,7 +106,7 @@ def _answer_all(solver: str, seconds: float, most_ops: int, folder: Path, path: 
 
 
 def _answer(solver: str, problem: Any, budget: int, limits: Any) -> Answer:
-    """The result as plain data; an error of the method is an answer too."""
+    """Return the result as plain data; an error of the method is an answer too."""
     from remat_solvers import solve
 
     try:
@@ -114,12 +114,12 @@ def _answer(solver: str, problem: Any, budget: int, limits: Any) -> Answer:
     except Exception as error:
         return {**dict.fromkeys(KEYS), "cut": False, "status": f"raised {type(error).__name__}"}
     known = {name: getattr(result, name) for name in KEYS if name != "actions"}
-    actions = None if result.plan is None else [_word(action) for action in result.plan]
+    actions = None if result.plan is None else [_action_record(action) for action in result.plan]
     return {**known, "cut": result.stopped == "time" and limits.work is None, "actions": actions}
 
 
-def _word(action: Any) -> list[Any]:
-    """The action as its kind and its index."""
+def _action_record(action: Any) -> list[Any]:
+    """Return the kind and the index of an action."""
     index = action.op if hasattr(action, "op") else action.value
     return [type(action).__name__, index]
 
@@ -129,7 +129,7 @@ def _read(path: Path) -> list[Answer]:
 
 
 def _compare(before: list[Answer], after: list[Answer]) -> int:
-    """Print how many answers are the same, per method; 1 where one differs."""
+    """Print the number of equal answers per method, and return the exit code: 1 if one differs."""
 
     def by_key(answers: list[Answer]) -> dict[tuple[Any, ...], Answer]:
         return {(a["solver"], a["problem"], a["link"], a["budget"]): a for a in answers}
@@ -152,7 +152,7 @@ def _compare(before: list[Answer], after: list[Answer]) -> int:
         print(f"{solver:14}" + "".join(f"{counts[solver, word]:26}" for word in words))
     totals = [sum(n for (_, kind), n in counts.items() if kind == word) for word in words]
     print(f"{'all':14}" + "".join(f"{total:26}" for total in totals))
-    print(f"asked on one side only: {len(old.keys() ^ new.keys())}")
+    print(f"tasks of one side only: {len(old.keys() ^ new.keys())}")
     return 1 if totals[2] or not totals[0] else 0
 
 

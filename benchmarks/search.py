@@ -55,7 +55,7 @@ def budget_of(problem: Problem, share: float) -> int:
 
 
 def one_run(problem: Problem, budget_bytes: int, free_order: bool, seed: int) -> tuple[float, float, float]:
-    """Moves per second, seconds to the first plan, and the overhead in % at the end; NaN without a plan."""
+    """Return moves per second, seconds to the first plan, and the overhead in % at the end; NaN without a plan."""
     start = time.process_time()
     search = SequenceSearch(problem, budget_bytes, free_order=free_order, seed=seed)
     first = float("nan")

@@ -1,7 +1,7 @@
 """The time of our kernels and exact methods, beside published or measured times of their peers.
 
     scripts/bench speed                the kernels, each the best of three runs, with its target
-    scripts/bench speed --exact 60     and checkmate and moccasin on random layered graphs, each within so many seconds
+    scripts/bench speed --exact 60     and checkmate and moccasin on random layered graphs, each with a limit of 60 s
 
 Figures of peers are those of their authors, or were measured on a 2-core CPU. The machines differ, so they show orders
 of magnitude only. The random layered graphs are ours (`generate.random_layered`), in the manner of Moccasin's.
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def kernels() -> list[Kernel]:
-    """One per dynamic program. Kusumoto's is the approximate family at 1.2 times the least memory it can do with."""
+    """Return one kernel per dynamic program. Kusumoto's is the approximate family at 1.2 times its smallest limit."""
     graph = forward_graph(random_layered(500, 1))
     uniform = uniform_chain(100, 500)
 
@@ -93,7 +93,7 @@ def best_of(run: Callable[[], object]) -> float:
 
 
 def uniform_chain(count: int, slots: int) -> DiscretisedChain:
-    """Stages of time 1, states of 1 slot, saved sets of 2, one way to save each."""
+    """Return a chain with stages of time 1, states of 1 slot, and one set of 2 slots to save per stage."""
     advance = np.maximum(0, np.arange(count + 1)[None, :] - np.arange(count)[:, None]).astype(float)
     both = np.full((1, count, count), 2.0)
     return DiscretisedChain(
@@ -112,7 +112,7 @@ def uniform_chain(count: int, slots: int) -> DiscretisedChain:
 
 
 def exact(seconds: float) -> Table:
-    """Time to the optimum in the given order, or what was reached within `seconds`."""
+    """Return the times to the optimum in the given order, or the overhead and gap after `seconds`."""
     table = Table("ops", "budget", "method", "status", "time", "gap", "seconds", "peers", box=None)
     for ops in EXACT_OPS:
         problem = random_layered(ops, ops)
@@ -122,11 +122,11 @@ def exact(seconds: float) -> Table:
                 result = solve(
                     problem, int(budget * unmodified.peak_bytes), solver=method, limits=Limits(seconds=seconds)
                 )
-                told = "" if result.time_ns is None else f"{result.time_ns / unmodified.time_ns - 1:+.2%}"
+                overhead = "" if result.time_ns is None else f"{result.time_ns / unmodified.time_ns - 1:+.2%}"
                 gap = "" if result.gap is None else f"{result.gap:.2%}"
                 peer = PAPERS.get((method, ops), "")
                 table.add_row(
-                    str(ops), f"{budget:.0%}", method, str(result.status), told, gap, f"{result.seconds:.1f}", peer
+                    str(ops), f"{budget:.0%}", method, str(result.status), overhead, gap, f"{result.seconds:.1f}", peer
                 )
     return table
 

@@ -65,12 +65,12 @@ def main() -> None:
 
 
 def table(name: str, problem: Problem, share: int, methods: list[str] | None, seconds: float, extremes: bool) -> Table:
-    """A row per method."""
+    """Return a table with a row per method."""
     unmodified = baseline(problem)
     static_bytes = problem.static_bytes
     budget_bytes = static_bytes + (unmodified.peak_bytes - static_bytes) * share // 100
     recompute, swap, joint, goal = STUDY.get((name, share), (None,) * 4)
-    made = Table(
+    rows = Table(
         title=f"{name} at {share} % of {(unmodified.peak_bytes - static_bytes) / GIB:.2f} GiB without static bytes, "
         f"which are {static_bytes / GIB:.2f} GiB; "
         f"store-all {unmodified.time_ns / 1e6:.1f} ms, {len(problem.ops)} ops",
@@ -78,7 +78,7 @@ def table(name: str, problem: Problem, share: int, methods: list[str] | None, se
         box=None,
     )
     for column in ("method", "overhead", "of it waits", "moved GiB", "seconds", "study", "goal"):
-        made.add_column(column, justify="left" if column == "method" else "right")
+        rows.add_column(column, justify="left" if column == "method" else "right")
 
     def row(label: str, solver: Solver, link: Link | None, study: float | None, goal: float | None = None) -> None:
         if methods is not None and solver.name not in methods:
@@ -90,8 +90,8 @@ def table(name: str, problem: Problem, share: int, methods: list[str] | None, se
             line = simulate(linked, result.plan)
             extra = (line.time_ns - unmodified.time_ns, line.wait_ns)
             cells = [*(f"{100 * ns / unmodified.time_ns:.2f} %" for ns in extra), f"{line.host_bytes / GIB:.2f}"]
-        told = ["" if n is None else f"{n} %" for n in (study, goal)]
-        made.add_row(label, *cells, f"{result.seconds:.1f}", *told)
+        study_cells = ["" if n is None else f"{n} %" for n in (study, goal)]
+        rows.add_row(label, *cells, f"{result.seconds:.1f}", *study_cells)
 
     row("auto, recompute only", create("auto"), None, recompute)
     row("checkmate, recompute only", Checkmate(swap=False), None, recompute)
@@ -104,7 +104,7 @@ def table(name: str, problem: Problem, share: int, methods: list[str] | None, se
     if extremes:
         for speed, link in EXTREMES.items():
             row(f"checkmate, joint, {speed}", Checkmate(), link, recompute if speed == "1 B/s" else 0.0)
-    return made
+    return rows
 
 
 def _names(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What holds for every test: nothing is skipped, torch runs on one thread, and the user's cache is left alone."""
+"""Rules for every test: none may be skipped, torch runs on one thread, and the user's cache is not touched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     if not hasattr(config, "workerinput"):  # the workers of one run share its cache
         os.environ["REMAT_CACHE_DIR"] = tempfile.mkdtemp(prefix="remat-tests-")
-    # A machine under load is slow; that says nothing about a test.
+    # A busy machine is slow, which is no fault of a test.
     slow = [hypothesis.HealthCheck.too_slow]
     hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
     hypothesis.settings.load_profile("any machine")

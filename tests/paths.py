@@ -1,4 +1,4 @@
-"""Where the project and its corpus of problems stand, and how a child process finds the project."""
+"""Paths of the project and of its corpus of problems, and an environment for child processes that import it."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ CORPUS = ROOT / "tests/corpus"
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """The environment of this process with the project on the path of Python, and with these changes."""
+    """Return the environment of this process with the project on the path of Python, and with `changes`."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "solvers")]), **changes}

@@ -1,4 +1,4 @@
-"""The rules of docs/architecture.md that import contracts cannot say."""
+"""The rules of docs/architecture.md that import contracts cannot express."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_WORDS = 25  # of the glossary
 
 
 def imported(file: Path) -> set[str]:
-    """The project's modules that a file imports, wherever in it, for type checking included."""
+    """Return the project's modules that a file imports anywhere, for type checking included."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -34,7 +34,7 @@ def test_the_validator_imports_only_the_problem_and_the_plan() -> None:
     assert imported(CORE / "validate.py") == {"remat_solvers.plan", "remat_solvers.problem"}
 
 
-def test_the_certificate_checker_shares_nothing_with_what_makes_certificates() -> None:
+def test_the_certificate_checker_shares_nothing_with_the_prover() -> None:
     allowed = {f"remat_solvers.{name}" for name in ("errors", "problem", "result", "processes.stdout")}
     files = sorted((CORE / "certificates").rglob("*.py"))
     assert len(files) > 2

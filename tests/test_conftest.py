@@ -1,4 +1,4 @@
-"""Skipping does not look green."""
+"""A skipped test counts as a failed one."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ class ThreadEngine(OffloadEngine[Slab]):
         return self.tier.slab(self.slab_bytes)
 
     def _new_session(self, slab: Slab) -> Session:
-        return _ThreadSession(self, slab)
+        return ThreadSession(self, slab)
 
 
-class _ThreadSession(Session):
+class ThreadSession(Session):
     def __init__(self, engine: ThreadEngine, slab: Slab) -> None:
         super().__init__()
         self._engine = engine

@@ -12,7 +12,7 @@ import pytest
 
 from remat_solvers.registry import Entry
 from tests.remat.models.exports import exported
-from tests.remat.models.matrix import METHODS, SHARES, Budget, ask, budgets, position
+from tests.remat.models.matrix import METHODS, SHARES, Budget, budgets, position, solve_case
 from tests.remat.models.table import CASES, Case
 from tests.solvers.checks import check_result
 
@@ -21,13 +21,13 @@ SMALL_OPS, LARGE_OPS = 20, 1_000
 
 
 def budgets_for(case: Case, entry: Entry) -> list[Budget]:
-    """The budgets that are solved with this method on this model."""
+    """Return the budgets that are solved with this method on this model."""
     problem = exported(case).problem
-    every = list(budgets(problem))
+    all_budgets = list(budgets(problem))
     if len(problem.ops) <= (SMALL_OPS if entry.slow else LARGE_OPS):
-        return every
+        return all_budgets
     share = SHARES[position(case) % len(SHARES)]
-    return [budget for budget in every if budget.name.startswith(f"{share}%")]
+    return [budget for budget in all_budgets if budget.name.startswith(f"{share}%")]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def budgets_for(case: Case, entry: Entry) -> list[Budget]:
 )
 def test_answers_are_valid_plans_or_honest(case: Case, entry: Entry) -> None:
     for budget in budgets_for(case, entry):
-        result = ask(case, entry.name, budget, SECONDS)
+        result = solve_case(case, entry.name, budget, SECONDS)
         assert result.budget_bytes == budget.bytes
         check_result(exported(case).problem, result)
         assert result.plan is not None or result.reason, "neither a reason nor the smallest peak that was reached"

@@ -15,7 +15,7 @@ TOKENS = 512
 
 
 class Language(nn.Module):
-    """Its logits are by far the largest: 512 tokens of 500 words, 1,000 KiB."""
+    """A language model whose logits are by far its largest values: 512 tokens of 500 words, 1,000 KiB."""
 
     def __init__(self) -> None:
         super().__init__()

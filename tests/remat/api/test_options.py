@@ -90,7 +90,7 @@ def test_an_object_of_another_kind_is_refused() -> None:
         remat.SubBatches(layers(), 2, parts=StepOptions())  # type: ignore[arg-type]
 
 
-def test_the_representation_is_the_call_that_makes_it() -> None:
+def test_the_representation_is_the_call_that_creates_it() -> None:
     assert repr(StepOptions()) == "StepOptions()"
     assert repr(StepOptions(solver="chen", seed=2)) == "StepOptions(solver='chen', seed=2)"
     assert repr(Parts(reduction="sum")) == "Parts(reduction='sum')"

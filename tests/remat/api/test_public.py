@@ -1,4 +1,4 @@
-"""The public names of both packages: what they are, that each is found, and that type checkers see the same ones."""
+"""The public names of both packages: the list of them is complete, each exists, and type checkers see the same ones."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_budget_a_method_does_not_reach() -> None:
 
 
 class Lazy:
-    """A solver object of the caller's own."""
+    """A solver object that a caller could define."""
 
     name: ClassVar[str] = "lazy"
     version: ClassVar[str] = "1"
@@ -135,8 +135,8 @@ def test_a_link_is_part_of_the_problem() -> None:
 # Reserve
 
 
-def tensors_of(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the state of an optimizer that has stepped."""
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of the state of an optimizer that has run a step."""
     held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     return sum(t.numel() * t.element_size() for t in held)
 
@@ -181,7 +181,7 @@ def test_the_reserve_of_an_instance_is_its_state_after_a_step(name: str, stepped
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
     training_loss(net(*ARGS)).backward()
     optimizer.step()
-    assert net.problem.reserve_bytes == tensors_of(optimizer)
+    assert net.problem.reserve_bytes == state_bytes(optimizer)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.NAdam])
@@ -190,7 +190,7 @@ def test_the_reserve_of_a_class_is_its_state_after_a_step(kind: type[torch.optim
     optimizer = kind(net.parameters(), lr=0.1)  # type: ignore[call-arg]
     training_loss(net(*ARGS)).backward()
     optimizer.step()
-    assert net.problem.reserve_bytes == tensors_of(optimizer)
+    assert net.problem.reserve_bytes == state_bytes(optimizer)
 
 
 def test_the_reserve_of_adamw_in_closed_form() -> None:
@@ -261,17 +261,17 @@ def test_export_solve_save_load_apply(tmp_path: Path) -> None:
         assert differences(run_and_record(net, ARGS), expected) == []
 
 
-def test_a_plan_for_another_graph_says_what_differs(tmp_path: Path) -> None:
+def test_a_plan_for_another_graph_is_refused_with_the_difference(tmp_path: Path) -> None:
     exported = remat.export(layers(), ARGS, costs="roofline")
     others = {
         "the plan computes .* different ops, the graph has": (nn.Sequential(layers(), nn.Linear(WIDTH, 2)), ARGS),
         "other sizes or other ops": (layers(), (batch(rows=9),)),
     }
-    for words, (model, args) in others.items():
+    for message, (model, args) in others.items():
         problem = remat.export(model, args, costs="roofline").problem
         result = remat_solvers.solve(problem, 2**40)
         save_plan(tmp_path / "plan.json", result)
-        with pytest.raises(remat.InputError, match=f"the plan was made for graph .*{words}"):
+        with pytest.raises(remat.InputError, match=f"the plan was made for graph .*{message}"):
             remat.apply(exported, tmp_path / "plan.json")
     with pytest.raises(remat.InputError):
         remat.verify(layers(), tmp_path / "plan.json", ARGS)
@@ -289,8 +289,8 @@ def test_a_plan_that_breaks_a_rule_is_not_applied() -> None:
 def test_the_report_is_for_people() -> None:
     net = solved(layers(), ARGS, "70%")
     report = net.report()
-    for words in ("Sequential: ", "budget ", "auto", "peak ", "time ", "store-all", "roofline:cpu", "workspace"):
-        assert words in report
+    for text in ("Sequential: ", "budget ", "auto", "peak ", "time ", "store-all", "roofline:cpu", "workspace"):
+        assert text in report
     assert f"{recomputations(net.plan)} recomputations" in report
     assert net.result.problem == net.problem.fingerprint
     assert simulate(net.problem, net.plan).peak_bytes == net.result.peak_bytes

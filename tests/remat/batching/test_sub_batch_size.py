@@ -1,4 +1,4 @@
-"""solve_in_parts: as many rows at a time as is fastest, the same gradients, and the measured peak in the budget."""
+"""solve_in_parts chooses the fastest number of rows at a time; gradients are equal, and the peak is in the budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROWS, WIDTH = 512, 64
 
 
 class Deep(nn.Module):
-    """Layers whose activations are most of the memory, and the loss."""
+    """A model with loss whose memory is mostly activations."""
 
     def __init__(self, *more: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def real_peak(net: nn.Module) -> int:
 
 @pytest.mark.parametrize("share", [0.7, 0.5, 0.4])
 def test_the_largest_part_that_fits(share: float) -> None:
-    """Where every row costs the same and kernels run less full with fewer: the first halving that fits, not another."""
+    """Every row costs the same and kernels are slower with few rows, so the first halving that fits is chosen."""
     model = deep_model()
     whole = real_peak(remat.solve(model, "100%", batch(), solver="store-all", costs="roofline:a100"))
     net = in_parts(model, int(share * whole))

@@ -18,7 +18,7 @@ from tests.remat.models.table import CASES, tensors
 from tests.remat.modules import recomputations
 
 CASE = {case.name: case for case in CASES}
-FREE = (  # without batch norm, and in eval mode without random ops: rows do not interact
+INDEPENDENT_ROWS = (  # without batch norm, and in eval mode without random ops: rows do not interact
     "frozen-parameters",
     "gru",
     "in-place",
@@ -39,7 +39,7 @@ FREE = (  # without batch norm, and in eval mode without random ops: rows do not
 
 
 class WithLoss(nn.Module):
-    """A model's own loss, or of its first output the mean, or the sum, over the rows of something smooth."""
+    """Returns the model's own loss, or otherwise a mean or sum over rows of a smooth function of its first output."""
 
     def __init__(self, model: nn.Module, reduction: str = "mean") -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class WithLoss(nn.Module):
 
 
 def with_loss(name: str, reduction: str = "mean") -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """The case at float64, with a loss."""
+    """Return the case in float64, with a loss."""
     model, args, kwargs = CASE[name].make()
     to_double: Callable[[Any], Any] = lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
     args, kwargs = torch.utils._pytree.tree_map(to_double, (args, kwargs))
@@ -64,7 +64,7 @@ def with_loss(name: str, reduction: str = "mean") -> tuple[nn.Module, tuple[Any,
 
 
 def gradients(net: nn.Module, args: Any = (), kwargs: Any = None, scale: float = 1.0) -> tuple[Tensor, dict[str, Any]]:
-    """The loss, and every parameter's gradient by name."""
+    """Return the loss, and every parameter's gradient by name."""
     net.zero_grad()
     loss = net(*args, **(kwargs or {}))
     (loss * scale).backward()
@@ -76,7 +76,7 @@ def assert_close(found: tuple[Tensor, dict[str, Any]], expected: tuple[Tensor, d
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("name", INDEPENDENT_ROWS)
 def test_parts_leave_the_gradients_of_the_whole_batch(name: str, reduction: str) -> None:
     if CASE[name].make()[2].get("labels") is not None or name == "returns-loss":
         reduction = "mean"  # the model's own loss is one
@@ -90,17 +90,17 @@ def test_parts_leave_the_gradients_of_the_whole_batch(name: str, reduction: str)
         assert_close(gradients(remat.SubBatches(model, rows, reduction=reduction, whole=whole), args, kwargs), expected)
 
 
-def whole_numbers() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
-    """A model whose sums are exact in any order: small whole numbers throughout."""
+def integer_model() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Return a model whose sums are exact in any order, because all numbers are small integers."""
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 1))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randint(-3, 4, parameter.shape, generator=generator).float()
     x, y = (torch.randint(-3, 4, shape, generator=generator).float() for shape in ((8, 5), (8, 1)))
-    return Against(model), (x, y)
+    return SquaredError(model), (x, y)
 
 
-class Against(nn.Module):
+class SquaredError(nn.Module):
     """The squared error, summed over the rows or their mean."""
 
     def __init__(self, model: nn.Module, reduction: str = "sum") -> None:
@@ -115,9 +115,9 @@ class Against(nn.Module):
 @pytest.mark.parametrize(
     ("reduction", "rows"), [("sum", 1), ("sum", 3), ("sum", 8), ("mean", 1), ("mean", 2), ("mean", 4), ("mean", 9)]
 )
-def test_where_the_order_of_addition_does_not_matter_they_are_equal_to_the_bit(reduction: Any, rows: int) -> None:
+def test_gradients_are_bit_equal_where_sums_are_exact(reduction: Any, rows: int) -> None:
     """The mean over 8 rows: weights are powers of two."""
-    model, args = whole_numbers()
+    model, args = integer_model()
     model.reduction = reduction
     loss, expected = gradients(model, args)
     found_loss, found = gradients(remat.SubBatches(model, rows, reduction=reduction), args)
@@ -127,7 +127,7 @@ def test_where_the_order_of_addition_does_not_matter_they_are_equal_to_the_bit(r
 
 
 class Tokens(nn.Module):
-    """A mean over the targets that are not -100, as language models have it."""
+    """Returns a mean over the targets that are not -100, as language models do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,8 +138,8 @@ class Tokens(nn.Module):
         return {"loss": functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
-def test_a_mean_over_what_is_counted_and_a_loss_among_other_outputs() -> None:
-    """Rows with 4, 1, 0 and 2 targets: weighed by rows the gradients would differ."""
+def test_a_mean_over_counted_targets_and_a_loss_among_other_outputs() -> None:
+    """The rows have 4, 1, 0 and 2 targets, so a mean over rows has other gradients."""
     model = Tokens().double()
     tokens = torch.randint(20, (4, 4), generator=torch.Generator().manual_seed(0))
     labels = tokens.clone()
@@ -162,7 +162,7 @@ def test_a_part_may_have_a_plan() -> None:
     """Bit-equal to the same parts without one; the last part, of other shape, is planned for itself."""
     torch.manual_seed(0)
     blocks = [layer for _ in range(6) for layer in (nn.Linear(16, 16), nn.LayerNorm(16), nn.GELU())]
-    model = Against(nn.Sequential(*blocks), "mean")
+    model = SquaredError(nn.Sequential(*blocks), "mean")
     x, y = torch.randn(640, 16), torch.randn(640, 16)
     expected = gradients(remat.SubBatches(model, 256), (x, y))
     part = remat.solve(model, "60%", args=(x[:256], y[:256]), solver="chen", costs="roofline", on_change="replan")
@@ -176,7 +176,7 @@ def test_a_part_may_have_a_plan() -> None:
 def test_parts_take_less_memory() -> None:
     """64 rows of 16 layers, 8 at a time: an eighth of the activations, and the gradients, which are small here."""
     torch.manual_seed(0)
-    model = Against(nn.Sequential(*[layer for _ in range(16) for layer in (nn.Linear(32, 32), nn.Tanh())]), "mean")
+    model = SquaredError(nn.Sequential(*[layer for _ in range(16) for layer in (nn.Linear(32, 32), nn.Tanh())]), "mean")
     x, y = torch.randn(4096, 32), torch.randn(4096, 32)
 
     def peak(net: nn.Module) -> int:
@@ -202,8 +202,8 @@ def test_batch_norm_is_refused_while_it_trains() -> None:
     assert remat.SubBatches(mixed, 4)(*args).requires_grad  # one part: a call like any other
 
 
-def test_the_gradient_of_the_loss_scales_them_and_they_add_up() -> None:
-    model, args = whole_numbers()
+def test_gradients_scale_with_that_of_the_loss_and_accumulate() -> None:
+    model, args = integer_model()
     net = remat.SubBatches(model, 3, reduction="sum")
     once = gradients(net, args)[1]
     scaled = gradients(net, args, scale=4.0)[1]
@@ -216,7 +216,7 @@ def test_the_gradient_of_the_loss_scales_them_and_they_add_up() -> None:
 
 
 def test_a_second_backward_is_refused() -> None:
-    model, args = whole_numbers()
+    model, args = integer_model()
     loss = remat.SubBatches(model, 3, reduction="sum")(*args)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="call the module again"):
@@ -224,7 +224,7 @@ def test_a_second_backward_is_refused() -> None:
 
 
 def test_it_has_the_names_and_state_of_the_model() -> None:
-    model, args = whole_numbers()
+    model, args = integer_model()
     net = remat.SubBatches(model, 3, reduction="sum")
     assert list(net.state_dict()) == list(model.state_dict())
     assert [id(p) for p in net.parameters()] == [id(p) for p in model.parameters()]
@@ -244,7 +244,7 @@ def test_it_has_the_names_and_state_of_the_model() -> None:
 
 def test_training_in_parts_is_training() -> None:
     torch.manual_seed(0)
-    plain = Against(nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 2)), "mean").double()
+    plain = SquaredError(nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 2)), "mean").double()
     split = copy.deepcopy(plain)
     for model, net in ((plain, plain), (split, remat.SubBatches(split, 4))):
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.05)
@@ -262,10 +262,10 @@ def test_training_in_parts_is_training() -> None:
     ("call", "message"),
     [
         (lambda: remat.SubBatches(nn.Linear(3, 3), 2)(torch.ones(4, 3)), r"scalar.*shape \(2, 3\)"),
-        (lambda: remat.SubBatches(whole_numbers()[0], 2)(torch.ones(4, 5), torch.ones(3, 1)), "3 and 4 rows"),
-        (lambda: remat.SubBatches(whole_numbers()[0], 2)(1.0, 2.0), "no rows"),
+        (lambda: remat.SubBatches(integer_model()[0], 2)(torch.ones(4, 5), torch.ones(3, 1)), "3 and 4 rows"),
+        (lambda: remat.SubBatches(integer_model()[0], 2)(1.0, 2.0), "no rows"),
         (
-            lambda: remat.SubBatches(whole_numbers()[0], 2)(torch.ones(4, 5).requires_grad_(), torch.ones(4, 1)),
+            lambda: remat.SubBatches(integer_model()[0], 2)(torch.ones(4, 5).requires_grad_(), torch.ones(4, 1)),
             "argument 0 requires a gradient",
         ),
         (lambda: remat.SubBatches(nn.Linear(3, 3), 0), "at least 1"),

@@ -1,4 +1,4 @@
-"""The central invariant, on every model of the table: the machine does what `simulate` predicts.
+"""The central invariant, on every model of the table: a step does what `simulate` predicts.
 
 Expected values come from running the original model, and the store-all plan of the same graph. Peaks are those of
 torch's allocator, as the profiler records them.
@@ -30,7 +30,7 @@ CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def chen_plans(exported: Exported) -> Iterator[Plan]:
-    """One plan of each published form, whatever its peak."""
+    """Yield one plan of each published form, without regard to its peak."""
     for strategy in STRATEGIES:
         form = next(iter(Chen(strategy=strategy, candidates="crossing", keep_last=True).forms(exported.problem)))
         yield plan_from_sequence(exported.problem, form.sequence(exported.problem))
@@ -56,22 +56,22 @@ def test_as_predicted_and_bit_equal(case: Case) -> None:
     exported, (_, args, kwargs) = measured(case), case.make()
     model = exported.model
     check_constants(exported.problem, [*model.parameters(), *model.buffers(), *tree_leaves((args, kwargs))])
-    everything = store_all(exported.problem)
-    kept = run_step(remat.apply(exported, everything), args, kwargs, exported)
-    check_peak(kept, exported, everything)
-    eager = compare_steps(kept, run_step(model, args, kwargs, exported))
+    unmodified = store_all(exported.problem)
+    reference = run_step(remat.apply(exported, unmodified), args, kwargs, exported)
+    check_peak(reference, exported, unmodified)
+    eager = compare_steps(reference, run_step(model, args, kwargs, exported))
     assert eager.equal is case.eager_bit_equal, case.why_not
     assert eager.largest_difference < 1e-3
     for plan in chen_plans(exported):
         assert validate(exported.problem, plan) == []
         step = run_step(remat.apply(exported, plan), args, kwargs, exported)
-        assert compare_steps(step, kept).equal
+        assert compare_steps(step, reference).equal
         check_peak(step, exported, plan)
 
 
 @pytest.mark.parametrize("name", ["dropout", "drop-path", "attention-dropout", "noise"])
 def test_random_ops_recomputed_many_times(name: str) -> None:
-    """A plan that keeps nothing for the backward: before every backward op, the whole forward is recomputed."""
+    """The plan keeps nothing for the backward: before every backward op, it recomputes the whole forward."""
     exported, (_, args, kwargs) = exported_case(BY_NAME[name]), BY_NAME[name].make()
     problem = exported.problem
     random = [i for i, op in enumerate(problem.ops) if "random" in op.effects]
@@ -82,7 +82,7 @@ def test_random_ops_recomputed_many_times(name: str) -> None:
             sequence += [i for i in problem.forward_ops if problem.ops[i].recomputable]
         sequence.append(op)
     plan = plan_from_sequence(problem, sequence)
-    runs = sum(action == Compute(random[0]) for action in plan)
-    assert runs > 5
-    kept = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
-    assert compare_steps(run_step(remat.apply(exported, plan), args, kwargs, exported), kept).equal
+    computations = sum(action == Compute(random[0]) for action in plan)
+    assert computations > 5
+    reference = run_step(remat.apply(exported, store_all(problem)), args, kwargs, exported)
+    assert compare_steps(run_step(remat.apply(exported, plan), args, kwargs, exported), reference).equal

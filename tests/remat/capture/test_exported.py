@@ -33,7 +33,7 @@ from tests.remat.modules import (
 
 
 class ChangesState(nn.Module):
-    """A forward that draws, and changes every kind of state that it can reach."""
+    """A model whose forward draws random numbers and changes every kind of state that it can reach."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ChangesState(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.steps += 1
-        self.late = "made by forward"
+        self.late = "set by forward"
         self.history.append(self.steps)
         self.seen["x"] = x
         self.seen.pop("first", None)
@@ -96,7 +96,7 @@ def test_generators_of_python_and_numpy_are_untouched() -> None:
 
     model = Draws()
     before = snapshot(model)
-    with contextlib.suppress(remat.ExportError):  # it may be refused, but changes nothing
+    with contextlib.suppress(remat.ExportError):  # the export may be refused, but it changes nothing
         remat.export(model, (batch(),), costs="roofline")
     assert snapshot(model) == before
 
@@ -150,7 +150,7 @@ def test_export_under_no_grad(context: Any) -> None:
 
 
 class Wide(nn.Module):
-    """Gigabytes of activations from kilobytes of input and parameters."""
+    """A model with gigabytes of activations and kilobytes of inputs and parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,15 +220,15 @@ def test_a_model_with_nothing_to_train() -> None:
 
 
 def test_a_model_without_parameters_but_with_a_gradient_of_its_input() -> None:
-    found = []
+    records = []
     for planned in (False, True):
         x = batch().requires_grad_()
         model: nn.Module = nn.Sequential(nn.Tanh(), nn.Softmax(-1), nn.Dropout(0.2))
         net = recomputing(model, (x,)) if planned else model
         torch.manual_seed(2)
         training_loss(net(x)).backward()
-        found.append({"x": x.grad})
-    assert differences(*found) == []
+        records.append({"x": x.grad})
+    assert differences(*records) == []
 
 
 def test_arguments_that_do_not_fit_the_model(

@@ -59,7 +59,7 @@ def target(op: Op) -> str:
 
 @CASE
 def test_storages_are_those_of_a_real_run(case: Case) -> None:
-    """Every op is run on real tensors: the problem states which storages are new, and how large they are."""
+    """Run every op on real tensors: the problem states which storages are new, and how large they are."""
     exported = exported_case(case)
     problem, lowered, joint = exported.problem, exported.lowered, exported.joint
     real = {node: real_input(node) for node in joint.graph_module.graph.nodes if node.op in ("placeholder", "get_attr")}
@@ -167,7 +167,7 @@ def test_ops_with_several_outputs() -> None:
 
 
 class Layouts(nn.Module):
-    """Models whose gradients come in layouts that autograd would copy, or keep: see the names."""
+    """Models whose gradients have layouts that autograd would copy or keep, as their names state."""
 
     def __init__(self, name: str, size: int) -> None:
         super().__init__()
@@ -377,7 +377,7 @@ def test_most_ops_of_a_library_model_have_an_origin(name: str) -> None:
     assert all(op.module in paths for op in located)
 
 
-# Saving, and the same problem every time
+# Saved problems, and equal problems of equal exports
 
 
 @pytest.mark.parametrize("costs", ["measure", "roofline:h100"])
@@ -389,9 +389,9 @@ def test_save_and_load(costs: str, tmp_path: Path) -> None:
         assert loaded == exported.problem
         assert loaded.costs == exported.problem.costs
         assert loaded.fingerprint == exported.problem.fingerprint
-    again = tmp_path / "again.json"
-    exported.save(again)
-    assert path.read_bytes() == again.read_bytes()
+    second = tmp_path / "second.json"
+    exported.save(second)
+    assert path.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru-dropout", "autocast-bf16", "batch-norm", "attention-dropout"])

@@ -1,4 +1,4 @@
-"""Models with state outside their parameters: captured exactly, or refused with the line and what to do."""
+"""Models with state outside their parameters: they are captured exactly, or refused with the line and advice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def step(net: nn.Module, *args: Any) -> dict[str, Any]:
 
 
 class Constants(nn.Module):
-    """Reads a tensor created in forward, plain attributes and one in a list, whole and through views."""
+    """A model that reads a tensor created in forward, plain attributes and one in a list, whole and through views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_a_constant_changed_by_the_user_between_steps_is_read_at_each_step() -> 
 
 
 class KeepsState(nn.Module):
-    """Counts its calls, stores its last output, and fills caches."""
+    """A model that counts its calls, stores its last output, and fills caches."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ OK, BAD_INPUT, NO_PLAN, LIMIT, FAILED = range(5)
 
 
 def run(*args: object, code: int = OK, columns: int = 80) -> Result:
-    """The command's output, on a terminal of so many columns, once its exit code is checked."""
+    """Run a command on a terminal of `columns` columns, check its exit code, and return its output."""
     done = CliRunner(env={"COLUMNS": str(columns)}).invoke(app, [str(argument) for argument in args])
     assert done.exit_code == code, f"{done.stdout}\n{done.stderr}\n{done.exception!r}"
     assert "Traceback" not in done.output
@@ -21,5 +21,5 @@ def run(*args: object, code: int = OK, columns: int = 80) -> Result:
 
 
 def run_json(*args: object, code: int = OK) -> Any:
-    """What the command prints with `--json`."""
+    """Return the JSON document that the command prints."""
     return json.loads(run(*args, "--json", code=code).stdout)

@@ -1,4 +1,4 @@
-"""The command line on problem files: real invocations, exit codes, and what bad input says and leaves behind."""
+"""The command line on problem files: real invocations, exit codes, error messages, and the files that are left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAIN = CORPUS / "chain50.json"
 
 
 def error(*args: object, code: int = BAD_INPUT) -> str:
-    """The message of a command that fails: nothing on stdout, one line (and a hint on usage) on stderr."""
+    """Return the message of a command that fails: no stdout, and on stderr one line and perhaps a hint on usage."""
     done = run(*args, code=code)
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) <= 2
@@ -46,7 +46,7 @@ def edit(path: Path, **changes: object) -> Path:
     return path
 
 
-# What works
+# Valid input
 
 
 def test_solve_then_simulate_then_validate(plan: Path) -> None:
@@ -79,15 +79,15 @@ def test_solve_prints_the_whole_result(tmp_path: Path) -> None:
         plan_file.problem,
     )
     assert run_json("solve", CHAIN, "--budget", "60%", "--solver", "chen")["plan_file"] is None
-    people = run("solve", CHAIN, "--budget", "60%")
-    assert "of store-all's" in people.stdout
-    assert "optimal" in people.stderr
+    text = run("solve", CHAIN, "--budget", "60%")
+    assert "of store-all's" in text.stdout
+    assert "optimal" in text.stderr
 
 
 def test_the_same_command_writes_the_same_bytes(plan: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again.json"
-    run("solve", CHAIN, "--budget", "60%", "-o", again)
-    assert again.read_bytes() == plan.read_bytes()
+    second = tmp_path / "second.json"
+    run("solve", CHAIN, "--budget", "60%", "-o", second)
+    assert second.read_bytes() == plan.read_bytes()
 
 
 def test_a_budget_above_store_all_fits_as_it_is(tmp_path: Path) -> None:
@@ -109,12 +109,12 @@ def test_the_link_option_reaches_the_solver(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_plan_over_a_link_is_checked_over_that_link(tmp_path: Path) -> None:
-    plan, over = tmp_path / "plan.json", ["--link", "25GB/s"]
+    plan, link = tmp_path / "plan.json", ["--link", "25GB/s"]
     unlinked = tmp_path / "problem.json"
     unlinked.write_text(json.dumps({**json.loads(CHAIN.read_text()), "link": None}))
-    answer = run_json("solve", unlinked, "--budget", "60%", "--solver", "swap-only", *over, "-o", plan)
-    assert run_json("validate", unlinked, plan, *over)["valid"]
-    assert run_json("simulate", unlinked, plan, *over)["time_ns"] == answer["time_ns"]
+    answer = run_json("solve", unlinked, "--budget", "60%", "--solver", "swap-only", *link, "-o", plan)
+    assert run_json("validate", unlinked, plan, *link)["valid"]
+    assert run_json("simulate", unlinked, plan, *link)["time_ns"] == answer["time_ns"]
     assert "no link to the host" in run("validate", unlinked, plan, code=FAILED).stdout
     assert "not a rate" in error("validate", unlinked, plan, "--link", "auto")
 
@@ -260,7 +260,7 @@ def test_files_that_are_missing_or_swapped(plan: Path, tmp_path: Path) -> None:
     assert "a problem, not a plan" in error("simulate", CHAIN, CHAIN)
 
 
-def test_a_plan_for_another_graph_says_what_differs(plan: Path, tmp_path: Path) -> None:
+def test_a_plan_for_another_graph_is_refused_with_the_difference(plan: Path, tmp_path: Path) -> None:
     for command in ("validate", "simulate"):
         message = error(command, CORPUS / "unet.json", plan)
         assert "the plan computes" in message
@@ -273,12 +273,12 @@ def test_a_plan_for_another_graph_says_what_differs(plan: Path, tmp_path: Path) 
         save_problem(path, Problem(name, ops, values, (2,)))
         return path
 
-    mine = tmp_path / "mine.json"
-    run("solve", chain("one", 8, 1), "--budget", "100%", "-o", mine)
-    assert "other sizes" in error("validate", chain("larger", 16, 1), mine)
+    small_plan = tmp_path / "small_plan.json"
+    run("solve", chain("one", 8, 1), "--budget", "100%", "-o", small_plan)
+    assert "other sizes" in error("validate", chain("larger", 16, 1), small_plan)
     actions = [["compute", 1], ["compute", 0], ["free", 1]]
-    run("solve", chain("two", 8, 0), "--budget", "100%", "-o", mine)
-    assert "connected differently" in error("validate", chain("one", 8, 1), edit(mine, actions=actions))
+    run("solve", chain("two", 8, 0), "--budget", "100%", "-o", small_plan)
+    assert "connected differently" in error("validate", chain("one", 8, 1), edit(small_plan, actions=actions))
 
 
 def test_another_link_or_other_times_are_the_same_graph(plan: Path, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_an_old_plan_survives_a_command_that_finds_none(plan: Path) -> None:
 
 
 def test_ctrl_c_before_any_plan_is_3(tmp_path: Path) -> None:
-    """The model's function stands for long work: it says that it runs, then waits for the signal."""
+    """The model's function simulates long work: it creates a file when it runs, then waits for the signal."""
     (tmp_path / "slow.py").write_text(
         "import pathlib, time\ndef make():\n    pathlib.Path('running').touch()\n    time.sleep(60)\n"
     )

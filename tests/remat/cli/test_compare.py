@@ -117,9 +117,9 @@ def test_torch_budget_is_a_row_of_a_model(model: str) -> None:
     rows = {row["solver"]: row for row in smallest["rows"]}
     assert rows["torch-budget"]["peak_bytes"] == row["smallest_peak_bytes"]
     assert rows["chen"]["status"] == "feasible"
-    every = run_json("compare", model, "--costs", "roofline", "--budget", "100%")
-    assert {row["solver"] for row in every["rows"]} == {*solver_names(), "torch-budget"}
-    assert {row["status"] for row in every["rows"]} == {"optimal"}
+    all_methods = run_json("compare", model, "--costs", "roofline", "--budget", "100%")
+    assert {row["solver"] for row in all_methods["rows"]} == {*solver_names(), "torch-budget"}
+    assert {row["status"] for row in all_methods["rows"]} == {"optimal"}
 
 
 def test_a_crash_of_a_solver_in_this_process_is_a_row(model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,15 +69,15 @@ def test_export_solve_validate_verify(folder: Path) -> None:
     assert verified["ok"] is True
     assert verified["gradients_equal"] is True
     assert abs(verified["measured_peak_bytes"] - answer["peak_bytes"]) <= max(answer["peak_bytes"] // 100, 64 * 1024)
-    people = run("verify", "train.py:make", "plan.json").stdout
-    assert "bit-equal" in people
-    assert "may print" not in people
+    text = run("verify", "train.py:make", "plan.json").stdout
+    assert "bit-equal" in text
+    assert "may print" not in text
 
 
 def test_solve_takes_a_model(folder: Path) -> None:
     run("solve", "train.py:make", "--budget", "70%", "--costs", "roofline:cpu", "-o", "plan.json")
-    people = run("export", "train.py:make", "--costs", "roofline:cpu", "-o", "problem.json").stdout
-    assert people.startswith("problem.json: ")
+    text = run("export", "train.py:make", "--costs", "roofline:cpu", "-o", "problem.json").stdout
+    assert text.startswith("problem.json: ")
     assert load_plan("plan.json").problem == load_problem("problem.json").fingerprint
     run("validate", "problem.json", "plan.json")
     assert run("export", "train.py:make", "--costs", "roofline:cpu", "-o", "problem.json").stdout.startswith(
@@ -93,7 +93,7 @@ def test_verification_fails_on_an_invalid_plan(folder: Path) -> None:
     assert "the plan" in run("verify", "train.py:make", "plan.json", code=FAILED).stderr
 
 
-def test_a_plan_of_another_model_says_what_differs(folder: Path) -> None:
+def test_a_plan_of_another_model_is_refused_with_the_difference(folder: Path) -> None:
     run("solve", "train.py:make", "--budget", "70%", "--costs", "roofline:cpu", "-o", "plan.json")
     for other in ("make_wider", "make_larger_batch"):
         done = run("verify", f"train.py:{other}", "plan.json", code=BAD_INPUT)
@@ -136,13 +136,13 @@ def test_torch_does_not_log_an_error_of_one_line(folder: Path) -> None:
 
 def test_offload_from_solve_to_verify(folder: Path) -> None:
     """Solve for the disk tier with its measured link, and run the plan through it."""
-    place = ["--tier", "disk", "--scratch", folder]
+    tier = ["--tier", "disk", "--scratch", folder]
     command = ["solve", "train.py:make", "--budget", "70%", "--solver", "swap-only", "-o", "plan.json"]
-    answer = run_json(*command, "--link", "auto", *place)
+    answer = run_json(*command, "--link", "auto", *tier)
     assert answer["tier"] == "disk"
     assert answer["link"]["to_host_bytes_per_s"] > 10**6
     assert any(action[0] == "offload" for action in json.loads(Path("plan.json").read_text())["actions"])
-    assert run_json("verify", "train.py:make", "plan.json", *place)["gradients_equal"]
+    assert run_json("verify", "train.py:make", "plan.json", *tier)["gradients_equal"]
     run("verify", "train.py:make", "plan.json", "--tier", "disk", "--scratch", "missing", code=FAILED)
 
 

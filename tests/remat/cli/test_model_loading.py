@@ -1,4 +1,4 @@
-"""MODEL on the command line: what loads, and the message of each failure."""
+"""MODEL on the command line: the forms that load, and the message of each failure."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("where", ["train.py", "./train.py", "package.nets", "package/nets.py"])
-def test_files_and_modules(where: str) -> None:
-    model, args, kwargs = load_model(f"{where}:two")
+@pytest.mark.parametrize("source", ["train.py", "./train.py", "package.nets", "package/nets.py"])
+def test_files_and_modules(source: str) -> None:
+    model, args, kwargs = load_model(f"{source}:two")
     assert isinstance(model, torch.nn.Linear)
     assert [list(a.shape) for a in args] == [[1, 2]]
     assert kwargs == {}
@@ -68,7 +68,7 @@ def test_absolute_paths_and_neighbours(folder: Path, monkeypatch: pytest.MonkeyP
     assert model.in_features == 5
 
 
-def test_what_may_be_returned() -> None:
+def test_forms_of_the_returned_tuple() -> None:
     assert list(load_model("train.py:three").kwargs) == ["input"]
     assert isinstance(load_model("train.py:a_list").args, tuple)
     assert load_model("train.py:no_kwargs").kwargs == {}

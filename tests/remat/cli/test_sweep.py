@@ -19,7 +19,7 @@ from remat_solvers.validate import validate
 from tests.remat.cli.invoke import BAD_INPUT, LIMIT, NO_PLAN, OK, run, run_json
 
 STEP_NS = 150
-EXTRA = {12: 39, 20: 31}  # extra forwards of 50 uniform layers at so many slots: a table of known answers
+EXTRA = {12: 39, 20: 31}  # by slots: the extra forwards of 50 uniform layers in the optimum, which is known
 GRUSLYS = ("--solver", "gruslys")
 
 

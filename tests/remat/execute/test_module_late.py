@@ -94,14 +94,14 @@ def test_late_gradients_of_an_earlier_forward(plan: Plans) -> None:
 @PLANS
 @pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_transformers_loss_and_logits(name: str, plan: Plans) -> None:
-    found = []
+    records = []
     for planned in (False, True):
         model, args, kwargs = CASE[name].make()
         net = plan(model, args, kwargs) if planned else model
         torch.manual_seed(1)
         loss_of(net(*args, **kwargs)).backward()
-        found.append(gradients_of(model) | {"generator": torch.get_rng_state()})
-    assert differences(*found) == []
+        records.append(gradients_of(model) | {"generator": torch.get_rng_state()})
+    assert differences(*records) == []
 
 
 def test_the_warning_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

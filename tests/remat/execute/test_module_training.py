@@ -97,14 +97,14 @@ def test_interleaved_steps() -> None:
 
 
 def test_one_backward_through_two_forwards() -> None:
-    found = []
+    records = []
     for planned in (False, True):
         model, x = layers(), batch().requires_grad_()
         net = recomputing(model, (x,)) if planned else model
         torch.manual_seed(4)
         training_loss(net(net(x))).backward()
-        found.append({"input": x.grad} | gradients_of(net) | state_of(net))
-    assert differences(*found) == []
+        records.append({"input": x.grad} | gradients_of(net) | state_of(net))
+    assert differences(*records) == []
 
 
 def test_accumulation_over_four_micro_batches() -> None:
@@ -265,14 +265,14 @@ def test_module_hooks_on_the_planned_module() -> None:
 
 @PLANS
 def test_gradient_reaches_an_input_with_a_history(plan: Plans) -> None:
-    found = []
+    records = []
     for planned in (False, True):
         model, source = layers(), batch(1).requires_grad_()
         net = plan(model, (source * 2,)) if planned else model
         torch.manual_seed(4)
         training_loss(net(source * 2)).backward()
-        found.append({"source": source.grad} | gradients_of(net))
-    assert differences(*found) == []
+        records.append({"source": source.grad} | gradients_of(net))
+    assert differences(*records) == []
 
 
 @PLANS
@@ -341,7 +341,7 @@ def test_inputs_of_recomputations_must_not_change() -> None:
 
 @PLANS
 def test_an_output_changed_in_place_where_eager_allows_it(plan: Plans) -> None:
-    found = []
+    records = []
     for planned in (False, True):
         model = nn.Sequential(
             nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 3)
@@ -353,8 +353,8 @@ def test_an_output_changed_in_place_where_eager_allows_it(plan: Plans) -> None:
         y = net(batch())
         y.mul_(2.0)
         y.sum().backward()
-        found.append(gradients_of(model))
-    assert differences(*found) == []
+        records.append(gradients_of(model))
+    assert differences(*records) == []
 
 
 @PLANS
@@ -410,14 +410,14 @@ def test_a_solved_plan_trains_as_eager_does() -> None:
 
 @PLANS
 def test_inside_the_users_checkpoint(plan: Plans) -> None:
-    found = []
+    records = []
     for planned in (False, True):
         model, x = layers(), batch().requires_grad_()
         net = plan(model, (x,)) if planned else model
         torch.manual_seed(4)
         training_loss(checkpoint(net, x, use_reentrant=False) if planned else net(x)).backward()
-        found.append({"input": x.grad} | gradients_of(net))
-    assert differences(*found) == []
+        records.append({"input": x.grad} | gradients_of(net))
+    assert differences(*records) == []
 
 
 @PLANS

@@ -1,4 +1,4 @@
-"""torch's partitioner as a method: its choices become plans that hold here, with dropout too."""
+"""torch's partitioner as a method: its choices become valid plans, with dropout too."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ def test_every_setting_is_a_valid_plan_that_runs(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
     model, args, kwargs = case.make()
     exported = remat.export(model.train(), args, kwargs, costs="roofline")
-    kept = run_step(remat.apply(exported, store_all(exported.problem)), args, kwargs, exported)
+    reference = run_step(remat.apply(exported, store_all(exported.problem)), args, kwargs, exported)
     by_setting = plans(exported)
     assert by_setting.keys() >= {1.0, 0.0}
     for setting, plan in by_setting.items():
         assert validate(exported.problem, plan) == []
         if setting in (1.0, 0.5, 0.0):
-            assert compare_steps(run_step(remat.apply(exported, plan), args, kwargs, exported), kept).equal
+            assert compare_steps(run_step(remat.apply(exported, plan), args, kwargs, exported), reference).equal
 
 
 @pytest.mark.parametrize("name", ["attention-dropout", "drop-path", "lora"])
 def test_settings_left_out_are_those_that_change_nothing(name: str) -> None:
     method = TorchBudget(export(name))
     captured = method.exported.recapture()
-    every = {tuple(method.sequence_at(captured, step / STEPS)) for step in range(STEPS + 1)}
-    assert {tuple(ops) for _, ops in method.sequences(captured)} == every
+    expected = {tuple(method.sequence_at(captured, step / STEPS)) for step in range(STEPS + 1)}
+    assert {tuple(ops) for _, ops in method.sequences(captured)} == expected
 
 
 def test_recompute_all_recomputes_the_forward() -> None:
@@ -76,11 +76,11 @@ def test_it_finds_the_fastest_setting_that_fits() -> None:
     peaks = sorted({line.peak_bytes for line in timelines})
     assert len(peaks) > 2
     for budget_bytes in peaks[:2]:
-        fits = remat_solvers.solve(problem, budget_bytes, solver=method, limits=Limits(None))
-        assert fits.status is Status.FEASIBLE
-        assert fits.time_ns == min(line.time_ns for line in timelines if line.peak_bytes <= budget_bytes)
-    none = remat_solvers.solve(problem, peaks[0] - 1, solver=method, limits=Limits(None))
-    assert (none.status, none.smallest_peak_bytes) == (Status.NOT_FOUND, peaks[0])
+        result = remat_solvers.solve(problem, budget_bytes, solver=method, limits=Limits(None))
+        assert result.status is Status.FEASIBLE
+        assert result.time_ns == min(line.time_ns for line in timelines if line.peak_bytes <= budget_bytes)
+    infeasible = remat_solvers.solve(problem, peaks[0] - 1, solver=method, limits=Limits(None))
+    assert (infeasible.status, infeasible.smallest_peak_bytes) == (Status.NOT_FOUND, peaks[0])
 
 
 def test_by_its_name_for_a_model() -> None:
@@ -94,7 +94,7 @@ def test_by_its_name_for_a_model() -> None:
 
 
 def test_the_time_limit_holds_inside_the_partitioner() -> None:
-    """The limit is far less than one setting takes; what the timer interrupts is left usable."""
+    """The limit is far less than one setting takes; the partitioner is usable after the interrupt."""
     exported = export("gpt2")
     budget_bytes = int(0.9 * baseline(exported.problem).peak_bytes)
     result = remat_solvers.solve(
@@ -111,9 +111,9 @@ def test_the_time_limit_holds_between_settings_in_another_thread() -> None:
 
     def work() -> None:
         smallest = min(simulate(exported.problem, plan).peak_bytes for plan in plans(exported).values())
-        results.append(TorchBudget(exported).solve(exported.problem, smallest, **now))
+        results.append(TorchBudget(exported).solve(exported.problem, smallest, **arguments))
 
-    now: dict[str, Any] = {"limits": Limits(seconds=1e-9), "on_progress": None, "seed": 0}
+    arguments: dict[str, Any] = {"limits": Limits(seconds=1e-9), "on_progress": None, "seed": 0}
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
@@ -134,21 +134,21 @@ def test_ctrl_c_keeps_the_best_plan_so_far() -> None:
     assert result.stopped is Stopped.INTERRUPT
 
 
-HERE = (sys.modules[__name__],)
+THIS_MODULE = (sys.modules[__name__],)
 
 
-def test_a_deadline_interrupts_and_puts_the_timer_back() -> None:
+def test_a_deadline_interrupts_and_restores_the_timer() -> None:
     before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(DeadlineError), deadline(0.01, HERE):
+    with pytest.raises(DeadlineError), deadline(0.01, THIS_MODULE):
         time.sleep(60)
-    with deadline(60, HERE), deadline(None, HERE):
+    with deadline(60, THIS_MODULE), deadline(None, THIS_MODULE):
         pass
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_deadline_leaves_other_modules_alone() -> None:
-    """An error in a finalizer would be lost, one in a context manager's exit would leave things half done."""
+    """An error in a finalizer would be lost, and one in a context manager's exit would leave its work unfinished."""
     begin = time.perf_counter()
     with deadline(0.01, (textwrap,)):
         time.sleep(0.05)
@@ -159,7 +159,7 @@ def test_a_deadline_in_another_thread_does_nothing() -> None:
     ended = []
 
     def work() -> None:
-        with deadline(0.001, HERE):
+        with deadline(0.001, THIS_MODULE):
             time.sleep(0.05)
         ended.append(True)
 

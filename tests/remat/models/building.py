@@ -1,4 +1,4 @@
-"""What the small models of the tests are built of: their widths, a net of two layers, a module from a function."""
+"""Parts of the small models of the tests: their widths, a net of two layers, a module from a function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Lambda(nn.Module):
 
 
 def seeded(make: Callable[[], Any]) -> Any:
-    """The result of `make` from generator state 0; the generator goes on where it was."""
+    """Return the result of `make` from generator seed 0; the state of the generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return make()

@@ -13,13 +13,13 @@ from tests.remat.models.table import Case
 
 @functools.cache
 def exported(case: Case) -> Exported:
-    """The model's training step with roofline costs."""
+    """Return the model's captured training step with roofline costs."""
     model, args, kwargs = case.make()
     with case.precision():
         return remat.export(model.train(), args, kwargs, costs="roofline")
 
 
 def measured(case: Case) -> Exported:
-    """The same captured step with measured costs, which are `remat.export`'s default."""
+    """Return the same captured step with measured costs, which are `remat.export`'s default."""
     captured = exported(case)
     return dataclasses.replace(captured, problem=add_costs(captured.joint, captured.lowered, "measure"))

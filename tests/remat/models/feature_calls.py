@@ -1,4 +1,4 @@
-"""Small models that hold one feature of calls each: what comes in, what goes out, what is changed in place."""
+"""Small models that have one feature of a call each: of its inputs, its outputs, or its changes in place."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def output_returned_twice() -> tuple[Any, ...]:
 
 
 def parameter_returned() -> tuple[Any, ...]:
-    """A parameter as an output, as a regulariser outside the model would want it."""
+    """A parameter as an output, as a regulariser outside the model needs it."""
 
     def forward(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.linear(x), self.linear.weight
@@ -92,7 +92,7 @@ def parameter_returned() -> tuple[Any, ...]:
     return Lambda(forward, linear=nn.Linear(WIDTH, WIDTH)), (rows(),)
 
 
-# What goes in
+# Inputs
 
 
 def keyword_inputs() -> tuple[Any, ...]:
@@ -111,7 +111,7 @@ def leaf_input_with_gradient() -> tuple[Any, ...]:
 
 
 def non_leaf_input_with_gradient() -> tuple[Any, ...]:
-    """The input has a history: its gradient flows on to whatever made it."""
+    """The input has a history: its gradient flows on to the ops that computed it."""
     x = rows().requires_grad_() * 2.0
     x.retain_grad()
     return mlp(), (x,)
@@ -139,7 +139,7 @@ def integer_inputs() -> tuple[Any, ...]:
     return model, (torch.randint(50, (BATCH, 6)), torch.tensor(3))
 
 
-# What comes out
+# Outputs
 
 
 def dict_output() -> tuple[Any, ...]:
@@ -152,7 +152,7 @@ def dict_output() -> tuple[Any, ...]:
 
 @dataclasses.dataclass
 class Prediction:
-    """Not registered with pytree, like most people's."""
+    """A dataclass that is not registered with pytree, as most are not."""
 
     logits: Tensor
     hidden: Tensor
@@ -200,6 +200,3 @@ def returns_loss() -> tuple[Any, ...]:
         return functional.cross_entropy(self.head(self.body(x)), labels)
 
     return Lambda(forward, body=mlp(), head=nn.Linear(WIDTH, 5)), (rows(), torch.randint(5, (BATCH,)))
-
-
-# How it is computed

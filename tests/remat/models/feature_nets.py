@@ -1,4 +1,4 @@
-"""Small models that hold one feature of nets each: weights, statistics, randomness, checkpoints, autocast."""
+"""Small models that have one feature of a network each: weights, statistics, randomness, checkpoints, autocast."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def drop_path() -> tuple[Any, ...]:
 
 
 class Noise(nn.Module):
-    """Gaussian noise made by a factory function, which has no tensor input."""
+    """Gaussian noise from a factory function, which has no tensor input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def attention_dropout() -> tuple[Any, ...]:
 
 
 def checkpointed() -> tuple[Any, ...]:
-    """The user has checkpointed by hand already, with dropout inside."""
+    """The model itself uses checkpoints, with dropout inside."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -219,7 +219,7 @@ def checkpointed() -> tuple[Any, ...]:
     return Lambda(forward, blocks=nn.ModuleList(mlp(nn.Dropout(0.2)) for _ in range(3))), (rows(),)
 
 
-# In place, views, aliases
+# Autograd functions, autocast, recurrent layers
 
 
 class StraightThrough(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Every method on every model of the table, at four budgets: what the tests and `scripts/bench methods` ask."""
+"""Every method on every model of the table, at four budgets, for test_methods.py and `scripts/bench methods`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SHARES = (90, 70, 50, 30)  # per cent
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget and how it is said."""
+    """A budget in bytes, and its name."""
 
     name: str
     bytes: int
 
 
 def budgets(problem: Problem) -> Iterator[Budget]:
-    """Shares of the store-all peak, for which `solve` proves infeasible what is below the floor, whatever the method.
+    """Yield shares of the store-all peak, and where a share is below the floor, also a feasible budget.
 
-    Most of the small models are below it: their peak is mostly parameters. There the method itself is asked too, for
-    the same shares of the way from the floor to the peak.
+    The peak of a small model is mostly parameters, so most shares of it are below the floor, where `solve` proves that
+    no plan exists without running the method. The feasible budget is at the same share of the way from floor to peak.
     """
     peak, floor = baseline(problem).peak_bytes, peak_bound_bytes(problem)
     for share in SHARES:
@@ -43,16 +43,16 @@ def budgets(problem: Problem) -> Iterator[Budget]:
 
 @lru_cache(maxsize=2)
 def solver_of(case: Case, method: str) -> str | Solver:
-    """The method, bound to the model where it needs one; for all budgets, so that what it prepares is prepared once."""
+    """Return the method, bound to the model where it needs one; once for all budgets, since it may prepare data."""
     return bind(method, exported(case))
 
 
-def ask(case: Case, method: str, budget: Budget, seconds: float) -> Result:
-    """What the method answers within the limit."""
+def solve_case(case: Case, method: str, budget: Budget, seconds: float) -> Result:
+    """Return the method's result within the limit."""
     problem = exported(case).problem
     return remat_solvers.solve(problem, budget.bytes, solver=solver_of(case, method), limits=Limits(seconds))
 
 
 def position(case: Case) -> int:
-    """Of the model in the table."""
+    """Return the position of the model in the table."""
     return CASES.index(case)

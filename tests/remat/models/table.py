@@ -1,6 +1,6 @@
-"""The models that everything in `remat` is tried on: one table, `CASES`.
+"""The models with which all of `remat` is tested: one table, `CASES`.
 
-First the zoo (`examples/zoo`), then small models that hold one feature each. To add a case, write a factory that
+First the zoo (`examples/zoo`), then small models that have one feature each. To add a case, write a factory that
 returns (model, args) or (model, args, kwargs) and add one line to the table.
 """
 
@@ -19,7 +19,7 @@ from examples.zoo import densenet, encoder, huggingface, inception, mobilenet, r
 
 from . import feature_calls, feature_nets
 
-Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+ModelCall = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 """model, args, kwargs"""
 
 
@@ -34,21 +34,21 @@ class Case:
     why_not: str = ""
     """If it does not: the cause, in a sentence."""
 
-    def make(self) -> Made:
-        """The same model and inputs at every call; the global generator is left as it was."""
+    def make(self) -> ModelCall:
+        """Return the same model and inputs at every call; the state of the global generator does not change."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            made = self.factory()
-        model, args, kwargs = made if len(made) == 3 else (*made, {})
+            built = self.factory()
+        model, args, kwargs = built if len(built) == 3 else (*built, {})
         return model, args, kwargs
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context to run the forward in."""
+        """Return the context in which the forward runs."""
         return torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
 
 
 def tensors(output: Any) -> Iterator[Tensor]:
-    """Every tensor in a model's output, in order, also inside a dataclass that pytree does not know."""
+    """Yield every tensor in a model's output, in order, also inside a dataclass that pytree does not know."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
@@ -63,7 +63,7 @@ def tensors(output: Any) -> Iterator[Tensor]:
 
 
 def loss_of(output: Any) -> Tensor:
-    """A scalar that every differentiable output takes part in, each element with a weight of its own."""
+    """Return a scalar that depends on every differentiable output, each element with a weight of its own."""
     total = torch.zeros(())
     for position, tensor in enumerate(tensors(output)):
         if tensor.requires_grad:
@@ -72,9 +72,9 @@ def loss_of(output: Any) -> Tensor:
     return total
 
 
-def step(case: Case, made: Made, seed: int = 1) -> Any:
-    """One forward and one backward with the global generator at `seed`; returns the output."""
-    model, args, kwargs = made
+def step(case: Case, call: ModelCall, seed: int = 1) -> Any:
+    """Run one forward and one backward with the global generator at `seed`, and return the output."""
+    model, args, kwargs = call
     torch.manual_seed(seed)
     with case.precision():
         output = model(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The table of models itself: every case is the same at each call, leaves the generator alone, and trains."""
+"""The table of models itself: every case is the same at each call, does not change the generator, and trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from examples.zoo import densenet, mobilenet, resnet
 from remat.capture.exported import Exported
 from remat_solvers.problem import Problem
 from tests.remat.models.exports import exported, measured
-from tests.remat.models.table import CASES, ZOO, Case, Made, loss_of, step, tensors
+from tests.remat.models.table import CASES, ZOO, Case, ModelCall, loss_of, step, tensors
 
 FACTORIES = {case.factory.func.__name__: case.factory.func for case in ZOO if isinstance(case.factory, partial)}
 
@@ -28,15 +28,15 @@ PUBLISHED_PARAMETERS = {
 }
 
 
-def state(made: Made) -> dict[str, torch.Tensor]:
-    model, args, kwargs = made
+def state(call: ModelCall) -> dict[str, torch.Tensor]:
+    model, args, kwargs = call
     leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     named = {f"input {position}": leaf for position, leaf in enumerate(leaves)}
     return {name: tensor.detach().clone() for name, tensor in (model.state_dict() | named).items()}
 
 
-def gradients(made: Made) -> dict[str, torch.Tensor]:
-    model, args, kwargs = made
+def gradients(call: ModelCall) -> dict[str, torch.Tensor]:
+    model, args, kwargs = call
     inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
     found = dict(model.named_parameters()) | {f"input {position}": leaf for position, leaf in enumerate(inputs)}
     return {name: tensor.grad for name, tensor in found.items() if tensor.grad is not None}
@@ -84,9 +84,9 @@ def test_published_parameter_count(factory: Any, count: int) -> None:
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
 def test_zoo_defaults_seed_themselves(factory: Any) -> None:
     before = torch.get_rng_state()
-    first, again, other = (state((*made, {})[:3]) for made in (factory(), factory(), factory(seed=1)))
+    first, second, other = (state((*call, {})[:3]) for call in (factory(), factory(), factory(seed=1)))
     assert torch.equal(torch.get_rng_state(), before)
-    assert_equal(first, again)
+    assert_equal(first, second)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
@@ -100,7 +100,7 @@ def test_zoo_defaults_train(factory: Any) -> None:
 
 @pytest.mark.parametrize("name", ["dropout", "attention-dropout"])
 def test_a_shared_export_is_equal_to_a_new_one(name: str) -> None:
-    """But for the line that an op of a torch module is ascribed to: there it is the line that calls `export`."""
+    """Only the source lines of ops of torch's own modules differ: they are those of the call of `export`."""
 
     def without_lines(export: Exported) -> Problem:
         return replace(export.problem, ops=tuple(replace(op, source="") for op in export.problem.ops))

@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """The number of times that each signature was timed."""
+    """Return the number of times that each signature was timed."""
     counted: Counter[str] = Counter()
     original = measure.measure_time
 
@@ -265,7 +265,7 @@ def test_ops_run_in_warm_memory_while_they_are_timed(monkeypatch: pytest.MonkeyP
     assert max(min(runs) for runs in faults.values()) < 500
 
 
-def test_measuring_does_not_draw_or_change_anything() -> None:
+def test_a_measurement_does_not_change_generators_or_the_model() -> None:
     model = nn.Sequential(mlp(nn.Dropout(0.3)), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5))
     x = rows()
     before = {name: t.clone() for name, t in model.state_dict().items()} | {"x": x.clone()}

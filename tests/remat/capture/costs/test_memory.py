@@ -52,7 +52,7 @@ def kept() -> torch.Tensor:
 
 
 def inside_backward() -> None:
-    class Needs(torch.autograd.Function):
+    class Allocates(torch.autograd.Function):
         @staticmethod
         def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
             return x.detach().view_as(x)
@@ -63,7 +63,7 @@ def inside_backward() -> None:
             return grad
 
     x = torch.ones((), requires_grad=True)
-    Needs.apply(x).backward()
+    Allocates.apply(x).backward()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_peak_of(changes: list[int]) -> None:
 
 @contextmanager
 def other_thread() -> Iterator[None]:
-    """Meanwhile another thread allocates and frees all the time."""
+    """Run another thread that allocates and frees tensors all the time."""
     done = threading.Event()
     started = threading.Event()
 

@@ -1,4 +1,4 @@
-"""RNN modules as opaque ops: they are bit-equal to eager torch, exact in peak, and freed when they are dropped.
+"""RNN modules as opaque ops: bit-equal to eager torch, exact in peak, and without memory after they are dropped.
 
 Expected values come from the original module in eager torch, and from the records of torch's allocator.
 """
@@ -65,7 +65,7 @@ def leaves(nested: Any) -> Iterator[Tensor]:
 
 
 def step(net: nn.Module, args: Any, *, seed: int = 3) -> dict[str, Any]:
-    """Outputs and the gradients of parameters and inputs after one step, each output element weighted differently."""
+    """Return outputs and all gradients after one step whose loss weights every output element differently."""
     inputs = [t for t in leaves(args) if t.requires_grad]
     for tensor in (*inputs, *net.parameters()):
         tensor.grad = None
@@ -111,15 +111,15 @@ def test_unrolled_gives_many_ops_and_the_same_gradients(name: str) -> None:
     exported = remat.export(layer, args, costs="roofline", unroll_rnn=True)
     assert FORWARD not in targets(exported)
     assert len(exported.problem.ops) > 6 * STEPS
-    kept = step(remat.apply(exported, store_all(exported.problem)), args)
+    reference = step(remat.apply(exported, store_all(exported.problem)), args)
     expected = step(seeded(LAYERS[name]), args)
-    torch.testing.assert_close(kept, expected)
-    again = step(remat.apply(exported, keeping_nothing(exported)), args)
-    assert differences(again, kept) == []
+    torch.testing.assert_close(reference, expected)
+    recomputed = step(remat.apply(exported, keeping_nothing(exported)), args)
+    assert differences(recomputed, reference) == []
 
 
 def keeping_nothing(exported: Exported) -> Plan:
-    """Every recomputable forward op is recomputed at the start of the backward; nothing is kept over the boundary."""
+    """Return a plan that keeps as little as possible over the boundary, and recomputes the rest at once."""
     problem = exported.problem
     forward, backward = problem.forward_ops, problem.backward_ops
     recomputed = [i for i in forward if problem.ops[i].recomputable]
@@ -129,7 +129,7 @@ def keeping_nothing(exported: Exported) -> Plan:
 # Forms of calls
 
 
-class Uses(nn.Module):
+class UsesResults(nn.Module):
     """An RNN of which only some results are used."""
 
     def __init__(self, kind: type[nn.RNNBase], use: str) -> None:
@@ -152,16 +152,16 @@ class Uses(nn.Module):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("use", ["output", "last hidden", "cell", "output and hidden", "output's last step"])
 def test_only_some_results_used(kind: type[nn.RNNBase], use: str, plan: Callable[..., nn.Module]) -> None:
-    check(lambda: seeded(lambda: Uses(kind, use)), (randn(STEPS, BATCH, IN).requires_grad_(),), plan)
+    check(lambda: seeded(lambda: UsesResults(kind, use)), (randn(STEPS, BATCH, IN).requires_grad_(),), plan)
 
 
 @PLANS
-@pytest.mark.parametrize("wanted", [True, False], ids=["with gradient", "without"])
+@pytest.mark.parametrize("differentiable", [True, False], ids=["with gradient", "without"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_hidden_state_given(kind: type[nn.RNNBase], wanted: bool, plan: Callable[..., nn.Module]) -> None:
-    state: Any = randn(1, BATCH, UNITS).requires_grad_(wanted)
+def test_hidden_state_given(kind: type[nn.RNNBase], differentiable: bool, plan: Callable[..., nn.Module]) -> None:
+    state: Any = randn(1, BATCH, UNITS).requires_grad_(differentiable)
     if kind is nn.LSTM:
-        state = (state, randn(BATCH, UNITS)[None].requires_grad_(wanted))
+        state = (state, randn(BATCH, UNITS)[None].requires_grad_(differentiable))
     check(lambda: seeded(lambda: kind(IN, UNITS)), (randn(STEPS, BATCH, IN), state), plan)
 
 
@@ -233,7 +233,7 @@ def test_packed_input(
 
 
 @pytest.mark.parametrize("options", [{"batch_first": True}, {"padding_value": -1.0}, {"total_length": 9}])
-def test_padding_again(options: dict[str, Any]) -> None:
+def test_padding_of_the_output(options: dict[str, Any]) -> None:
     exported = remat.export(Pads(nn.GRU), (packed_input(),), options)
     net = remat.apply(exported, store_all(exported.problem))
     found, expected = (list(leaves(m(packed_input(), **options))) for m in (net, exported.model))
@@ -287,7 +287,7 @@ def test_under_autocast_traced_step_by_step(kind: type[nn.RNNBase], plan: Callab
 
 
 class Stack(nn.Module):
-    """Recurrent layers with something to free in between; nothing else holds much memory."""
+    """Recurrent layers with tensors to free between them; nothing else holds much memory."""
 
     def __init__(self, kind: type[nn.RNNBase], layers: int = 3) -> None:
         super().__init__()
@@ -300,7 +300,7 @@ class Stack(nn.Module):
 
 
 def held_bytes(run: Callable[[], object]) -> int:
-    """Bytes that torch's allocator still holds after `run`, while its result is alive."""
+    """Return the bytes that torch's allocator still holds after `run`, while its result exists."""
     with recording() as record:
         kept = run()
     del kept
@@ -371,7 +371,7 @@ def test_retained_graph(kind: type[nn.RNNBase], plan: Callable[..., nn.Module]) 
 
 
 def recomputing_rnns(exported: Exported) -> Plan:
-    """The whole forward is recomputed just before each fused backward."""
+    """Return a plan that recomputes the whole forward just before each fused backward."""
     problem = exported.problem
     sequence = list(problem.forward_ops)
     for op in problem.backward_ops:

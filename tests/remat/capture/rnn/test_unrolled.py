@@ -20,12 +20,12 @@ STEPS = 40
 
 
 class Unrolled(nn.Module):
-    """A sequence (batch, steps, width) through one cell. `every`: the loss reads all steps' outputs, not the last's."""
+    """A sequence (batch, steps, width) through one cell. The loss reads the last output, or all."""
 
-    def __init__(self, cell: type[nn.Module], width: int, every: bool) -> None:
+    def __init__(self, cell: type[nn.Module], width: int, all_outputs: bool) -> None:
         super().__init__()
         self.cell = cell(width, width)
-        self.every = every
+        self.all_outputs = all_outputs
 
     def forward(self, sequence: Tensor) -> Tensor:
         zeros = torch.zeros(len(sequence), sequence.shape[-1])
@@ -34,13 +34,13 @@ class Unrolled(nn.Module):
         for step in sequence.unbind(1):
             state = self.cell(step, state)
             outputs.append(state[0] if isinstance(state, tuple) else state)
-        return (torch.stack(outputs) if self.every else outputs[-1]).square().mean()
+        return (torch.stack(outputs) if self.all_outputs else outputs[-1]).square().mean()
 
 
-@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("all_outputs", [False, True])
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell])
-def test_steps_are_found_and_the_work_is_that_of_the_program(cell: type[nn.Module], every: bool) -> None:
-    exported = remat.export(Unrolled(cell, 64, every), (torch.randn(64, STEPS, 64),), costs="roofline:cpu")
+def test_steps_are_found_and_the_work_is_that_of_the_program(cell: type[nn.Module], all_outputs: bool) -> None:
+    exported = remat.export(Unrolled(cell, 64, all_outputs), (torch.randn(64, STEPS, 64),), costs="roofline:cpu")
     problem = exported.problem
     stages = len(chain_view(problem, cuts="renewed", max_stages=1024).stages)
     assert STEPS <= stages <= STEPS + 6
@@ -56,12 +56,12 @@ def test_steps_are_found_and_the_work_is_that_of_the_program(cell: type[nn.Modul
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell])
 def test_plans_over_the_steps_run_exactly(cell: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model, args = Unrolled(cell, 16, every=True), (torch.randn(64, 20, 16),)
+    model, args = Unrolled(cell, 16, all_outputs=True), (torch.randn(64, 20, 16),)
     exported = remat.export(model, args, costs="roofline:cpu")
     problem = exported.problem
     unmodified = baseline(problem).peak_bytes
-    kept = run_step(remat.apply(exported, store_all(problem)), args, {}, exported)
+    reference = run_step(remat.apply(exported, store_all(problem)), args, {}, exported)
     for solver in (Gruslys(), Rotor()):
         result = solve(problem, int(0.6 * unmodified), solver=solver)
         assert result.plan is not None
-        assert compare_steps(run_step(remat.apply(exported, result.plan), args, {}, exported), kept).equal
+        assert compare_steps(run_step(remat.apply(exported, result.plan), args, {}, exported), reference).equal
