@@ -120,7 +120,7 @@ class _Curve:
     on_point: OnPoint | None
     seed: int
     solved: dict[int, _Solved] = field(default_factory=dict)  # by budget
-    min_peak_plan: Plan | None = None  # the plan of the smallest peak, where the solver has a search for it
+    min_peak_plan: Plan | None = None  # the plan of the smallest peak, if the solver has a search for it
     stopped: Stopped = Stopped.COMPLETE
 
     def __post_init__(self) -> None:

@@ -63,9 +63,9 @@ def proven_ns(problem: Problem, certificate: Certificate) -> int | None:
 
 
 def _check_types(certificate: Certificate) -> None:
-    def require(holds: bool, place: str, what: str) -> None:
+    def require(holds: bool, place: str, expected: str) -> None:
         if not holds:
-            raise CertificateError(f"{place}: must be {what}")
+            raise CertificateError(f"{place}: must be {expected}")
 
     require(type(certificate) is Certificate, "certificate", "a Certificate")
     require(isinstance(certificate.problem, str), "problem", "a fingerprint")

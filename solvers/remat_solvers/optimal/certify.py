@@ -293,5 +293,5 @@ class RelaxedProgram:
 
 def _tidy(weight: float) -> float:
     """Round a weight that is an integer but for rounding errors, so that the bound is exact to the last ns or byte."""
-    whole = round(weight)
-    return float(whole) if abs(weight - whole) <= INTEGER * max(1.0, abs(weight)) else float(weight)
+    rounded = round(weight)
+    return float(rounded) if abs(weight - rounded) <= INTEGER * max(1.0, abs(weight)) else float(weight)

@@ -36,7 +36,7 @@ class Incumbents(BestPlan):
         self.within_ns = int(within * baseline(problem).time_ns)  # a gap that is small enough
         self.best_ordered: Incumbent | None = None  # of those that keep the order of first computations
         self.infeasible: dict[Order, bool] = {Order.GIVEN: False, Order.FREE: False}
-        self.evidence: dict[Order, Evidence] = {}  # what proved the bound of an order, or that it has no plan
+        self.evidence: dict[Order, Evidence] = {}  # of the bound of an order, or of the proof that it has no plan
         self.none_after_tangents = False  # proven: no plan fits that runs nothing between the forward and the tangents
         self.every_op_once_ns = time_bound_ns(problem)
         self.bounds = dict.fromkeys((Order.GIVEN, Order.FREE), self.every_op_once_ns)

@@ -90,8 +90,8 @@ class Portfolio:
         self.state_search = self._new_state_search(tangents_first=False)
         self.searches = self._new_searches()  # from the best plans, per order of first computations
         self.window_searches: dict[Order, SequenceSearch] = {}  # the same, one window of the sequence after another
-        self.restarts: dict[Order, SequenceSearch] = {}  # from store-all, where those from the best plans find nothing
-        self.idle_moves = dict.fromkeys(Order, 0)  # per order, since anything found a better plan
+        self.restarts: dict[Order, SequenceSearch] = {}  # from store-all, when those from the best plans have stalled
+        self.idle_moves = dict.fromkeys(Order, 0)  # per order, since any part found a better plan
         self.slices = dict.fromkeys(Order, 0)  # per order, of search
         self.num_restarts = 0
         self.turn = 0  # slices of search and program
@@ -376,8 +376,8 @@ class Portfolio:
         """
         self.idle_moves = dict.fromkeys(Order, 0)
         ordered = keeps_order(plan_from_sequence(self.problem, sequence))
-        whole = () if found_by_search else self.searches.items()
-        for order, search in (*whole, *self.window_searches.items()):
+        whole_searches = () if found_by_search else self.searches.items()
+        for order, search in (*whole_searches, *self.window_searches.items()):
             if ordered or order is Order.FREE:
                 search.offer(sequence)
 

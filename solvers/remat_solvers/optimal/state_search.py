@@ -165,8 +165,8 @@ class _Transitions:
             yield from self._run(self.tangents, computed | 1 << self.tangents, resident, held)
             return
         for op in indices_of(self._first(computed)):
-            then = computed | 1 << op
-            yield from self._run(op, then, resident, self.forward_results if not self.forward & ~then else 0)
+            after = computed | 1 << op
+            yield from self._run(op, after, resident, self.forward_results if not self.forward & ~after else 0)
         useful = self.readable(computed) & ~resident
         for op in indices_of(computed & self.recomputable):
             if self.outputs[op] & useful:
@@ -196,20 +196,20 @@ class _Transitions:
         effects = self.all_ops & ~computed & self.effects
         return pending & ~(effects & (effects - 1))
 
-    def _run(self, op: int, then: int, resident: int, held: int) -> Iterator[tuple[int, State]]:
-        """The states after `op`, with `then` computed; `held` stay resident while it runs, whatever is freed."""
+    def _run(self, op: int, computed: int, resident: int, held: int) -> Iterator[tuple[int, State]]:
+        """The states after `op`, when `computed` ops have been computed; the values `held` stay resident meanwhile."""
         outputs = self.outputs[op]
         stays = self.inputs[op] | (held & ~outputs)
         if stays & ~resident:
             return
-        stays |= resident & (held | (self.wanted(then) & self.computed_once))
+        stays |= resident & (held | (self.wanted(computed) & self.computed_once))
         room = self.room - self.fresh_bytes[op] - sum(self.bytes[v] for v in indices_of(stays))
         if room < 0:
             return
-        readable = self.readable(then)
+        readable = self.readable(computed)
         optional = sorted(indices_of(resident & readable & ~stays & ~outputs), key=self.bytes.__getitem__)
         for kept in self._largest(optional, room):
-            yield op, (then, (stays | kept | outputs) & readable)
+            yield op, (computed, (stays | kept | outputs) & readable)
 
     def _largest(self, optional: list[int], room: int) -> Iterator[int]:
         """The maximal sets of `optional` values, which are sorted by bytes, that fit in the room."""

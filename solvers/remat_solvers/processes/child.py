@@ -5,7 +5,7 @@ caller still has an answer. A child shares no state with the caller: it needs no
 finds modules where the caller finds them now. It runs in a session of its own, so that Ctrl-C reaches the caller only,
 and it is killed together with every process that it started.
 
-    FolderChild   is given files in a folder, and leaves its answers there; its output is kept
+    FolderChild   reads files in a folder, and leaves its answers in the same folder; its output is kept
     PipeChild     exchanges messages with the caller while it works, and ends when the caller is gone
 """
 
@@ -49,7 +49,7 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
     def wait(self, seconds: float | None) -> int | None:
-        """Its exit code (of a signal, minus the signal's number), None where it does not end within `seconds`."""
+        """Its exit code (of a signal, minus the signal's number); None: it does not end within `seconds`."""
         assert self.process is not None
         try:
             return self.process.wait(seconds)
@@ -57,7 +57,7 @@ class Child:
             return None
 
     def close(self) -> None:
-        """Kill it with all that it started; nothing happens where it has ended."""
+        """Kill it with all that it started, unless it has ended."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -83,7 +83,7 @@ class Child:
 
 
 class FolderChild(Child):
-    """A child that works in a temporary folder. Put there what it needs, then `start` it.
+    """A child that works in a temporary folder. Put its files into `folder`, then `start` it.
 
     The target is called with the path of the folder and the arguments of `start`. It leaves answers with
     `leave_answer`, each in place of the one before.
@@ -101,7 +101,7 @@ class FolderChild(Child):
             self._start(str(self.folder), *arguments, **streams)
 
     def answer(self) -> Any:
-        """The latest answer; None where there is none yet."""
+        """The latest answer; None: there is none yet."""
         path = self.folder / ANSWER
         return pickle.loads(path.read_bytes()) if path.exists() else None
 

@@ -55,7 +55,7 @@ class ModNN(TrialMethod):
             trials.replay(ahead, "ahead of need")
 
     def _explain(self, trials: Trials, profile: StepProfile, overflow: Overflow) -> None:
-        """Say why there is no plan, and, where the host has room for all values, which peak can be reached."""
+        """Set the reason for having no plan and, if the host has room for all values, the peak that can be reached."""
         assert trials.problem.link is not None
         unlimited = trials.problem.link.host_bytes is None
         host = "" if unlimited else ", or the host has no room for the other values"

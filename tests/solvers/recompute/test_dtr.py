@@ -200,9 +200,9 @@ class Watched:
         self.out.add(value)
         self.inner.evicted(value)
 
-    def gone(self, value: int) -> None:
+    def released(self, value: int) -> None:
         self.out.discard(value)
-        self.inner.gone(value)
+        self.inner.released(value)
 
     def computed(self, op: int, fresh: list[int]) -> None:
         self.out.difference_update(fresh)

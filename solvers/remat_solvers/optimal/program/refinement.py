@@ -58,7 +58,7 @@ ROUNDS = 20  # of interval cuts
 MIN_VIOLATION = 1e-3  # of the time of store-all: an interval is added where its violation is larger
 ADDED = 4  # intervals added in a round, or a third of the stages where that is more
 BINDING = 1e-7  # smallest dual value of a row that counts
-NEAR = 0.03  # of the capacity: a plan that exceeds the budget by less is worth a repair
+NEAR = 0.03  # of the capacity: a plan that exceeds the budget by less is repaired
 REPAIRS = 3
 LP_SHARE = 0.5  # of a step's seconds, for the rounds of cuts
 
@@ -117,7 +117,7 @@ class Refinement:
         return tuple(sorted(self._intervals))
 
     def set_incumbent(self, sequence: Sequence[int]) -> None:
-        """Take over a known plan: only faster ones are searched for, from its point."""
+        """Take over a known plan: from now on, only faster ones are searched for, from its point."""
         timeline = simulate(self.problem, plan_from_sequence(self.problem, sequence))
         self._update_incumbent(list(sequence), timeline.time_ns, timeline.peak_bytes)
 
@@ -230,7 +230,7 @@ class Refinement:
         }
 
     def _note_overflow(self, point: Floats) -> None:
-        """Note to refine where even the fractional point overflows, if it does so by much."""
+        """Choose the next anchor by the fractional point if even that exceeds the budget by much."""
         if self.graph.order is Order.GIVEN:
             memory = fractional_memory(self.program, point)
             memory[list(self.stages.anchors)] = 0
@@ -239,7 +239,7 @@ class Refinement:
                 self._memory = memory
 
     def _far(self, rounded: RefinementStep) -> bool:
-        """Whether anchors promise more than a tree: the point exceeds the budget by much, and the bound still rises."""
+        """Whether to add anchors before a tree: the point exceeds the budget by much, and the bound still rises."""
         limit_bytes = self.budget_bytes + FAR * self.capacity_bytes
         if (rounded.peak_bytes or 0) <= limit_bytes:
             return False
@@ -277,7 +277,7 @@ class Refinement:
         )
 
     def _incumbent_point(self) -> Floats | None:
-        """The point of the incumbent, where it has one in the given order."""
+        """The point of the incumbent, if it has one in this order of first computations."""
         if self.incumbent is None:
             return None
         plan = plan_from_sequence(self.problem, self.incumbent)

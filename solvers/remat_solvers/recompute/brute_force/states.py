@@ -118,20 +118,20 @@ class Search:
             raise OutOfReachError
 
     def _moves(self, computed: int, present: int) -> Iterator[tuple[int, State]]:
-        for op, then, pinned in self.may_run(computed, present):
-            yield from self._run(op, then, present, pinned)
+        for op, after, pinned in self.may_run(computed, present):
+            yield from self._run(op, after, present, pinned)
 
     def may_run(self, computed: int, present: int) -> Iterator[tuple[int, int, int]]:
-        """The ops that may be computed now: each op, the ops computed then, and the values to retain beside it."""
+        """The ops that may be computed now: each op, the set of ops computed after it, and the values to retain."""
         after_forward = not self.forward & ~computed
         pinned = self.forward_results if after_forward else 0
         if after_forward and self.tangents is not None and not computed >> self.tangents & 1:
             yield self.tangents, computed | 1 << self.tangents, pinned
             return
         for op in indices_of(self._allowed_first(computed)):
-            then = computed | 1 << op
-            ends_forward = not after_forward and not self.forward & ~then
-            yield op, then, self.forward_results if ends_forward else pinned
+            after = computed | 1 << op
+            ends_forward = not after_forward and not self.forward & ~after
+            yield op, after, self.forward_results if ends_forward else pinned
         useful = self.alive(computed) & ~present
         for op in indices_of(computed & self.recomputable):
             if self.outputs[op] & useful:
@@ -182,13 +182,13 @@ class Search:
         yield from choose(len(optional) - 1, 0, 0, total, None)
 
     def _alive(self, computed: int) -> int:
-        """The results, and the values that some op may still read once `computed` are computed."""
+        """The results, and the values that an op may still read after `computed` ops have been computed."""
         after_forward = not self.forward & ~computed
         alive = self.results
-        again = computed & self.recomputable
+        recomputable = computed & self.recomputable
         for op in range(len(self.time) - 1, -1, -1):
             waiting = not computed >> op & 1
             wanted = self.outputs[op] & alive & ~(self.forward_results if after_forward else 0)
-            if waiting or (again >> op & 1 and wanted):
+            if waiting or (recomputable >> op & 1 and wanted):
                 alive |= self.inputs[op]
         return alive

@@ -36,7 +36,7 @@ from remat_solvers.toolkit.graphs.bit_sets import indices_of, set_of
 MAX_STATES = 200_000  # some seconds
 COMPARED = 32  # states that differ in clocks only with which a new one is compared
 
-Copies: TypeAlias = tuple[tuple[int, int], ...]  # per value under way: what its copy still takes, in ns
+Copies: TypeAlias = tuple[tuple[int, int], ...]  # per value under way: the time that its copy still takes, in ns
 
 
 class State(NamedTuple):
@@ -52,7 +52,7 @@ class State(NamedTuple):
     gap: bool  # right after a computation, or Offloads that follow it
 
 
-Step: TypeAlias = tuple[State, int, tuple[Action, ...]]  # what comes after, what it costs, and the actions
+Step: TypeAlias = tuple[State, int, tuple[Action, ...]]  # the state after it, its cost in ns, and its actions
 
 
 def best_moving_plan(
@@ -64,7 +64,7 @@ def best_moving_plan(
     tangents_first: bool = True,
     below_ns: int | None = None,
 ) -> Plan | None:
-    """A fastest plan of all; None where none fits. The problem needs a link. May raise OutOfReachError.
+    """A fastest plan of all; None: none fits. The problem must have a link. May raise OutOfReachError.
 
     below_ns: only faster plans are searched, which prunes most states where a good plan is known.
     """
@@ -164,8 +164,8 @@ class _Moving(Search):
             dead = present & ~alive & ~under_way
             late = state.late & ~self.outputs[op]
             after = State(computed, present & ~dead, state.host, state.unused, late, out, back, True)
-            gone = tuple(Free(v) for v in indices_of(dead))
-            yield after, waited + arrival + (0 if first else self.time[op]), (*frees, Compute(op), *gone)
+            dead_frees = tuple(Free(v) for v in indices_of(dead))
+            yield after, waited + arrival + (0 if first else self.time[op]), (*frees, Compute(op), *dead_frees)
 
     def _retained(self, present: int, must: int, need_bytes: int) -> Iterator[int]:
         """The largest subsets of `present`, with `must`, beside which `need_bytes` fit."""
@@ -177,10 +177,10 @@ class _Moving(Search):
 
     def _freed(self, state: State, retained: int) -> tuple[State, int, tuple[Action, ...]]:
         """Free all values but `retained`: the state after that, the wait for copies, and the actions."""
-        gone = state.present & ~retained
-        waited = max((left for v, left in (*state.out, *state.back) if gone >> v & 1), default=0)
+        freed = state.present & ~retained
+        waited = max((left for v, left in (*state.out, *state.back) if freed >> v & 1), default=0)
         out, back = (_later(copies, waited) for copies in (state.out, state.back))
-        return state._replace(present=retained, out=out, back=back), waited, tuple(Free(v) for v in indices_of(gone))
+        return state._replace(present=retained, out=out, back=back), waited, tuple(Free(v) for v in indices_of(freed))
 
 
 def _no_worse(one: State, other: State, later_ns: int) -> bool:

@@ -198,8 +198,7 @@ class OffloadProgram:
         self.W = [self._variable(f"W_{k}", whole=False, upper=None) for k in range(count)]
 
     def _used(self, value: int, op: int) -> bool:
-        known = self.problem.ops[op]
-        return value in known.inputs or value in known.outputs
+        return value in self.problem.ops[op].inputs or value in self.problem.ops[op].outputs
 
     def _may_be_reread(self, value: int) -> bool:
         """Whether an op that reads the value may be recomputed."""

@@ -115,7 +115,7 @@ def search_offload_plans(
 
 
 def _recomputing_sequence(problem: Problem, budget_bytes: int, watch: Stopwatch) -> list[int] | None:
-    """The ops of a plan of Belady's rule, where it finds one."""
+    """The ops of a plan of Belady's rule, if it finds one."""
     seconds = None if watch.remaining is None else RECOMPUTING_SHARE * watch.remaining
     outcome = create("belady").solve(problem, budget_bytes, limits=Limits(seconds), on_progress=None, seed=0)
     if outcome.stopped is Stopped.INTERRUPT:
@@ -185,7 +185,7 @@ class OffloadLocalSearch(LeastTraffic):
             candidate = _Candidate(candidate.profile, candidate.intervals, candidate.offloaded | set(relief))
 
     def offer_best(self, offer: Offer, form: str) -> None:
-        """Offer the best plan, where there is one."""
+        """Offer the best plan, if there is one."""
         if self.best is not None:
             offer(self.best.plan, form)
 

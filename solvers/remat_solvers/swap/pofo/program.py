@@ -49,7 +49,7 @@ class Decision:
     run_on: bool  # run the stages up to `end` keeping nothing, backward by rotor; else F_all
     bar: bool  # whether x̄ of the stage is resident
     moved: bool  # whether its input goes to the host
-    memory: int  # slots for rotor, where stages are run on
+    memory: int  # slots for rotor, if `run_on`
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _sizes(chain: Chain, costs: ChainCosts) -> Sizes:
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """Arrays of labels at one stage, and where each comes from."""
+    """Arrays of labels at one stage, and the decision that each comes from."""
 
     kept: Floats  # A
     leaving: Floats  # df
@@ -270,13 +270,13 @@ class _Run:
     def _decisions(self) -> list[Decision]:
         assert self.best is not None
         _, (stage, bar, index), run_on, memory = self.best
-        found = [Decision(stage, self.count, run_on, bool(bar), False, memory)]
+        decisions = [Decision(stage, self.count, run_on, bool(bar), False, memory)]
         while stage:
             end = stage
             origin = [int(x) for x in self.labels[stage, bar].origin[index]]
             stage, bar, index = origin[:3]
-            found.append(Decision(stage, end, bool(origin[3]), bool(bar), bool(origin[4]), origin[5]))
-        return found[::-1]
+            decisions.append(Decision(stage, end, bool(origin[3]), bool(bar), bool(origin[4]), origin[5]))
+        return decisions[::-1]
 
 
 def _joined(parts: list[_Labels]) -> _Labels:

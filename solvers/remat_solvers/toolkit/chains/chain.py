@@ -1,4 +1,4 @@
-"""Views any training step as a chain of stages, for the methods that are made for chains.
+"""Views any training step as a chain of stages, for the methods that treat chains.
 
 Those methods (revolve, Gruslys et al., rotor) see a step as stages 0..L-1, each of which takes the state before it to
 the state after it, and a backward of each stage, in reverse order. This file gives that view of a general joint graph:

@@ -23,7 +23,7 @@ from remat_solvers.toolkit.chains.persistent import (
 from remat_solvers.toolkit.chains.schedule import SaveOptions, keep_nothing_steps, sequence_of
 from remat_solvers.toolkit.trials import Trials
 
-BEYOND_BUDGET = 1.5  # memories in the table go up to this many times what the budget leaves
+BEYOND_BUDGET = 1.5  # the largest memory in the table, as a multiple of the budget without the static bytes
 PATIENCE = 6  # memories beyond the fastest that fits, in a row, whose replays do not
 
 
@@ -41,8 +41,9 @@ def try_persistent_schedules(chain: Chain, slots: int, trials: Trials, options: 
 
 def _search_table(chain: Chain, discrete: DiscretisedChain, trials: Trials, options: SaveOptions | None) -> None:
     cost = cost_table(discrete)
-    whole = cost[0, -1]
-    memories = [m for m in range(len(whole)) if np.isfinite(whole[m]) and (m == 0 or whole[m] < whole[m - 1])]
+    chain_ns = cost[0, -1]  # of the whole chain, by slots of memory
+    faster = [m == 0 or chain_ns[m] < chain_ns[m - 1] for m in range(len(chain_ns))]
+    memories = [m for m in range(len(chain_ns)) if np.isfinite(chain_ns[m]) and faster[m]]
     if not memories:
         return
 
@@ -55,7 +56,7 @@ def _search_table(chain: Chain, discrete: DiscretisedChain, trials: Trials, opti
     for memory in memories:
         if trials.best is None or missed == PATIENCE or trials.expired:
             break
-        if whole[memory] + forward_ns < trials.best.time_ns:
+        if chain_ns[memory] + forward_ns < trials.best.time_ns:
             missed = 0 if trials.fits(sequence(memory), f"memory of {memory}") else missed + 1
 
 

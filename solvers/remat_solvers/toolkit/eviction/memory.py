@@ -19,19 +19,19 @@ class Evictor(Protocol):
     """A rule that chooses the values to evict. The replay calls the other methods to keep it up to date."""
 
     def choose(self, candidates: Indices) -> int:
-        """The value to evict, one of `candidates`: resident values that may be evicted and have bytes; not empty."""
+        """Choose the value to evict. `candidates`, never empty, are resident, may be evicted and have bytes."""
         ...
 
     def evicted(self, value: int) -> None:
-        """`value` has left the device and may be recomputed."""
+        """Take note that `value` was evicted, and may be recomputed."""
         ...
 
-    def gone(self, value: int) -> None:
-        """No op will need `value` any more, as far as is known."""
+    def released(self, value: int) -> None:
+        """Take note that no op is expected to need `value` any more."""
         ...
 
     def computed(self, op: int, fresh: list[int]) -> None:
-        """`op` was computed; `fresh` are the outputs that were not resident before."""
+        """Take note that `op` was computed; `fresh` are the outputs that were not resident before."""
         ...
 
 
@@ -56,7 +56,7 @@ class Memory:
         self.computed = bytearray(len(ops))
         self.locks = [0] * len(values)  # read by the op at work, or by one that follows as soon as it has its inputs
         self.awaited = [0] * len(values)  # reads by the ops on an agenda
-        self.repeatable = bytearray(op.recomputable for op in ops)  # ops that may be recomputed, as far as is known
+        self.repeatable = bytearray(op.recomputable for op in ops)  # ops that may still be recomputed
         self.pinned = bytearray(len(values))
         for value in problem.results:
             self.pinned[value] = 1
@@ -86,7 +86,7 @@ class Memory:
         return need
 
     def candidates(self) -> Indices:
-        """Values that may be evicted and that no op on an agenda reads; where there are none, those that one reads."""
+        """Values that may be evicted and that no op on an agenda reads; if there are none, those that one reads."""
         candidates = np.flatnonzero(self._candidates == FREELY)
         return candidates if len(candidates) else np.flatnonzero(self._candidates == IF_NEEDED)
 
@@ -107,29 +107,29 @@ class Memory:
         self._evictable[value] = 0
 
     def unlock(self, value: int) -> None:
-        """Take one lock away."""
+        """Undo one call of `lock`."""
         self.locks[value] -= 1
         self.touch(value)
 
     def expect(self, value: int, reads: int) -> None:
-        """Add so many to the reads of `value` by ops on an agenda."""
+        """Add `reads` to the number of reads of `value` by ops on an agenda."""
         self.awaited[value] += reads
         self.touch(value)
 
     def add(self, value: int) -> None:
-        """`value` was computed."""
+        """Make `value`, which was computed, resident."""
         self.resident[value] = 1
         self.held_bytes += self.size[value]
         self.touch(value)
 
     def remove(self, value: int) -> None:
-        """`value` leaves the device."""
+        """Take `value` off the device."""
         self.resident[value] = 0
         self._evictable[value] = 0
         self.held_bytes -= self.size[value]
 
     def advance(self, op: int) -> None:
-        """The first computation of `op` is over: the next use of its inputs is a later one."""
+        """Advance the next use of the inputs of `op`, whose first computation is over."""
         for value in self.reads[op]:
             self.used[value] += 1
             uses = self.uses[value]

@@ -140,7 +140,7 @@ class Replay:
         return self.spent_ns <= self.limit_ns and not (len(self.sequence) % CHECK_EVERY == 0 and self.expired())
 
     def _drop_unused(self, value: int) -> None:
-        """Drop a value that was restored for others only, or has no reader."""
+        """Drop a value that was restored only to recompute others, or has no reader."""
         memory = self.memory
         if not memory.resident[value] or memory.locks[value] or memory.awaited[value] or memory.pinned[value]:
             return
@@ -168,22 +168,22 @@ class Replay:
             if memory.resident[value] and not memory.pinned[value] and memory.repeatable[memory.producer[value]]:
                 memory.remove(value)
             if not memory.resident[value]:
-                self.evictor.gone(value)
+                self.evictor.released(value)
         for value in [v for v in self.held_back if memory.last_need[v] <= index]:
-            self._banish(value)
+            self._drop_finally(value)
 
-    def _banish(self, value: int) -> None:
-        """Drop an output that cannot be recomputed, unless something evicted depends on it."""
+    def _drop_finally(self, value: int) -> None:
+        """Drop an output that cannot be recomputed, unless an evicted value depends on it."""
         memory = self.memory
         readers = [op for op in memory.problem.consumers[value] if memory.repeatable[op]]
-        if any(self._is_missed(op) for op in readers):
+        if any(self._is_required(op) for op in readers):
             return
-        self._forbid(readers)
+        self._forbid_recomputation(readers)
         self.held_back.discard(value)
         memory.remove(value)
 
-    def _forbid(self, ops: list[int]) -> None:
-        """From now on these ops are not recomputed, nor are the readers of those of their outputs that are missing."""
+    def _forbid_recomputation(self, ops: list[int]) -> None:
+        """Never recompute these ops from now on, nor the readers of those of their outputs that are missing."""
         memory = self.memory
         stack = list(ops)
         while stack:
@@ -198,8 +198,8 @@ class Replay:
                 elif not memory.pinned[output] and memory.next_use[output] == NEVER:
                     self.held_back.add(output)
 
-    def _is_missed(self, op: int) -> bool:
-        """Whether an evicted value that is still read needs `op` to be recomputed."""
+    def _is_required(self, op: int) -> bool:
+        """Whether `op` must be recomputed for an evicted value that is still read."""
         memory = self.memory
         stack, seen = [op], {op}
         while stack:

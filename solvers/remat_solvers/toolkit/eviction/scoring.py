@@ -32,7 +32,7 @@ class ScoringEvictor(ABC):
         if self._neighbours is not None:
             self._neighbours.evict(value)
 
-    def gone(self, value: int) -> None:
+    def released(self, value: int) -> None:
         """See `Evictor`."""
         if self._neighbours is not None:
             self._neighbours.restore(value)
@@ -40,4 +40,4 @@ class ScoringEvictor(ABC):
     def computed(self, op: int, fresh: list[int]) -> None:
         """See `Evictor`."""
         for value in fresh:
-            self.gone(value)
+            self.released(value)

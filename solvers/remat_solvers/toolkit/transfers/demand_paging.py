@@ -138,7 +138,7 @@ class DemandPaging(Device):
         return Overflow(end, excess_bytes) if excess_bytes > 0 else PagedPlan(Plan(self.actions), tuple(self.intervals))
 
     def op_bytes(self, position: int) -> int:
-        """The bytes that the op at `position` needs at least, beside what is resident."""
+        """The bytes that the op at `position` needs at least, beside the resident values."""
         return self.profile.op_bytes[position]
 
     def op_time_ns(self, position: int) -> int:
@@ -146,7 +146,7 @@ class DemandPaging(Device):
         return self.problem.ops[self.profile.sequence[position]].time_ns
 
     def _admit(self, position: int, op_bytes: int) -> int:
-        """Fetch what the op requires and make room for it; returns the bytes in excess even so."""
+        """Fetch the inputs of the op and make room for it; return the bytes that are in excess even so."""
         required = self.required[position]
         missing = [v for v in required if v in self.movable and v not in self.resident]
         needed_bytes = op_bytes + sum(self.size_bytes[v] for v in missing)

@@ -95,7 +95,7 @@ class SwappingDevice(Device):
             self._free_copied(value)
 
     def make_room(self, needed_bytes: int) -> None:
-        """Wait for copies to the host, the first to end first, until `needed_bytes` fit beside what is resident."""
+        """Wait for copies to the host, the first to end first, until `needed_bytes` fit beside the resident values."""
         while self.copying and self.held_bytes + needed_bytes > self.budget_bytes:
             value = min(self.copying, key=self.copying.__getitem__)
             self.now_ns = max(self.now_ns, self.copying[value])

@@ -89,7 +89,7 @@ class _Execution(SwappingDevice):
         return Plan(self.actions)
 
     def _swap_in(self, position: int) -> None:
-        """Start what may and must start before the op at `position`."""
+        """Start the swaps that may and must start before the op at `position`."""
         while self.untriggered and self.untriggered[-1].fetch <= position:
             self.triggered.append(self.untriggered.pop())
         self.triggered.sort(key=lambda e: e.interval.back)
