@@ -1,4 +1,4 @@
-"""Kusumoto et al. 2019: lower sets, the formula by hand, the program against plain enumeration, and the schedule."""
+"""Tests of Kusumoto et al. (2019): lower sets, the formula by hand, the program against enumeration, and schedules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.solvers.makers import corpus_problem
 
 
 def diamond() -> Problem:
-    """a -> b, a -> c, b and c -> d, with sizes 1, 2, 4, 8 and times 10, 1, 1, 10; backward reads all of them."""
+    """A graph a -> b, a -> c, b and c -> d with sizes 1, 2, 4, 8 and times 10, 1, 1, 10; backward reads all values."""
     ops = [
         Op("a", "forward", (), (0,), 10),
         Op("b", "forward", (0,), (1,), 1),
@@ -61,8 +61,8 @@ def test_the_diamond_by_hand() -> None:
     assert set_boundary(graph, a) == a
     assert set_boundary(graph, a | b) == a | b  # c reads a, d reads b
     assert set_boundary(graph, a | b | c) == b | c
-    # {a}: 2 (1) and its readers b, c (2 + 4) which read nothing else outside. {a, b}: U = 1, 2 (2), readers c and d
-    # (4 + 8), and c which d reads (4). Then V: U = 1 + 2, 2 (4 + 8), nothing outside.
+    # {a} needs 2 (1) and its readers b, c (2 + 4), which read nothing else outside. {a, b} needs U = 1, 2 (2), its
+    # readers c and d (4 + 8), and c, which d reads (4). V needs U = 1 + 2 and 2 (4 + 8), and nothing outside.
     assert segment_bytes(graph, [a, a | b, a | b | c | d]) == [2 + 6, 1 + 4 + 12 + 4, 3 + 24]
     assert segment_bytes(graph, [a | b | c, a | b | c | d]) == [14 + 8, 6 + 16]
     assert segment_bytes(graph, [a | b | c | d]) == [30]
@@ -71,9 +71,9 @@ def test_the_diamond_by_hand() -> None:
     fronts = {limit: reference_front(graph, sets, limit) for limit in range(20, 31)}
     assert fronts[21] == {}
     assert fronts[22] == {20: 6}  # abc, V: a and d are recomputed; 22 in the first segment
-    assert fronts[23] == {20: 6, 10: 7}  # a, abc, V: only d does; 7 + 16
-    assert fronts[25] == {20: 6, 10: 7, 11: 5}  # a, ac, V: b and d; 5 + 2 (2 + 8)
-    assert fronts[27] == {20: 6, 10: 7, 11: 3}  # a, ab, V: c and d; 3 + 2 (4 + 8)
+    assert fronts[23] == {20: 6, 10: 7}  # a, abc, V: d is recomputed; 7 + 16
+    assert fronts[25] == {20: 6, 10: 7, 11: 5}  # a, ac, V: b and d are recomputed; 5 + 2 (2 + 8)
+    assert fronts[27] == {20: 6, 10: 7, 11: 3}  # a, ab, V: c and d are recomputed; 3 + 2 (4 + 8)
     assert fronts[29] == {20: 6, 10: 7, 11: 3, 12: 1}  # a, V
     assert fronts[30] == {20: 6, 10: 7, 11: 3, 12: 1, 22: 0}  # V
     assert LowerSetProgram(graph, sets).smallest_limit() == 22
@@ -81,8 +81,9 @@ def test_the_diamond_by_hand() -> None:
 
 @given(n=st.integers(1, 9), seed=st.integers(0, 10**6), share=st.floats(0, 1.2), keep_last=st.booleans())
 @settings(max_examples=120, deadline=None)
-def test_the_program_finds_what_plain_enumeration_finds(n: int, seed: int, share: float, keep_last: bool) -> None:
-    """Exactly, where a bin is a nanosecond. Feasibility is monotone in B, and bisection finds the smallest."""
+def test_the_program_agrees_with_enumeration(n: int, seed: int, share: float, keep_last: bool) -> None:
+    """They agree exactly where a bin is a nanosecond. Feasibility is monotone in B, and bisection finds the smallest
+    B."""
     graph = forward_graph(training_graph(n, seed))
     sets = all_lower_sets(graph, 300)
     for family in [ancestor_sets(graph)] + ([sets] if sets else []):
@@ -102,7 +103,7 @@ def test_the_program_finds_what_plain_enumeration_finds(n: int, seed: int, share
 
 
 def mirrored(n: int, seed: int) -> Problem:
-    """A random DAG of n ops, and a gradient op for each: it reads what its readers read, and their gradients."""
+    """A random DAG of n ops with a gradient op for each, which reads its readers' inputs and gradients."""
     rng = random.Random(seed)
     reads = [tuple(sorted(rng.sample(range(i), min(i, rng.choice((0, 1, 1, 2)))))) for i in range(n)]
     size = [rng.randint(1, 9) for _ in range(n)]
@@ -119,7 +120,7 @@ Sets = tuple[frozenset[int], ...]
 
 
 def every_sequence(lower_sets: list[frozenset[int]], everything: frozenset[int]) -> Iterator[Sets]:
-    """All L_1 < .. < L_k = V."""
+    """Yields all sequences L_1 < .. < L_k = V."""
     unfinished: list[Sets] = [()]
     while unfinished:
         chosen = unfinished.pop()
@@ -130,12 +131,12 @@ def every_sequence(lower_sets: list[frozenset[int]], everything: frozenset[int])
 
 
 def by_definition(problem: Problem, chosen: Sets) -> tuple[int, int]:
-    """The overhead of a sequence, and the memory of its largest segment, from the sets alone; op i makes value i."""
+    """The overhead of a sequence and the memory of its largest segment, by their definitions; op i computes value i."""
     nodes = range(len(problem.forward_ops))
     reads = [set(problem.ops[i].inputs) for i in nodes]
 
-    def m(those: set[int] | frozenset[int]) -> int:
-        return sum(problem.values[i].bytes for i in those)
+    def size_of(subset: set[int] | frozenset[int]) -> int:
+        return sum(problem.values[i].bytes for i in subset)
 
     overhead = memory = 0
     kept: set[int] = set()
@@ -143,7 +144,7 @@ def by_definition(problem: Problem, chosen: Sets) -> tuple[int, int]:
     for lower in chosen:
         outside = {j for j in nodes if j not in lower and reads[j] & lower}
         beside = {i for j in outside for i in reads[j]} - lower
-        memory = max(memory, m(kept) + 2 * m(lower - before) + m(outside) + m(beside))
+        memory = max(memory, size_of(kept) + 2 * size_of(lower - before) + size_of(outside) + size_of(beside))
         edge = {i for i in lower if any(i in reads[j] for j in nodes if j not in lower)}
         overhead += sum(problem.ops[i].time_ns for i in lower - before - edge)
         kept |= edge
@@ -153,26 +154,33 @@ def by_definition(problem: Problem, chosen: Sets) -> tuple[int, int]:
 
 @given(n=st.integers(1, 5), seed=st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_no_sequence_of_lower_sets_does_better(n: int, seed: int) -> None:
-    """At every B: the smallest overhead, the largest, and the smallest B, over all lower sets and the ancestors'.
+def test_no_sequence_of_lower_sets_is_better_than_the_program(n: int, seed: int) -> None:
+    """The smallest and the largest overhead at every B and the smallest B are exact, for all lower sets and for
+    ancestor sets.
 
-    With more B the smallest does not grow and the largest does not fall.
-    """
+    With a larger B the smallest overhead does not grow and the largest does not fall."""
     problem = mirrored(n, seed)
     graph = forward_graph(problem)
     reads = [set(problem.ops[i].inputs) for i in range(n)]
     subsets = [frozenset(c) for k in range(1, n + 1) for c in combinations(range(n), k)]
     lower = [s for s in subsets if all(reads[i] <= s for i in s)]
-    above = [next(s for s in lower if i in s) for i in range(n)]  # the smallest lower set with i: its ancestors
-    for family, sets in ((lower, all_lower_sets(graph, 100)), ([*above, frozenset(range(n))], ancestor_sets(graph))):
+    smallest_sets = [
+        next(s for s in lower if i in s) for i in range(n)
+    ]  # the smallest lower set with i has its ancestors
+    for family, sets in (
+        (lower, all_lower_sets(graph, 100)),
+        ([*smallest_sets, frozenset(range(n))], ancestor_sets(graph)),
+    ):
         assert sets is not None
         assert {frozenset(indices_of(s)) for s in sets} == {frozenset(), *family}
-        known = [by_definition(problem, chosen) for chosen in every_sequence(list(set(family)), frozenset(range(n)))]
+        enumerated = [
+            by_definition(problem, chosen) for chosen in every_sequence(list(set(family)), frozenset(range(n)))
+        ]
         program = LowerSetProgram(graph, sets, bins=10**4)
-        assert program.smallest_limit() == min(memory for _, memory in known)
+        assert program.smallest_limit() == min(memory for _, memory in enumerated)
         span = []
-        for limit in sorted({memory for _, memory in known}):
-            within = [overhead for overhead, memory in known if memory <= limit]
+        for limit in sorted({memory for _, memory in enumerated}):
+            within = [overhead for overhead, memory in enumerated if memory <= limit]
             found = np.flatnonzero(np.isfinite(program.table(limit)[-1]))
             assert (found[0], found[-1]) == (min(within), max(within))
             span.append((min(within), -max(within)))
@@ -181,9 +189,9 @@ def test_no_sequence_of_lower_sets_does_better(n: int, seed: int) -> None:
 
 @given(n=st.integers(1, 8), seed=st.integers(0, 10**6), cuts=st.integers(0, 2**7 - 1))
 @settings(max_examples=200, deadline=None)
-def test_the_replay_takes_the_overhead_and_at_most_the_memory_of_the_formula(n: int, seed: int, cuts: int) -> None:
-    """Where backward reads every value and goes through the segments in reverse: the sets are beginnings of the order.
-    Liveness analysis frees some earlier than the formula, which never says too little."""
+def test_the_replay_has_the_overhead_and_at_most_the_memory_of_the_formula(n: int, seed: int, cuts: int) -> None:
+    """Backward reads every value and takes the segments in reverse, and the sets are prefixes of the order. Liveness
+    analysis frees some values earlier than the formula, so the formula is an upper bound."""
     problem = mirrored(n, seed)
     chosen = tuple(frozenset(range(k)) for k in range(1, n + 1) if k == n or cuts >> k & 1)
     overhead, memory = by_definition(problem, chosen)
@@ -207,7 +215,7 @@ def overhead_ns(graph: ForwardGraph, chosen: list[int], keep_last: bool) -> int:
 
 
 @given(times=st.lists(st.integers(0, 50), min_size=1), bins=st.integers(1, 300))
-def test_times_binned_times_are_right_to_one_bin_over_any_stretch(times: list[int], bins: int) -> None:
+def test_binned_times_are_right_to_one_bin_over_any_interval(times: list[int], bins: int) -> None:
     counted = binned_times(times, bins)
     total = sum(times)
     assert sum(counted) == min(total, bins)
@@ -217,7 +225,7 @@ def test_times_binned_times_are_right_to_one_bin_over_any_stretch(times: list[in
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 30])
-def test_a_chain_has_its_prefixes_and_exact_is_approximate(length: int) -> None:
+def test_the_lower_sets_of_a_chain_are_its_prefixes(length: int) -> None:
     graph = forward_graph(chain(length))
     prefixes = [(1 << k) - 1 for k in range(length + 1)]
     assert all_lower_sets(graph, 100) == ancestor_sets(graph) == prefixes
@@ -226,7 +234,7 @@ def test_a_chain_has_its_prefixes_and_exact_is_approximate(length: int) -> None:
 
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_arrays_over_sets_are_the_sets_one_by_one(n: int, seed: int) -> None:
+def test_arrays_over_sets_agree_with_each_set(n: int, seed: int) -> None:
     graph = forward_graph(training_graph(n, seed))
     sets = all_lower_sets(graph, 2000) or ancestor_sets(graph)
     within = membership(sets, len(graph.ops))
@@ -237,7 +245,7 @@ def test_arrays_over_sets_are_the_sets_one_by_one(n: int, seed: int) -> None:
 
 
 def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
-    """Its file for ResNet50 has 176 nodes, and 241 lower sets."""
+    """The file of the released code for ResNet50 has 176 nodes and 241 lower sets."""
     graph = forward_graph(corpus_problem("r50"))
     assert len(graph.ops) == 176
     sets = all_lower_sets(graph, 1000)
@@ -249,7 +257,7 @@ def test_the_graph_of_a_resnet50_is_that_of_the_released_code() -> None:
 
 @pytest.mark.parametrize("name", ["chain50", "gpt", "r50", "unet"])
 def test_laws_on_the_corpus(name: str) -> None:
-    """Nothing below the smallest B; with more B the smallest overhead does not grow, down to none."""
+    """Below the smallest B no sequence exists; with a larger B the smallest overhead falls, down to 0."""
     problem = corpus_problem(name)
     graph = forward_graph(problem)
     program = LowerSetProgram(graph, ancestor_sets(graph), keep_last=True)
@@ -266,7 +274,7 @@ def test_laws_on_the_corpus(name: str) -> None:
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6), keep_last=st.booleans(), pick=st.integers(0, 10**6))
 @settings(max_examples=200, deadline=None)
 def test_every_sequence_of_lower_sets_is_a_valid_plan(n: int, seed: int, keep_last: bool, pick: int) -> None:
-    """And no op runs more than twice."""
+    """Every op is computed at most twice."""
     for problem in (training_graph(n, seed), adversarial(seed)):
         if not problem.backward_ops:
             continue
@@ -280,18 +288,18 @@ def test_every_sequence_of_lower_sets_is_a_valid_plan(n: int, seed: int, keep_la
         assert max(map(sequence.count, sequence)) <= 2
 
 
-def test_keeping_every_node_is_the_unmodified_step() -> None:
+def test_keeping_every_node_is_store_all() -> None:
     problem = corpus_problem("gpt")
     graph = forward_graph(problem)
     sequence = canonical_sequence(problem, graph, [graph.everything], keep_last=True)
     assert sequence == list(range(len(problem.ops)))
-    again = canonical_sequence(problem, graph, [graph.everything], keep_last=False)
-    extra = simulate(problem, plan_from_sequence(problem, again)).time_ns - sum(op.time_ns for op in problem.ops)
+    recomputed = canonical_sequence(problem, graph, [graph.everything], keep_last=False)
+    extra = simulate(problem, plan_from_sequence(problem, recomputed)).time_ns - sum(op.time_ns for op in problem.ops)
     assert 0 < extra <= sum(graph.time_ns)
 
 
-def test_a_tight_budget_is_met_by_dropping_more() -> None:
-    """Within 40 % of a ResNet-50's peak, memory-centric schedules fit, time-centric ones do not."""
+def test_a_tight_budget_needs_the_memory_centric_strategy() -> None:
+    """At 40 % of the peak of ResNet-50, memory-centric schedules fit and time-centric ones do not."""
     problem = corpus_problem("r50")
     results = [
         solve(problem, int(0.4 * 2_763_978_752), solver=Kusumoto(exact=False, strategy=strategy))
@@ -301,14 +309,14 @@ def test_a_tight_budget_is_met_by_dropping_more() -> None:
     assert results[1].time_ns == results[2].time_ns
 
 
-def test_more_lower_sets_than_allowed_is_not_applicable_with_exact_true() -> None:
+def test_exact_is_not_applicable_with_too_many_lower_sets() -> None:
     problem = corpus_problem("r50")
     result = solve(problem, int(0.7 * 2_763_978_752), solver=Kusumoto(exact=True, most_sets=200))
     assert result.status is Status.NOT_APPLICABLE
     assert "200 lower sets" in result.reason
-    few = Kusumoto(exact=False, most_sets=40)
-    assert len(few.families(forward_graph(problem))[0]) == 40
-    assert solve(problem, int(0.7 * 2_763_978_752), solver=few).plan is not None
+    limited = Kusumoto(exact=False, most_sets=40)
+    assert len(limited.families(forward_graph(problem))[0]) == 40
+    assert solve(problem, int(0.7 * 2_763_978_752), solver=limited).plan is not None
 
 
 def test_without_a_plan_the_smallest_peak_is_that_of_the_best_schedule() -> None:

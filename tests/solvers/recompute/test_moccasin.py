@@ -1,4 +1,4 @@
-"""Moccasin against the optima of unit chains, Checkmate on the same schedules, and exhaustive search."""
+"""Tests of Moccasin against the optima of unit chains, Checkmate on the same schedules, and exhaustive search."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_known_optima_of_unit_chains(layers: int, budget: int, runs: int, optimu
     assert f"with at most {runs} computations per op" in result.reason
 
 
-def test_enough_runs_give_the_optimum_and_fewer_are_never_faster() -> None:
-    """The same schedules as Checkmate's where C covers them; no plan is faster than the exhaustive optimum."""
+def test_a_large_c_gives_the_optimum_and_a_smaller_one_is_never_faster() -> None:
+    """The schedules are Checkmate's where C covers them; no plan is faster than the exhaustive optimum."""
     compared = 0
     for problem, budget_bytes in constrained_steps(range(120)):
         times = [solve(problem, budget_bytes, solver=Moccasin(runs)).time_ns for runs in (1, 2, 4)]
@@ -45,16 +45,16 @@ def test_enough_runs_give_the_optimum_and_fewer_are_never_faster() -> None:
     assert compared > 15
 
 
-def test_it_is_anytime_and_keeps_its_limit() -> None:
+def test_plans_improve_until_the_limit() -> None:
     problem = corpus_problem("unet")
     unmodified = baseline(problem)
-    seen: list[Progress] = []
+    reports: list[Progress] = []
     budget_bytes = int(0.9 * unmodified.peak_bytes)
-    result = solve(problem, budget_bytes, solver=Moccasin(), limits=Limits(6), on_progress=seen.append)
+    result = solve(problem, budget_bytes, solver=Moccasin(), limits=Limits(6), on_progress=reports.append)
     assert result.seconds < 10
     assert result.status in (Status.FEASIBLE, Status.NOT_FOUND)
     assert result.stopped is Stopped.TIME
-    times = [p.time_ns for p in seen if p.time_ns is not None]
+    times = [p.time_ns for p in reports if p.time_ns is not None]
     assert times == sorted(times, reverse=True)
     assert (times[-1] if times else None) == result.time_ns
 
@@ -65,13 +65,13 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     assert first == second
 
 
-def test_an_endless_program_is_given_up_at_the_limit() -> None:
+def test_an_endless_program_ends_at_the_limit() -> None:
     result = solve(unit_chain(40), 40, solver=Moccasin(runs=10**30), limits=Limits(1))
     assert result.stopped is Stopped.TIME
     assert result.seconds < 5
 
 
-def test_what_fails_inside_the_backend_comes_out() -> None:
+def test_an_error_in_a_callback_of_the_backend_is_raised() -> None:
     def fail(progress: Progress) -> None:
         raise ZeroDivisionError
 

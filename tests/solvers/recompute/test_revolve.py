@@ -1,4 +1,4 @@
-"""Binomial checkpointing: the closed form, the schedule that reaches it, and Gruslys' optimum."""
+"""Tests of binomial checkpointing: the closed form, the schedule that reaches it, and Gruslys' optimum."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_known_values(steps: int, snapshots: int, runs: int) -> None:
 
 @pytest.mark.parametrize(("forward", "backward"), [(1, 1), (2, 3)])
 def test_the_recursion_of_checkpoint_schedules(forward: int, backward: int) -> None:
-    """opt[m][l] = min over j of j uf + opt[m - 1][l - j] + opt[m][j - 1], as in the code of H-Revolve: l + 1 steps with
-    m snapshots, where ub includes the forward step inside a backward one; advances alone cost uf."""
+    """opt[m][l] = min over j of j uf + opt[m - 1][l - j] + opt[m][j - 1], as in the code of H-Revolve, is the cost of l
+    + 1 steps with m snapshots. There ub includes the forward step inside a backward one; an advance alone costs uf."""
     steps, most = 25, 6
     opt = [[0] * steps for _ in range(most + 1)]
     for m in range(1, most + 1):
@@ -43,7 +43,7 @@ def test_the_recursion_of_checkpoint_schedules(forward: int, backward: int) -> N
             assert opt[m][last] == advances * forward + (last + 1) * backward
 
 
-def test_every_schedule_takes_the_least_steps_and_repeats_none_too_often() -> None:
+def test_every_schedule_has_the_minimum_of_steps_and_of_repetitions() -> None:
     minimum = steps_table(60, 10, "hidden")
     for steps in range(1, 61):
         for snapshots in range(1, 11):
@@ -53,19 +53,21 @@ def test_every_schedule_takes_the_least_steps_and_repeats_none_too_often() -> No
             assert max(map(advanced.count, range(steps))) <= repetitions(steps, snapshots)
 
 
-def test_a_schedule_never_holds_more_snapshots_than_it_has() -> None:
+def test_a_schedule_never_exceeds_its_snapshots() -> None:
     for snapshots in (1, 2, 3, 7):
         held, most = {0}, 1
         for step, after in pairwise(binomial_schedule(50, snapshots)):
             if isinstance(step, Save):
-                held.discard(step.stage)  # its backward comes next
-            elif isinstance(step, Advance) and after != Save(step.end):  # else it is the running state, used up at once
+                held.discard(step.stage)  # its backward is next
+            elif isinstance(step, Advance) and after != Save(
+                step.end
+            ):  # otherwise it is the running state and is used at once
                 held.add(step.end)
             most = max(most, len(held))
         assert most == snapshots
 
 
-def test_no_schedule_beats_it_on_a_unit_chain() -> None:
+def test_no_schedule_is_faster_on_a_unit_chain() -> None:
     problem = chain(60)
     for budget_bytes in range(5, 60, 6):
         binomial, program = (solve(problem, budget_bytes, solver=name) for name in ("revolve", "gruslys"))

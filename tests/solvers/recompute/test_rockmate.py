@@ -1,4 +1,4 @@
-"""Rockmate: rotor where there is one option, Checkmate where there is one block, enumeration inside a block."""
+"""Tests of Rockmate: rotor where stages have one option, Checkmate where there is one block, enumeration in a block."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.solvers.makers import corpus_problem
 
 FINE = {"cuts": "renewed", "granularities": 1}
 
-# Lower bounds on the overhead of every plan in the given order, in per cent, from another study.
+# Lower bounds in per cent on the overhead of every plan in the given order, from another study.
 PROVEN = {
     "gpt": {0.9: 0.76, 0.8: 1.53, 0.6: 7.23, 0.4: 15.67},
     "r50": {0.9: 1.14, 0.8: 2.17, 0.6: 5.77, 0.4: 12.99},
@@ -51,52 +51,54 @@ PROVEN = {
 
 
 def layers(count: int) -> Problem:
-    """Layers x -> a -> b -> x' = b + x; the backward of a layer reads a, b and x, and makes a gradient of x."""
+    """Layers x -> a -> b -> x' = b + x; the backward of a layer reads a, b and x, and computes a gradient of x."""
     ops: list[Op] = []
     values: list[Value] = []
 
-    def add(name: str, size: int, reads: list[int], time_ns: int, phase: str) -> int:
+    def add_op(name: str, size: int, reads: list[int], time_ns: int, phase: str) -> int:
         values.append(Value(name, size, "activation" if phase == "forward" else "gradient"))
         ops.append(Op(name, phase, tuple(reads), (len(values) - 1,), time_ns))  # type: ignore[arg-type]
         return len(values) - 1
 
-    x = add("x", 2, [], 1, "forward")
+    x = add_op("x", 2, [], 1, "forward")
     read = []
     for k in range(count):
-        a = add(f"a{k}", 8, [x], 2, "forward")
-        b = add(f"b{k}", 4, [a], 9, "forward")
+        a = add_op(f"a{k}", 8, [x], 2, "forward")
+        b = add_op(f"b{k}", 4, [a], 9, "forward")
         read.append((x, a, b))
-        x = add(f"x{k}", 2, [b, x], 1, "forward")
+        x = add_op(f"x{k}", 2, [b, x], 1, "forward")
     ops.append(Op("tangents", "backward", (), (len(values),), 0, recomputable=False))
     gradient = len(values)
     values.append(Value("g", 2, "gradient"))
     for k, (x, a, b) in reversed(list(enumerate(read))):
-        inner = add(f"g{k}b", 4, [gradient, b], 9, "backward")
-        gradient = add(f"g{k}", 2, [gradient, inner, a, x], 5, "backward")
+        inner = add_op(f"g{k}b", 4, [gradient, b], 9, "backward")
+        gradient = add_op(f"g{k}", 2, [gradient, inner, a, x], 5, "backward")
     return Problem("layers", tuple(ops), tuple(values), (gradient,))
 
 
 def random_options(view: Chain, seed: int) -> SaveOptions:
-    """Beside the plain option, some that keep part of the values that backward reads and recompute the others."""
+    """The plain option and some that keep part of the values that backward reads and recompute the others."""
     rng = random.Random(seed)
     options = []
     for stage, plain in zip(view.stages, keep_everything(view), strict=True):
-        mine = list(plain)
+        stage_options = list(plain)
         for _ in range(rng.choice((0, 1, 3))):
             kept = [v in stage.state or rng.random() < 0.5 for v in range(len(view.problem.values))]
             backward: list[int] = []
             for op in stage.backward:
                 backward += [*needed_ops(view, stage.ops, view.problem.ops[op].inputs, kept), op]
-            again = [op for op in stage.ops if view.problem.ops[op].recomputable and rng.random() < 0.1]
-            again = [op for op in again if op != view.problem.forward_ops[-1]]  # it would come after the tangents
-            mine.append(save_option(view, sorted([*stage.ops, *again]), backward))
-        options.append(mine)
+            recomputed = [op for op in stage.ops if view.problem.ops[op].recomputable and rng.random() < 0.1]
+            recomputed = [
+                op for op in recomputed if op != view.problem.forward_ops[-1]
+            ]  # its recomputation would be after the tangents
+            stage_options.append(save_option(view, sorted([*stage.ops, *recomputed]), backward))
+        options.append(stage_options)
     return options
 
 
 @given(n=st.integers(1, 10), seed=st.integers(0, 10**6), slots=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_arrays_and_the_plain_recurrence_agree_on_options(n: int, seed: int, slots: int) -> None:
+def test_the_array_program_agrees_with_the_recurrence_on_options(n: int, seed: int, slots: int) -> None:
     view = chain_view(training_graph(n, seed))
     sizes = discretised(chain_costs(view, random_options(view, seed)), 400, slots)
     assert np.array_equal(cost_table(sizes), reference_cost_table(sizes))
@@ -104,8 +106,8 @@ def test_arrays_and_the_plain_recurrence_agree_on_options(n: int, seed: int, slo
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6), max_stages=st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
-def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, seed: int, max_stages: int) -> None:
-    """At full resolution, where a slot is a byte."""
+def test_the_replay_needs_at_most_the_time_and_memory_of_the_table(n: int, seed: int, max_stages: int) -> None:
+    """At full resolution a slot is a byte."""
     problem = training_graph(n, seed)
     view = chain_view(problem, max_stages=max_stages)
     options = random_options(view, seed)
@@ -124,17 +126,17 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
 
 @given(n=st.integers(1, 7), seed=st.integers(0, 10**6), share=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
-def test_the_saved_budget_against_every_set_that_could_be_kept(n: int, seed: int, share: float) -> None:
-    """With enough memory, backward computes nothing twice: a kept set costs the time of the ops that it leaves out."""
+def test_the_saved_budget_against_every_set_of_kept_values(n: int, seed: int, share: float) -> None:
+    """With enough memory, backward computes nothing twice: a kept set costs the time of the ops that it omits."""
     problem = training_graph(n, seed)
     view = chain_view(problem, max_stages=1)
     block = block_of(view, 0)
     inner = [v for op in problem.forward_ops for v in problem.ops[op].outputs if view.droppable[v]]
     read = [v for op in problem.backward_ops for v in problem.ops[op].inputs]
-    everything = sum(problem.values[v].bytes for v in inner)
-    limit = int(share * everything)
+    total_bytes = sum(problem.values[v].bytes for v in inner)
+    limit = int(share * total_bytes)
     best = min(
-        sum(problem.ops[op].time_ns for op in needed_ops(view, problem.forward_ops, read, _kept(problem, kept)))
+        sum(problem.ops[op].time_ns for op in needed_ops(view, problem.forward_ops, read, kept_flags(problem, kept)))
         for kept in flattened.from_iterable(combinations(inner, k) for k in range(len(inner) + 1))
         if sum(problem.values[v].bytes for v in kept) <= limit
     )
@@ -144,12 +146,12 @@ def test_the_saved_budget_against_every_set_that_could_be_kept(n: int, seed: int
     assert min(within) == sum(op.time_ns for op in problem.ops) + best
 
 
-def _kept(problem: Problem, kept: tuple[int, ...]) -> list[bool]:
+def kept_flags(problem: Problem, kept: tuple[int, ...]) -> list[bool]:
     return [v in kept for v in range(len(problem.values))]
 
 
-def one_run(problem: Problem) -> Problem:
-    """The problem, with every backward op computed once."""
+def with_backward_once(problem: Problem) -> Problem:
+    """The problem with every backward op computed once."""
     ops = [op if op.phase == "forward" else replace(op, recomputable=False) for op in problem.ops]
     return replace(problem, ops=tuple(ops))
 
@@ -157,7 +159,7 @@ def one_run(problem: Problem) -> Problem:
 @given(n=st.integers(2, 6), seed=st.integers(0, 10**6), share=st.floats(0.1, 0.9))
 @settings(max_examples=40, deadline=None)
 def test_with_one_block_it_is_checkmate(n: int, seed: int, share: float) -> None:
-    problem = one_run(training_graph(n, seed))
+    problem = with_backward_once(training_graph(n, seed))
     high, low = baseline(problem).peak_bytes, peak_bound_bytes(problem)
     budget_bytes = max(1, low + int(share * (high - low)))
     exact = solve(problem, budget_bytes, solver=Checkmate())
@@ -216,13 +218,13 @@ def test_identical_blocks_are_solved_once() -> None:
 
 
 def test_twelve_layers_of_gpt_are_two_blocks() -> None:
-    """Attention and the rest of a layer; beside them the start, the end and the loss."""
+    """The blocks are attention and the rest of a layer; others are the start, the end and the loss."""
     blocks = solved_blocks(corpus_problem("gpt"))
     assert blocks.stages == 29
     assert len(blocks.searches) == 7
 
 
-def test_a_block_in_another_time_is_another_block() -> None:
+def test_a_block_with_another_time_is_another_block() -> None:
     problem = layers(12)
     middle = next(k for k, op in enumerate(problem.ops) if op.name == "b5")
     slower = [replace(op, time_ns=10) if k == middle else op for k, op in enumerate(problem.ops)]
@@ -232,7 +234,7 @@ def test_a_block_in_another_time_is_another_block() -> None:
 
 @pytest.mark.parametrize("name", ["gpt", "unet"])
 def test_on_the_corpus(name: str) -> None:
-    """Between the proven overhead and rotor, whose options are among its own."""
+    """The overhead lies between the proven one and that of rotor, whose options Rockmate includes."""
     problem = corpus_problem(name)
     unmodified = baseline(problem)
     faster = 0
@@ -249,7 +251,7 @@ def test_on_the_corpus(name: str) -> None:
     assert faster >= 3
 
 
-def test_the_plan_is_the_same_again() -> None:
+def test_the_plan_is_deterministic() -> None:
     problem = layers(12)
     budget_bytes = baseline(problem).peak_bytes * 6 // 10
     plans = [solve(problem, budget_bytes, solver=Rockmate(), limits=Limits(None)).plan for _ in range(2)]
@@ -276,11 +278,11 @@ def test_a_time_limit_ends_the_programs_and_keeps_the_plan() -> None:
 def test_ctrl_c_between_programs_keeps_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     solve_block: Callable[..., None] = BlockSearch.solve
 
-    def pressed(self: BlockSearch, *budgets: object) -> None:
+    def interrupted(self: BlockSearch, *budgets: object) -> None:
         solve_block(self, *budgets)
         self.interrupted = True
 
-    monkeypatch.setattr(BlockSearch, "solve", pressed)
+    monkeypatch.setattr(BlockSearch, "solve", interrupted)
     seen: list[Progress] = []
     problem = layers(12)
     budget_bytes = baseline(problem).peak_bytes * 6 // 10

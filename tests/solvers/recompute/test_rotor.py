@@ -1,4 +1,4 @@
-"""rotor: the dynamic program against known values, a search over states, Gruslys, and the replay."""
+"""Tests of rotor: its dynamic program against known values, a search over states, Gruslys, and the replay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def paper_chain(
     *,
     leaves_only: bool = False,
 ) -> DiscretisedChain:
-    """A chain in the paper's terms, without peaks. states: x_0..x_L; saved: x̄_1..x̄_L; a gradient is as large as x."""
+    """A chain as in the paper, without peaks. states: x_0..x_L; saved: x̄_1..x̄_L; a gradient is as large as x."""
     count = len(saved)
     x, bar = np.array(states), np.array(saved)
     running = np.concatenate([[0], np.cumsum(forward)]).astype(float)
@@ -72,7 +72,7 @@ def paper_chain(
     )
 
 
-# 10 stages, f = b = x = 1, memory with x_0 -> cost.
+# The costs of 10 stages with f = b = x = 1, by memory including x_0.
 ONE = {3: None, 4: 64, 5: 36, 6: 29, 7: 27, 8: 25, 9: 24, 10: 23, 11: 22, 12: 20}
 TWO = {5: 65, 6: 40, 7: 34, 8: 30, 9: 28, 10: 27, 11: 27, 12: 26, 13: 25, 14: 25, 15: 24, 16: 24, 17: 23, 18: 23}
 TWO |= {19: 22, 20: 22, 21: 21, 22: 20}
@@ -101,30 +101,29 @@ def random_chain(length: int, seed: int) -> tuple[list[int], list[int], list[int
 
 @given(length=st.integers(1, 9), seed=st.integers(0, 10**6), slots=st.integers(1, 30))
 @settings(max_examples=60, deadline=None)
-def test_arrays_and_the_plain_recurrence_agree(length: int, seed: int, slots: int) -> None:
-    for sizes in (paper_chain(*random_chain(length, seed), slots), _of_a_graph(length, seed, slots)):
+def test_the_array_program_agrees_with_the_recurrence(length: int, seed: int, slots: int) -> None:
+    for sizes in (paper_chain(*random_chain(length, seed), slots), chain_of_a_graph(length, seed, slots)):
         costs = cost_table(sizes)
         assert np.array_equal(costs, reference_cost_table(sizes))
         assert np.all(np.diff(np.nan_to_num(costs, posinf=1e9), axis=2) <= 0)
 
 
-def _of_a_graph(n: int, seed: int, slots: int) -> DiscretisedChain:
+def chain_of_a_graph(n: int, seed: int, slots: int) -> DiscretisedChain:
     return discretised(chain_costs(chain_view(training_graph(n, seed))), 300, slots)
 
 
-def least_cost(states: list[int], saved: list[int], forward: list[int], backward: list[int], memory: int) -> float:
-    """Shortest path over machine states: what is stored, the running state, the backward steps done.
+def smallest_cost(states: list[int], saved: list[int], forward: list[int], backward: list[int], memory: int) -> float:
+    """The cost of a shortest path over machine states: stored items, the running state, and the backward steps done.
 
-    What is stored stays until its backward. `("x", i)`: the state before stage i; `("bar", i)`: what the backward of
-    stage i needs, with the state after it. A stage saves its internals only where the state before it is stored.
-    """
+    An item stays stored until its backward. `("x", i)` is the state before stage i; `("bar", i)` is what the backward
+    of stage i needs, with the state after it. A stage saves its internals only where the state before it is stored."""
     count = len(saved)
     start = (frozenset([("x", 0)]), 0, count)
     queue: list[tuple[int, int, tuple[frozenset[tuple[str, int]], int, int]]] = [(0, 0, start)]
     seen = set()
     tie = 0
 
-    def held(stored: frozenset[tuple[str, int]]) -> int:
+    def stored_bytes(stored: frozenset[tuple[str, int]]) -> int:
         return sum(saved[i] if kind == "bar" else states[i] if i else 0 for kind, i in stored)
 
     while queue:
@@ -132,23 +131,27 @@ def least_cost(states: list[int], saved: list[int], forward: list[int], backward
         if node in seen:
             continue
         seen.add(node)
-        stored, at, left = node
-        if left == 0:
+        stored, position, remaining = node
+        if remaining == 0:
             return cost
         moves: list[tuple[int, tuple[frozenset[tuple[str, int]], int, int]]] = []
-        has = {i for kind, i in stored if kind == "x"} | {i + 1 for kind, i in stored if kind == "bar"}
-        gradient = states[left]
-        moves += [(0, (stored, i, left)) for i in has if i < left]
-        if at < left:
-            running = 0 if at in has else states[at]
-            if at not in has and held(stored) + states[at] <= memory:
-                moves.append((0, (stored | {("x", at)}, at, left)))
-            if at + 1 < left and held(stored) + running + states[at + 1] + gradient <= memory:
-                moves.append((forward[at], (stored, at + 1, left)))
-            if at in has and held(stored) + saved[at] + gradient <= memory and ("bar", at) not in stored:
-                moves.append((forward[at], (stored | {("bar", at)}, at + 1, left)))
-        last = left - 1
-        if ("bar", last) in stored and last in has and held(stored) + gradient <= memory:
+        stored_states = {i for kind, i in stored if kind == "x"} | {i + 1 for kind, i in stored if kind == "bar"}
+        gradient = states[remaining]
+        moves += [(0, (stored, i, remaining)) for i in stored_states if i < remaining]
+        if position < remaining:
+            running = 0 if position in stored_states else states[position]
+            if position not in stored_states and stored_bytes(stored) + states[position] <= memory:
+                moves.append((0, (stored | {("x", position)}, position, remaining)))
+            if position + 1 < remaining and stored_bytes(stored) + running + states[position + 1] + gradient <= memory:
+                moves.append((forward[position], (stored, position + 1, remaining)))
+            if (
+                position in stored_states
+                and stored_bytes(stored) + saved[position] + gradient <= memory
+                and ("bar", position) not in stored
+            ):
+                moves.append((forward[position], (stored | {("bar", position)}, position + 1, remaining)))
+        last = remaining - 1
+        if ("bar", last) in stored and last in stored_states and stored_bytes(stored) + gradient <= memory:
             moves.append((backward[last], (stored - {("bar", last), ("x", last)} | {("x", 0)}, 0, last)))
         for price, after in moves:
             tie += 1
@@ -162,18 +165,18 @@ def test_no_memory_persistent_schedule_is_cheaper(length: int, seed: int) -> Non
     sizes = random_chain(length, seed)
     whole = cost_table(paper_chain(*sizes, 24))[0, -1]
     for memory in range(1, 25, 2):
-        assert whole[memory] == least_cost(*sizes, memory)
+        assert whole[memory] == smallest_cost(*sizes, memory)
 
 
-def test_with_enough_memory_every_stage_runs_once() -> None:
+def test_with_enough_memory_every_stage_is_computed_once() -> None:
     states, saved, forward, backward = random_chain(8, 1)
     assert cost_table(paper_chain(states, saved, forward, backward, 100))[0, -1, 100] == sum(forward) + sum(backward)
 
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, seed: int) -> None:
-    """At full resolution: a slot is a byte. Less time where a sweep over several stages needs less than all of each."""
+def test_the_replay_needs_at_most_the_time_and_memory_of_the_table(n: int, seed: int) -> None:
+    """At full resolution a slot is a byte. Sweeps over several stages may need less time than each stage alone."""
     problem = training_graph(n, seed)
     view = chain_view(problem)
     base = problem.static_bytes
@@ -190,7 +193,7 @@ def test_the_replay_takes_no_more_time_and_memory_than_the_table_says(n: int, se
         assert line.peak_bytes - base <= memory
 
 
-def test_on_a_chain_the_replay_takes_the_time_of_the_table() -> None:
+def test_on_a_chain_the_replay_has_the_time_of_the_table() -> None:
     problem = chain(12, size_bytes=3, forward_ns=5, backward_ns=7)
     view = chain_view(problem)
     slots = discretised(chain_costs(view), 60, 60)
@@ -218,12 +221,12 @@ def test_never_slower_than_chen_on_unit_chains_and_faster_with_more_memory() -> 
 
 
 @pytest.mark.parametrize("name", ["unet", "r50", "gpt"])
-def test_the_account_is_near_the_replay(name: str) -> None:
-    """Of the memory that the table gives a schedule of 40 stages in 500 slots, the replay takes nine tenths or more."""
+def test_the_memory_of_the_table_is_near_that_of_the_replay(name: str) -> None:
+    """The replay uses at least nine tenths of the memory that the table assigns to 40 stages in 500 slots."""
     problem = corpus_problem(name)
     view = chain_view(problem, cuts="renewed", max_stages=40)
-    most_bytes = baseline(problem).peak_bytes
-    slots = discretised(chain_costs(view), most_bytes, 500, disjoint_states(view))
+    store_all_bytes = baseline(problem).peak_bytes
+    slots = discretised(chain_costs(view), store_all_bytes, 500, disjoint_states(view))
     costs = cost_table(slots)
     whole = costs[0, -1]
     memories = [m for m in range(501) if np.isfinite(whole[m]) and whole[m] < whole[m - 1]]
@@ -232,17 +235,19 @@ def test_the_account_is_near_the_replay(name: str) -> None:
         line = simulate(
             problem, plan_from_sequence(problem, sequence_of(view, persistent_schedule(slots, costs, memory)))
         )
-        share = (line.peak_bytes - problem.constant_bytes - problem.reserve_bytes) / (memory * -(-most_bytes // 500))
+        share = (line.peak_bytes - problem.constant_bytes - problem.reserve_bytes) / (
+            memory * -(-store_all_bytes // 500)
+        )
         assert 0.9 <= share <= 1
 
 
-def test_on_uneven_chains_a_plan_is_found_where_equal_steps_give_one_or_nothing_kept_does() -> None:
-    """Not always one as fast as theirs, but as fast as the one that keeps nothing."""
+def test_on_uneven_chains_a_plan_is_found_where_simpler_schedules_fit() -> None:
+    """The plan is as fast as the schedule that keeps nothing, but sometimes slower than those for equal steps."""
     found = 0
     for seed in range(40):
         problem = uneven_chain(2 + seed % 14, seed)
-        bound, most = peak_bound_bytes(problem), baseline(problem).peak_bytes
-        for budget_bytes in {bound, bound + (most - bound) // 8, bound + (most - bound) // 3}:
+        bound, store_all_bytes = peak_bound_bytes(problem), baseline(problem).peak_bytes
+        for budget_bytes in {bound, bound + (store_all_bytes - bound) // 8, bound + (store_all_bytes - bound) // 3}:
             view = chain_view(problem)
             steps = sequence_of(view, keep_nothing_steps(0, len(view.stages)))
             frugal = simulate(problem, plan_from_sequence(problem, steps))
@@ -256,8 +261,8 @@ def test_on_uneven_chains_a_plan_is_found_where_equal_steps_give_one_or_nothing_
     assert found > 60
 
 
-def test_the_reason_says_where_nothing_is_kept() -> None:
-    """The budget is the peak of that plan, to the byte."""
+def test_the_reason_says_that_nothing_is_kept() -> None:
+    """The budget is exactly the peak of the plan that keeps nothing."""
     problem = training_graph(6, 236)
     view = chain_view(problem, cuts="every")
     steps = keep_nothing_steps(0, len(view.stages))

@@ -1,4 +1,4 @@
-"""selective: matrix products, convolutions and attention are kept; all other values are recomputed."""
+"""Tests of selective: matrix products, convolutions and attention are kept; all other values are recomputed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.solvers.makers import corpus_problem, layers
 
 @pytest.mark.parametrize(("name", "peak", "overhead"), [("unet", 0.558, 11.62), ("r50", 0.594, 24.64)])
 def test_selective_on_real_graphs(name: str, peak: float, overhead: float) -> None:
-    """Figures of an earlier, independent study of the same graphs: .558 at 11.6 %, .594 at 24.6 %."""
+    """The figures are from an earlier, independent study of the same graphs: .558 at 11.6 %, .594 at 24.6 %."""
     problem = corpus_problem(name)
     unmodified = baseline(problem)
     line = simulate(problem, plan_from_sequence(problem, Selective().sequence(problem, 1)))
@@ -26,14 +26,14 @@ def test_selective_on_real_graphs(name: str, peak: float, overhead: float) -> No
     assert 100 * (line.time_ns / unmodified.time_ns - 1) == pytest.approx(overhead, abs=5e-3)
 
 
-def test_every_second_product_is_dropped_too() -> None:
+def test_every_second_product_is_also_dropped() -> None:
     problem = layers("mm", "relu", "mm", "relu", "mm", "relu")
     assert Counter(Selective().sequence(problem, 1))[2] == 1
-    runs = Counter(Selective().sequence(problem, 2))
-    assert [runs[op] for op in range(6)] == [1, 2, 2, 2, 1, 2]
+    computations = Counter(Selective().sequence(problem, 2))
+    assert [computations[op] for op in range(6)] == [1, 2, 2, 2, 1, 2]
 
 
-def test_selective_needs_something_to_keep() -> None:
+def test_selective_is_not_applicable_without_ops_to_keep() -> None:
     problem = chain(8)
     result = solve(problem, 7, solver="selective")
     assert result.status is Status.NOT_APPLICABLE

@@ -1,4 +1,4 @@
-"""Exhaustive search against published optima, and as the optimum that no plan beats."""
+"""Tests of exhaustive search against published optima, and as the optimum that no plan beats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.solvers.makers import unit_chain
 ORDERS: tuple[OrderOption, ...] = ("given", "free")
 
 
-# Ops of an optimal schedule per budget, by solving Checkmate's MILP to the end; None: infeasible.
+# The number of ops of an optimal schedule by budget, from Checkmate's MILP solved to optimality; None: infeasible.
 CHECKMATE: dict[int, dict[int, int | None]] = {
     3: {3: None, 4: 6},
     4: {3: None, 4: 9, 5: 8},
@@ -42,7 +42,7 @@ def test_optima_of_the_checkmate_milp(layers: int) -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 6, 8, 10])
 def test_three_values_are_enough_for_a_chain_at_n_choose_2_forward_steps(n: int) -> None:
-    """With one slot beside an op's two values every backward starts from the input: sum of n - 2, ..., 1, 0 steps."""
+    """With one slot beside an op's two values, every backward starts from the input: n - 2, ..., 1, 0 extra steps."""
     problem = chain(n)
     assert smallest_peak_bytes(problem) == min(n + 1, 3)
     sequence = best_sequence(problem, 3)
@@ -82,7 +82,7 @@ METHODS = [e.name for e in ENTRIES if e.name not in ("auto", "brute-force", "sto
 @given(n=st.integers(1, 4), seed=st.integers(0, 10**6), share=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_no_method_beats_it(name: str, n: int, seed: int, share: float) -> None:
-    """Nor its bound, for those that give one; a method's smallest peak is not below what is possible."""
+    """No bound of a method is above the optimum, and no smallest peak that it reports is below the possible one."""
     problem = training_graph(n, seed)
     if len(problem.ops) > 9:
         return
@@ -102,13 +102,13 @@ def test_no_method_beats_it(name: str, n: int, seed: int, share: float) -> None:
         assert result.bound_ns <= sum(problem.ops[op].time_ns for op in bounded)
 
 
-def test_what_it_says() -> None:
+def test_statuses_and_bounds() -> None:
     problem = unit_chain(4)
     result = solve(problem, 4, solver="brute-force")
     assert (result.status, result.time_ns, result.order) == (Status.OPTIMAL, 9, Order.GIVEN)
     given = solve(problem, 3, solver=BruteForce())
     free = solve(problem, 3, solver=BruteForce(order="free"))
-    assert (given.status, given.smallest_peak_bytes) == (Status.INFEASIBLE, 5)  # the working set of b3 is a floor
+    assert (given.status, given.smallest_peak_bytes) == (Status.INFEASIBLE, 5)  # the working set of b3 is the floor
     assert free.status is Status.INFEASIBLE
     result = solve(chain(30), 4, solver="brute-force")
     assert result.status is Status.NOT_APPLICABLE
@@ -117,14 +117,14 @@ def test_what_it_says() -> None:
         BruteForce(order="other")  # type: ignore[arg-type]
 
 
-def test_it_stops_in_time() -> None:
+def test_the_time_limit_is_kept() -> None:
     result = solve(chain(12), 9, solver="brute-force", limits=Limits(seconds=0.05))
     assert (result.status, result.stopped) == (Status.NOT_FOUND, Stopped.TIME)
     assert result.seconds < 2
 
 
 def test_infeasible_is_proven_beyond_the_general_floor() -> None:
-    """Some problem needs more than the floor of bounds.py says; then exhaustive search is what proves it."""
+    """Some problems need more than the floor of bounds.py; then exhaustive search proves infeasibility."""
     proven = 0
     for seed in range(400):
         problem = training_graph(3, seed)
@@ -142,8 +142,8 @@ def test_infeasible_is_proven_beyond_the_general_floor() -> None:
 
 
 @pytest.mark.parametrize("order", ["given", "free"])
-def test_what_only_fits_before_the_tangents_is_not_proven_away(order: OrderOption) -> None:
-    """A valid plan computes op 0 again between the forward and the tangents, where nothing is searched."""
+def test_a_plan_with_computations_before_the_tangents_is_not_excluded(order: OrderOption) -> None:
+    """A valid plan recomputes op 0 between the forward and the tangents, where the search has no computations."""
     values = [Value(f"v{i}", size, "gradient" if i > 2 else "activation") for i, size in enumerate((1, 1, 11, 5, 1))]
     ops = (
         Op("r", "forward", (), (0,), 1, workspace_bytes=10, effects=("random",)),
@@ -164,7 +164,7 @@ def test_what_only_fits_before_the_tangents_is_not_proven_away(order: OrderOptio
     assert solve(problem, 17, solver=BruteForce(order=order)).status is Status.OPTIMAL
 
 
-def test_infeasible_covers_what_runs_before_the_tangents() -> None:
+def test_infeasibility_covers_computations_before_the_tangents() -> None:
     values = [Value(f"v{i}", size, "gradient" if i > 1 else "activation") for i, size in enumerate((1, 6, 5, 1))]
     ops = (
         Op("r", "forward", (), (0,), 1, effects=("random",), workspace_bytes=10),

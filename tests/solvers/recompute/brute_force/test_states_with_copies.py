@@ -1,4 +1,4 @@
-"""Exhaustive search with moves: no plan beats it, and what a link is worth follows the laws."""
+"""Tests of exhaustive search with copies: no plan beats it, and the value of a link follows the laws."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tests.solvers.makers import constrained_linked_steps, poet_chain
 
 
 def time_of(problem: Problem, budget_bytes: int, link: Link) -> float:
-    """Of the exact optimum over this link."""
+    """The time of the exact optimum over this link."""
     plan = best_moving_plan(replace(problem, link=link), budget_bytes)
     return float("inf") if plan is None else simulate(replace(problem, link=link), plan).time_ns
 
 
 def keeps_order(plan: Plan) -> bool:
-    """Whether first computations keep the problem's order."""
-    seen: list[int] = []
+    """Whether first computations keep the order of the problem."""
+    computed: list[int] = []
     for action in plan:
-        if isinstance(action, Compute) and action.op not in seen:
-            seen.append(action.op)
-    return seen == sorted(seen)
+        if isinstance(action, Compute) and action.op not in computed:
+            computed.append(action.op)
+    return computed == sorted(computed)
 
 
-def test_no_random_plan_beats_it_and_recomputation_alone_does_not() -> None:
+def test_neither_random_plans_nor_recomputation_alone_beat_it() -> None:
     faster = 0
     for problem, budget_bytes in constrained_linked_steps(53):
         plan = best_moving_plan(problem, budget_bytes)
@@ -61,7 +61,7 @@ def test_no_random_plan_beats_it_and_recomputation_alone_does_not() -> None:
     assert faster > 3
 
 
-def test_a_slower_link_never_helps_down_to_one_that_is_of_no_use() -> None:
+def test_a_slower_link_never_helps() -> None:
     for problem, budget_bytes in constrained_linked_steps(53):
         link = problem.link
         assert link is not None
@@ -81,10 +81,10 @@ def test_a_slower_link_never_helps_down_to_one_that_is_of_no_use() -> None:
 
 
 def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_results() -> None:
-    """Times in ms, so that the copies' 1 ns each do not show."""
+    """Times are in ms, so that the copies of 1 ns each are negligible."""
     compared = 0
-    for known, _ in constrained_linked_steps(53):
-        problem = replace(known, ops=tuple(replace(op, time_ns=op.time_ns * 10**6) for op in known.ops))
+    for original, _ in constrained_linked_steps(53):
+        problem = replace(original, ops=tuple(replace(op, time_ns=op.time_ns * 10**6) for op in original.ops))
         size = [v.bytes for v in problem.values]
         kept = problem.static_bytes + sum(size[v] for v in problem.results)
         largest = max(sum(size[v] for v in {*op.inputs, *op.outputs}) + op.workspace_bytes for op in problem.ops)
@@ -96,27 +96,27 @@ def test_a_fast_link_costs_nothing_where_every_op_fits_beside_constants_and_resu
 
 
 def test_by_hand() -> None:
-    """Three layers. Within 4 values f2 is off the device from the loss to b2, which hides its two copies of 3 ns.
-    Within 3, the device is full during b2 to b0: f1 and f0 arrive after the op before has freed memory, 3 ns each."""
+    """The chain has three layers. In 4 values, f2 is off the device from the loss to b2, which hides its two copies of
+    3 ns. In 3, the device is full during b2 to b0: f1 and f0 arrive after the op before has freed memory, 3 ns each."""
     problem = poet_chain(3)
     assert time_of(problem, 12, Link(10**9, 10**9)) == 70
     assert time_of(problem, 9, Link(10**9, 10**9)) == 76
     assert time_of(problem, 8, Link(10**9, 10**9)) == float("inf")
 
 
-def test_what_it_says() -> None:
+def test_the_outcome_of_a_small_problem() -> None:
     problem = poet_chain(2)
     result = solve(problem, 9, solver=BruteForce())
     assert (result.status, result.order) == (Status.OPTIMAL, Order.GIVEN)
     assert result.bound_ns == result.time_ns
     result = solve(problem, 9, solver=BruteForce(max_moving_ops=4))
     assert (result.status, result.bound_ns) == (Status.FEASIBLE, None)
-    assert result.time_ns == 60  # f0 again, twice the time of waiting for it
+    assert result.time_ns == 60  # recomputing f0 takes twice the time of waiting for it
 
 
 @pytest.mark.parametrize("order", ["given", "free"])
-def test_no_copy_takes_so_long_that_there_is_no_plan(order: str) -> None:
-    """Values of 1 TiB at a byte per second, above 2**63 ns together: f0, v0 leaves, b1, v0 comes back, b0."""
+def test_very_long_copies_are_possible(order: str) -> None:
+    """Values have 1 TiB at a byte per second, together above 2**63 ns: f0, offload v0, b1, fetch v0, b0."""
     problem = poet_chain(2)
     values = tuple(replace(v, bytes=2**40) for v in problem.values)
     fixed = tuple(replace(op, recomputable=False) for op in problem.ops)
@@ -127,7 +127,7 @@ def test_no_copy_takes_so_long_that_there_is_no_plan(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["given", "free"])
-def test_it_stops_at_the_host_s_capacity(order: str) -> None:
+def test_the_capacity_of_the_host_is_kept(order: str) -> None:
     problem = poet_chain(2)
     assert problem.link is not None
     full = replace(problem, link=replace(problem.link, host_bytes=2))

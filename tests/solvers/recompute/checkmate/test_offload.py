@@ -1,4 +1,4 @@
-"""Checkmate with a link: POET's optima, the exact optimum of tiny problems, and real graphs event-exact."""
+"""Tests of Checkmate with a link: POET's optima, the exact optimum of tiny problems, and plans of real graphs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.solvers.makers import constrained_linked_steps, corpus_problem, linke
 @pytest.mark.parametrize("backend", ["highs", "cbc"])
 @pytest.mark.parametrize(("layers", "joint", "alone"), [(3, 76, 80), (6, 154, 180)])
 def test_optima_of_poet_with_additive_times(layers: int, joint: int, alone: int, backend: str) -> None:
-    """T = 7: 7.6 against 8.0 without paging; T = 13: 15.4 against 18.0; room for 4 values. The plan is no slower."""
+    """T = 7: 7.6 against 8.0 without paging; T = 13: 15.4 against 18.0; 4 values fit. The plan is at least as fast."""
     problem = poet_chain(layers)
     at = range(len(problem.ops))
     choice = solve_offload_program(problem, 12, at, backend, swap_time="additive", seconds=None)  # type: ignore[arg-type]
     assert choice is not None
-    assert choice.time_ns == pytest.approx(joint, rel=2e-3)  # of equal copies the earlier one is preferred at a price
+    assert choice.time_ns == pytest.approx(joint, rel=2e-3)  # a small price makes the earlier of equal copies better
     additive = solve(problem, 12, solver=Checkmate(swap_time="additive", backend=backend))  # type: ignore[arg-type]
     assert additive.time_ns is not None
     assert time_bound_ns(problem) <= additive.time_ns <= joint
@@ -45,7 +45,7 @@ def test_optima_of_poet_with_additive_times(layers: int, joint: int, alone: int,
 
 
 def test_exact_on_small_problems() -> None:
-    """The optimum of the exhaustive search, always, with the bound that proves it."""
+    """The result is always the optimum of exhaustive search, with the bound that proves it."""
     moved = 0
     for problem, budget_bytes in constrained_linked_steps(100):
         best = best_moving_plan(problem, budget_bytes)
@@ -62,72 +62,78 @@ def test_exact_on_small_problems() -> None:
 
 
 def test_no_sequence_of_actions_is_faster() -> None:
-    """Nothing assumed about what good plans look like: one action at a time, on the clock of the replay."""
-    chains = [(poet_chain(layers), 3 * room) for layers in (1, 2) for room in (2, 3, 4)]
+    """The reference assumes nothing about good plans: it searches over single actions, on the clock of the replay."""
+    chains = [(poet_chain(layers), 3 * free_bytes) for layers in (1, 2) for free_bytes in (2, 3, 4)]
     for problem, budget_bytes in (*constrained_linked_steps(30, 4, 4), *chains):
         result = solve(problem, budget_bytes, solver=Checkmate(swap_tries=50))
-        assert result.time_ns == least_time(problem, budget_bytes, 2**63 if result.time_ns is None else result.time_ns)
+        assert result.time_ns == smallest_time(
+            problem, budget_bytes, 2**63 if result.time_ns is None else result.time_ns
+        )
 
 
-def least_time(problem: Problem, budget_bytes: int, most_ns: int) -> int | None:
-    """Dijkstra over all states: ops computed, values present and on the host, and the remaining time of copies under
-    way. None: nothing takes `most_ns` or less."""
+def smallest_time(problem: Problem, budget_bytes: int, limit_ns: int) -> int | None:
+    """Dijkstra's search over all states: ops computed, values on the device and on the host, and the remaining time of
+    copies in progress. None if no sequence takes `limit_ns` or less."""
     ops, size, link = problem.ops, [v.bytes for v in problem.values], problem.link
     assert link is not None
-    made = frozenset(v for op in ops for v in op.outputs)
-    room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
+    computed = frozenset(v for op in ops for v in op.outputs)
+    free_bytes = budget_bytes - problem.constant_bytes - problem.reserve_bytes
     out_ns = [copy_ns(s, link.to_host_bytes_per_s, link.latency_ns) for s in size]
     back_ns = [copy_ns(s, link.to_device_bytes_per_s, link.latency_ns) for s in size]
-    to_caller = made.intersection(problem.results).intersection(
+    forward_results = computed.intersection(problem.results).intersection(
         v for op in problem.forward_ops for v in ops[op].outputs
     )
-    turn = len(problem.forward_ops)
+    boundary = len(problem.forward_ops)
     start = (0, frozenset[int](), frozenset[int](), frozenset[tuple[str, int, int]]())
-    known, heap, number = {start: 0}, [(0, 0, start)], 0
+    best_ns, heap, number = {start: 0}, [(0, 0, start)], 0
     while heap:
         now, _, state = heapq.heappop(heap)
-        if now > known[state]:
+        if now > best_ns[state]:
             continue
-        first, here, host, copies = state
+        first, resident, host, copies = state
         arriving = {v for kind, v, _ in copies if kind == "back"}
-        if first == len(ops) and made.intersection(problem.results) <= here - arriving:
+        if first == len(ops) and computed.intersection(problem.results) <= resident - arriving:
             return now
-        held = sum(size[v] for v in here)
-        pinned = to_caller if first >= turn and turn else frozenset[int]()
-        left = {(kind, v): ns for kind, v, ns in copies}
+        resident_bytes = sum(size[v] for v in resident)
+        pinned = forward_results if first >= boundary and boundary else frozenset[int]()
+        remaining_ns = {(kind, v): ns for kind, v, ns in copies}
         steps = []
         for op in range(min(first + 1, len(ops))):
-            inputs, outputs = made.intersection(ops[op].inputs), frozenset(ops[op].outputs)
-            fresh = sum(size[v] for v in outputs) + ops[op].workspace_bytes
-            again = op < first
-            if (again and not ops[op].recomputable) or not inputs <= here or held + fresh > room:
+            inputs, outputs = computed.intersection(ops[op].inputs), frozenset(ops[op].outputs)
+            new_bytes = sum(size[v] for v in outputs) + ops[op].workspace_bytes
+            recomputation = op < first
+            if (
+                (recomputation and not ops[op].recomputable)
+                or not inputs <= resident
+                or resident_bytes + new_bytes > free_bytes
+            ):
                 continue
-            after = here | outputs
-            if not again and first + 1 == turn and not to_caller <= after:
+            next_resident = resident | outputs
+            if not recomputation and first + 1 == boundary and not forward_results <= next_resident:
                 continue
-            arrived = max((left.get(("back", v), 0) for v in inputs), default=0)
-            steps.append((arrived + ops[op].time_ns, first + (not again), after, host, copies))
-        for v in here - pinned:
-            waited = max(left.get(("out", v), 0), left.get(("back", v), 0))
-            steps.append((waited, first, here - {v}, host, copies))
-        for v in here - host:
+            inputs_ns = max((remaining_ns.get(("back", v), 0) for v in inputs), default=0)
+            steps.append((inputs_ns + ops[op].time_ns, first + (not recomputation), next_resident, host, copies))
+        for v in resident - pinned:
+            wait_ns = max(remaining_ns.get(("out", v), 0), remaining_ns.get(("back", v), 0))
+            steps.append((wait_ns, first, resident - {v}, host, copies))
+        for v in resident - host:
             if link.host_bytes is None or sum(size[u] for u in host) + size[v] <= link.host_bytes:
-                queue = max([ns for (kind, _), ns in left.items() if kind == "out"], default=0)
-                begin = max(queue, left.get(("back", v), 0))
-                steps.append((0, first, here, host | {v}, copies | {("out", v, begin + out_ns[v])}))
-        for v in host - here:
-            if held + size[v] <= room:
-                queue = max([ns for (kind, _), ns in left.items() if kind == "back"], default=0)
-                steps.append((0, first, here | {v}, host, copies | {("back", v, queue + back_ns[v])}))
-        if copies:  # the end of the step waits for results that are under way
-            steps.append((min(ns for _, _, ns in copies), first, here, host, copies))
-        for elapsed, then, present, there, going in steps:
-            still = frozenset((kind, v, ns - elapsed) for kind, v, ns in going if ns > elapsed)
-            new = (then, present, there, still)
-            if now + elapsed < known.get(new, most_ns + 1):
-                known[new] = now + elapsed
+                queue = max([ns for (kind, _), ns in remaining_ns.items() if kind == "out"], default=0)
+                begin = max(queue, remaining_ns.get(("back", v), 0))
+                steps.append((0, first, resident, host | {v}, copies | {("out", v, begin + out_ns[v])}))
+        for v in host - resident:
+            if resident_bytes + size[v] <= free_bytes:
+                queue = max([ns for (kind, _), ns in remaining_ns.items() if kind == "back"], default=0)
+                steps.append((0, first, resident | {v}, host, copies | {("back", v, queue + back_ns[v])}))
+        if copies:  # the end of the step waits for results that are being fetched
+            steps.append((min(ns for _, _, ns in copies), first, resident, host, copies))
+        for elapsed, next_first, next_on_device, next_host, next_copies in steps:
+            unfinished = frozenset((kind, v, ns - elapsed) for kind, v, ns in next_copies if ns > elapsed)
+            next_state = (next_first, next_on_device, next_host, unfinished)
+            if now + elapsed < best_ns.get(next_state, limit_ns + 1):
+                best_ns[next_state] = now + elapsed
                 number += 1
-                heapq.heappush(heap, (now + elapsed, number, new))
+                heapq.heappush(heap, (now + elapsed, number, next_state))
     return None
 
 
@@ -144,13 +150,13 @@ def test_moving_never_loses_to_recomputing_alone(seed: int) -> None:
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_waits_are_never_more_than_the_copies(seed: int) -> None:
-    """The program with overlap never counts more than the one that adds up the copies; gap and price aside."""
+def test_overlap_is_never_slower_than_additive_copies(seed: int) -> None:
+    """The program with overlap is never slower than the one that adds up copy times, up to the gap and the price."""
     problem, budget_bytes, _ = linked_step(seed, 6)
-    room = budget_bytes - problem.constant_bytes - problem.reserve_bytes
+    free_bytes = budget_bytes - problem.constant_bytes - problem.reserve_bytes
     at = range(len(problem.ops))
     overlapped, additive = (
-        solve_offload_program(problem, room, at, "highs", swap_time=kind, seconds=None)
+        solve_offload_program(problem, free_bytes, at, "highs", swap_time=kind, seconds=None)
         for kind in ("overlapped", "additive")
     )
     assert (overlapped is None) is (additive is None)
@@ -160,7 +166,7 @@ def test_waits_are_never_more_than_the_copies(seed: int) -> None:
 
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 12))
 @settings(max_examples=100, deadline=None)
-def test_moments_are_ops_of_much_memory_and_the_last(seed: int, count: int) -> None:
+def test_moments_include_the_op_of_most_memory_and_the_last(seed: int, count: int) -> None:
     problem = training_graph(12, seed, link=True)
     used_bytes = StepProfile.of(problem, range(len(problem.ops))).used_bytes.tolist()
     at = choose_moments(problem, used_bytes, count)
@@ -172,8 +178,8 @@ def test_moments_are_ops_of_much_memory_and_the_last(seed: int, count: int) -> N
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
-def test_steps_never_lose(seed: int) -> None:
-    """A start without offloading is repaired or given up, and later plans are never slower and always valid."""
+def test_steps_of_the_search_never_lose(seed: int) -> None:
+    """A start without offloading is repaired or dropped; later plans are never slower and always valid."""
     problem, budget_bytes, _ = linked_step(seed, 10)
     search = OffloadLocalSearch(problem, budget_bytes, Stopwatch(Limits(None)), seed)
     plan = search.start(range(len(problem.ops)), ())
@@ -189,7 +195,8 @@ def test_steps_never_lose(seed: int) -> None:
 
 
 def test_a_gpt_at_40_percent() -> None:
-    """15.7 % by recomputing alone (proven optimal elsewhere) and 166 % by moving alone; both together at most 12 %."""
+    """Recomputing alone takes 15.7 % (proven optimal elsewhere), offloading alone 166 %, and both together at most 12
+    %."""
     problem = replace(corpus_problem("gpt"), link=Link(25 * 10**9, 25 * 10**9))
     unmodified = baseline(problem)
     result = solve(problem, int(0.4 * unmodified.peak_bytes), solver=Checkmate(), limits=Limits(20))
@@ -199,8 +206,8 @@ def test_a_gpt_at_40_percent() -> None:
     assert 100 * (result.time_ns / unmodified.time_ns - 1) <= 12
 
 
-def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large problem in little time: the local search continues from plans that need no program."""
+def test_local_search_finds_a_plan_where_no_program_finds_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The problem is large and the time short: local search continues from plans that need no program."""
     problem = replace(corpus_problem("gpt"), link=Link(25 * 10**9, 25 * 10**9))
     budget_bytes = int(0.4 * baseline(problem).peak_bytes)
     monkeypatch.setattr("remat_solvers.recompute.checkmate.offload_search.solve_offload_program", lambda *_, **__: None)
@@ -223,8 +230,8 @@ def test_where_no_program_finds_a_point_there_is_a_plan(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("seed", [*range(12), 16, 40, 128])
-def test_there_is_a_plan_wherever_every_op_fits(seed: int) -> None:
-    """Where the host has room for all. In the last three, results of the forward have to move."""
+def test_a_plan_exists_wherever_every_op_fits(seed: int) -> None:
+    """The host has room for all values. In the last three problems, forward results have to be offloaded."""
     problem = replace(training_graph(1 + seed % 12, seed), link=Link(10**9, 10**9))
     assert solve(problem, lower_bound_bytes(problem), solver=Checkmate(swap_tries=20)).plan is not None
 

@@ -1,4 +1,4 @@
-"""Checkmate against published optima of unit chains, exhaustive search, and its own relaxation and coarse form."""
+"""Tests of Checkmate against published optima of unit chains, exhaustive search, its relaxation and its coarse form."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_unit_chains_below_four_slots_have_no_schedule(backend: str, layers: int
 
 @pytest.mark.parametrize(("budget", "relaxation"), [(4, 14), (5, 13), (6, 12), (7, 12)])
 def test_known_relaxations_of_six_layers(budget: int, relaxation: int) -> None:
-    """To the whole unit below, as they were noted."""
+    """The known values are rounded down to integers."""
     model = program(unit_chain(6), budget)
     answer = minimise(model.program, "highs", seconds=None, relaxed=True)
     assert answer.bound is not None
@@ -53,8 +53,8 @@ def test_known_relaxations_of_six_layers(budget: int, relaxation: int) -> None:
 
 @pytest.mark.parametrize("layers", [5, 8])
 def test_the_chain_of_the_paper_by_exhaustive_search(layers: int) -> None:
-    """Section 4.7: 8 layers, the loss and 8 gradients, n = 17. Advancing the frontier costs nothing: no order of runs
-    whatever takes fewer, at any budget. (The search knows no stages.)"""
+    """Section 4.7 has 8 layers, the loss and 8 gradients, n = 17. Frontier advancement costs nothing: no order of
+    computations has fewer, at any budget. (The search has no stages.)"""
     ops = [Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 1) for i in range(layers + 1)]
     for k, i in enumerate(range(layers - 1, -1, -1)):
         ops.append(Op(f"b{i}", "backward", (*range(max(0, i - 1), i + 1), layers + k), (layers + 1 + k,), 1))
@@ -68,28 +68,30 @@ def test_the_chain_of_the_paper_by_exhaustive_search(layers: int) -> None:
 
 
 def executed(problem: Problem, runs: Amounts, kept: Amounts, stages: int) -> tuple[int, int]:
-    """Time and peak of R and S, stage by stage: what S keeps is there, what runs needs what is there, and a value goes
-    after its last use of the stage unless S keeps it on. For problems without constants and workspace."""
+    """Time and peak of R and S, stage by stage: values that S keeps are resident, inputs of computations are resident,
+    and a value is freed after its last use in the stage unless S keeps it. Problems have no constants or workspace."""
     ops = problem.ops
-    there: set[int] = set()
+    resident: set[int] = set()
     time_ns = peak_bytes = 0
     for stage in range(stages):
-        assert all(v in there for (s, v), amount in kept.items() if s == stage and amount > 0.5)
-        now = [op for op in range(len(ops)) if op == stage or runs.get((stage, op), 0) > 0.5]
-        keeps = {v for (s, v), amount in kept.items() if s == stage + 1 and amount > 0.5}
-        there = {v for (s, v), amount in kept.items() if s == stage and amount > 0.5}
-        for k, op in enumerate(now):
-            assert set(ops[op].inputs) <= there
-            there |= set(ops[op].outputs)
+        assert all(v in resident for (s, v), fraction in kept.items() if s == stage and fraction > 0.5)
+        computed_ops = [op for op in range(len(ops)) if op == stage or runs.get((stage, op), 0) > 0.5]
+        keeps = {v for (s, v), fraction in kept.items() if s == stage + 1 and fraction > 0.5}
+        resident = {v for (s, v), fraction in kept.items() if s == stage and fraction > 0.5}
+        for k, op in enumerate(computed_ops):
+            assert set(ops[op].inputs) <= resident
+            resident |= set(ops[op].outputs)
             time_ns += ops[op].time_ns
-            peak_bytes = max(peak_bytes, sum(problem.values[v].bytes for v in there))
-            there = {v for v in there if v in keeps or any(v in ops[later].inputs for later in now[k + 1 :])}
+            peak_bytes = max(peak_bytes, sum(problem.values[v].bytes for v in resident))
+            resident = {
+                v for v in resident if v in keeps or any(v in ops[later].inputs for later in computed_ops[k + 1 :])
+            }
     return time_ns, peak_bytes
 
 
 @pytest.mark.parametrize(("layers", "budget", "optimum"), OPTIMA)
-def test_the_variables_themselves_are_a_schedule_within_the_budget(layers: int, budget: int, optimum: int) -> None:
-    """And from its S alone, algorithm 2 finds R again: it is the cheapest for that S."""
+def test_the_variables_are_a_schedule_within_the_budget(layers: int, budget: int, optimum: int) -> None:
+    """From S alone, algorithm 2 recovers R, which is the cheapest for that S."""
     problem = unit_chain(layers)
     model = program(problem, budget)
     assert minimise(model.program, "highs", seconds=None).ended is Ended.OPTIMAL
@@ -101,7 +103,7 @@ def test_the_variables_themselves_are_a_schedule_within_the_budget(layers: int, 
 
 
 def program(problem: Problem, budget_bytes: int) -> CheckmateProgram:
-    """The program of the paper, every row of it."""
+    """The program of the paper with all its rows."""
     model = CheckmateProgram(problem, budget_bytes, moments=False)
     for stage in range(model.stages):
         model.add_stage_memory(stage)
@@ -121,7 +123,7 @@ def solved_exhaustively() -> list[tuple[Problem, int, int | None]]:
 
 @pytest.mark.parametrize("options", [{}, {"backend": "cbc"}, {"lazy": False}], ids=str)
 def test_agrees_with_exhaustive_search(options: dict[str, object]) -> None:
-    """Its schedules are some of all plans: never faster than the best, no bound above it, and optimal only if equal."""
+    """Checkmate's schedules are never faster than the optimum, no bound is above it, and `optimal` means equality."""
     proven = 0
     for problem, budget_bytes, best in solved_exhaustively():
         result = solve(problem, budget_bytes, solver=Checkmate(**options))  # type: ignore[arg-type]
@@ -167,7 +169,7 @@ def test_time_falls_with_the_budget() -> None:
 
 
 def corpus(name: str, share: float, solver: Checkmate, seconds: float) -> tuple[Result, float]:
-    """The result, and its time over store-all in percent."""
+    """The result and its overhead over store-all in percent."""
     problem = corpus_problem(name)
     unmodified = baseline(problem)
     result = solve(problem, int(share * unmodified.peak_bytes), solver=solver, limits=Limits(seconds))
@@ -175,7 +177,7 @@ def corpus(name: str, share: float, solver: Checkmate, seconds: float) -> tuple[
 
 
 def test_larger_graphs_are_merged_and_nothing_is_claimed() -> None:
-    """Proven elsewhere: 5.77 % at least for r50 at 60 %."""
+    """Another solver proved an overhead of at least 5.77 % for r50 at 60 %."""
     result, overhead = corpus("r50", 0.6, Checkmate(coarse_ops=24), 8)
     assert (result.status, result.bound_ns) == (Status.FEASIBLE, None)
     assert "408 ops merged into 24" in result.reason
@@ -188,7 +190,7 @@ def test_the_time_limit_is_reported() -> None:
 
 
 def test_the_reason_for_no_plan_is_reported() -> None:
-    """Ops that are merged run together: within the coarse form there is none for the smallest budget of all."""
+    """Merged ops are computed together, so the coarse form has no schedule near the floor."""
     problem = corpus_problem("r50")
     budget_bytes = peak_bound_bytes(problem) + 1
     result = solve(problem, budget_bytes, solver=Checkmate(coarse_ops=8), limits=Limits(5))
@@ -201,9 +203,9 @@ def test_with_a_link_no_bound_is_claimed() -> None:
     for seed in range(15):
         problem = training_graph(5, seed, link=True)
         unmodified = baseline(problem)
-        told: list[Progress] = []
-        result = solve(problem, unmodified.peak_bytes - 1, solver=Checkmate(), on_progress=told.append)
-        assert all(progress.bound_ns is None for progress in told)
+        reports: list[Progress] = []
+        result = solve(problem, unmodified.peak_bytes - 1, solver=Checkmate(), on_progress=reports.append)
+        assert all(progress.bound_ns is None for progress in reports)
         if result.plan is not None and result.time_ns != time_bound_ns(problem):
             assert (result.status, result.bound_ns) == (Status.FEASIBLE, None)
             found = True
@@ -212,8 +214,8 @@ def test_with_a_link_no_bound_is_claimed() -> None:
     assert found
 
 
-def test_merged_ops_hold_as_many_bytes_as_their_ops() -> None:
-    """The coarse replay of any plan is never below the fine one, and store-all stays store-all."""
+def test_the_coarse_replay_never_underestimates_the_peak() -> None:
+    """The peak of the coarse replay is never below that of the fine one, and store-all remains store-all."""
     for seed in range(150):
         problem = training_graph(1 + seed % 25, seed)
         coarse = contract(problem, 6)
@@ -221,11 +223,11 @@ def test_merged_ops_hold_as_many_bytes_as_their_ops() -> None:
         assert coarse.expand(once) == list(range(len(problem.ops)))
         repeated = [op for i in once for op in (i, *([i] if coarse.problem.ops[i].recomputable else []))]
         for sequence in (once, repeated if not problem.backward_ops else once):
-            above = simulate(coarse.problem, plan_from_sequence(coarse.problem, sequence)).peak_bytes
-            assert simulate(problem, plan_from_sequence(problem, coarse.expand(sequence))).peak_bytes <= above
+            coarse_peak = simulate(coarse.problem, plan_from_sequence(coarse.problem, sequence)).peak_bytes
+            assert simulate(problem, plan_from_sequence(problem, coarse.expand(sequence))).peak_bytes <= coarse_peak
 
 
-def test_polish_never_adds_and_stays_within_the_budget() -> None:
+def test_pruning_never_adds_ops_and_stays_within_the_budget() -> None:
     for seed in range(60):
         problem = training_graph(8, seed)
         rng = random.Random(seed)
