@@ -2,12 +2,12 @@
 
 It shows how far swapping alone gets, for comparison with the methods that recompute and with those that do both. The
 order of the ops is the problem's. It remains to choose which values are off the device between which of their uses;
-when they move follows from that (`schedule_copies`). Whole-tensor transfers with fixed order are strongly NP-hard
-already for chains (Beaumont, Eyraud-Dubois, Shilova: hal-02316266), so this is a search without a bound:
+the times of the copies follow from that (`schedule_copies`). Whole-tensor transfers with fixed order are strongly
+NP-hard already for chains (Beaumont, Eyraud-Dubois, Shilova: hal-02316266), so this is a search without a bound:
 
-- greedy: where the plan overflows, those idle intervals around that position are chosen that have the most slack, until
-  the bytes suffice. Slack is the time between the end of the copy out and the start of the copy back, were the link
-  idle; Capuchin calls it FT. It may be negative.
+- greedy: around each position at which the plan exceeds the budget, the idle intervals of most slack are chosen, until
+  the bytes suffice. Slack is the time between the end of the copy out and the start of the copy back on an idle link;
+  Capuchin calls it FT. It may be negative.
 - then descent: an interval leaves the choice, enters it, or takes another's place, at random; a faster plan is kept,
   and of equally fast ones the one that moves fewer bytes.
 
@@ -42,9 +42,9 @@ PUBLISHED_SHARE = 0.1  # of the time, for each of them
 
 @dataclass(frozen=True)
 class SwapOnly:
-    """Move, never recompute."""
+    """Offload values, and never recompute."""
 
-    tries: int = 2000  # most changes that are tried after the greedy choice
+    tries: int = 2000  # changes that are tried after the greedy choice, at most
 
     name: ClassVar[str] = "swap-only"
     version: ClassVar[str] = "1"
@@ -88,7 +88,7 @@ class _Search(LeastTraffic):
         self.reason = ""  # why no plan was found
 
     def greedy(self) -> bool:
-        """Choose intervals until the plan fits; whether it does."""
+        """Choose intervals until the plan fits. Return whether it does."""
         while not self.out_of_time():
             answer = schedule_copies(self.profile, self.chosen, self.budget_bytes)
             if not isinstance(answer, Overflow):

@@ -99,16 +99,16 @@ class SequenceSearch:
         """Make moves until a limit, `stop()`, or until no gain is possible; return the number of moves."""
         deadline = FOREVER if seconds is None else time.perf_counter() + seconds
         left = MAX_INT if moves is None else moves
-        made = 0
-        while left > made and not self._stop.is_set():
+        done = 0
+        while left > done and not self._stop.is_set():
             seconds_left = deadline - time.perf_counter()
-            slice_made = self._engine.run(min(left - made, SLICE_MOVES), min(SLICE_SECONDS, seconds_left))
-            made += slice_made
-            if slice_made == 0 or seconds_left <= 0:
+            slice_moves = self._engine.run(min(left - done, SLICE_MOVES), min(SLICE_SECONDS, seconds_left))
+            done += slice_moves
+            if slice_moves == 0 or seconds_left <= 0:
                 break
         self._stop.clear()
-        self.moves_made += made
-        return made
+        self.moves_made += done
+        return done
 
     def anneal_window(self, first: int, last: int, moves: int, heat: float) -> None:
         """Let the next `moves` begin only between the first computations of two ops of the best sequence, if any.

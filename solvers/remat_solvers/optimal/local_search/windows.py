@@ -54,17 +54,18 @@ class WindowSearch(SequenceSearch):
         """Make moves until a limit, `stop()`, or until no gain is possible; return the number of moves."""
         deadline = math.inf if seconds is None else time.perf_counter() + seconds
         limit = MAX_INT if moves is None else moves
-        made = 0
-        while made < limit:
+        done = 0
+        while done < limit:
             if self._moves_left == 0:
                 self._moves_left = self._next_window()
-            wanted = min(self._moves_left, limit - made)
-            window_made = super().run(moves=wanted, seconds=None if seconds is None else deadline - time.perf_counter())
-            made += window_made
-            self._moves_left -= window_made
-            if window_made < wanted:
+            wanted = min(self._moves_left, limit - done)
+            seconds_left = None if seconds is None else deadline - time.perf_counter()
+            window_moves = super().run(moves=wanted, seconds=seconds_left)
+            done += window_moves
+            self._moves_left -= window_moves
+            if window_moves < wanted:
                 break
-        return made
+        return done
 
     def _next_window(self) -> int:
         """Cut a window from the best sequence; return the number of moves for it. Without one, the window is all."""

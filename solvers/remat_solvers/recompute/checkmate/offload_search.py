@@ -1,14 +1,15 @@
 """Local search over recomputation and offloading, started from the choice of a program.
 
-The program over a few moments (offload_program.py) says which ops are recomputed and which values are offloaded. Where
-that choice, were copies instant, would be above the budget between two moments, the op of the highest excess becomes a
-moment too, and the program is solved again. `schedule_copies` makes the plan of the choice, exact in every event, and
-the replay gives its time. What does not fit even so is repaired: further idle intervals around the op that does not
-fit are chosen, those of most slack first; where there are none, the search starts from the problem's order with nothing
-offloaded. In case the program had too little time, a plan that recomputes only, by Belady's rule, is a second start,
-and the faster one is continued. Both are also tried before any program: so there is a plan at once, and a search where
-no program found a point. (Where neither fits, there is the plan of moDNN's rules: idle intervals exclude results of the
-forward.) The choice changes at random; a faster plan is kept, and of equally fast ones the one that moves fewer bytes:
+The program over a few moments (offload_program.py) chooses which ops are recomputed and which values are offloaded. If
+that choice, with instant copies, would be above the budget between two moments, the op of the highest excess becomes a
+moment too, and the program is solved again. `schedule_copies` computes the plan of the choice, exact in every event,
+and the replay gives its time. A choice that does not fit even so is repaired: further idle intervals around the op that
+does not fit are chosen, those of most slack first; if there are none, the search starts from the problem's order with
+nothing offloaded. In case the program had too little time, a plan that recomputes only, by Belady's rule, is a second
+start, and the search continues from the faster one. Both are also tried before any program, so that a plan exists early
+and the search can run even if no program finds a point. (If neither fits, the plan of moDNN's rules is offered: idle
+intervals exclude results of the forward.) The choice changes at random; a faster plan is kept, and of equally fast ones
+the one that offloads fewer bytes:
 
 - an idle interval enters the choice, leaves it, or takes another's place
 - a value is recomputed before a use, instead of being kept or moved until then; where an input of that is not
@@ -41,17 +42,17 @@ from remat_solvers.toolkit.trials import LeastTraffic
 
 EVERY_OP = 16  # problems of at most so many ops have a moment per op
 MOMENTS = 5  # of larger ones, at first
-ADDED_MOMENTS = 3  # per round, where the budget is exceeded
+ADDED_MOMENTS = 3  # at most, per round: at ops that exceed the budget
 ROUNDS = 4  # programs
 RECOMPUTING_SHARE = 0.15  # of the time, for a plan that recomputes only
-PROGRAM_SHARE = 0.65  # of the time that is left, for one program
+PROGRAM_SHARE = 0.65  # of the remaining time, for one program
 
 WITHOUT_PROGRAM = "recompute and swap, without a program"
 SMALL_PART = 2_000  # values below this part of the budget are not offloaded
-TWO_CHANGES = 0.3  # of the steps are two changes at once
+TWO_CHANGES = 0.3  # of the steps make two changes at once
 DEPTH = 3  # of ops that are recomputed for another one
 
-Offer: TypeAlias = Callable[[Plan, str], object]  # takes a plan, and how it was found
+Offer: TypeAlias = Callable[[Plan, str], object]  # takes a plan, and a text on how it was found
 
 
 def search_offload_plans(
@@ -124,10 +125,10 @@ def _recomputing_sequence(problem: Problem, budget_bytes: int, watch: Stopwatch)
 
 
 def _offer_modnn(problem: Problem, budget_bytes: int, watch: Stopwatch, offer: Offer) -> None:
-    """Offer the plan of moDNN's rules, which also move results of the forward, before the caller owns them."""
+    """Offer the plan of moDNN's rules, which also offload results of the forward, before the caller owns them."""
     outcome = create("modnn").solve(problem, budget_bytes, limits=Limits(watch.remaining), on_progress=None, seed=0)
     if outcome.plan is not None:
-        offer(outcome.plan, "moves alone")
+        offer(outcome.plan, "offloading only, by moDNN's rules")
     if outcome.stopped is Stopped.INTERRUPT:
         raise KeyboardInterrupt
 
@@ -139,7 +140,7 @@ def _crowded_ops(
     offloaded: Iterable[IdleInterval],
     anchors: Sequence[int],
 ) -> list[int]:
-    """The ops between moments at which the budget is exceeded most, were copies instant."""
+    """The ops between moments that would exceed the budget most if copies were instant."""
     profile = StepProfile.of(problem, sequence)
     used_bytes = profile.used_bytes_without(offloaded)
     worst: dict[int, tuple[int, int]] = {}  # per stage: excess, op
@@ -155,7 +156,7 @@ def _crowded_ops(
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A sequence with the idle intervals that are chosen for offloading."""
+    """A sequence, and the idle intervals that are chosen for offloading."""
 
     profile: StepProfile
     intervals: tuple[IdleInterval, ...]  # all of values that are large enough
@@ -163,16 +164,16 @@ class _Candidate:
 
 
 class OffloadLocalSearch(LeastTraffic):
-    """The search for one problem and one budget."""
+    """The random search for one problem and one budget, from the choices given to `start`."""
 
     def __init__(self, problem: Problem, budget_bytes: int, watch: Stopwatch, seed: int) -> None:
         super().__init__(problem, budget_bytes, watch, None)
         self.random = random.Random(seed)
         self.work_ns = sum(op.time_ns for op in problem.ops)  # no plan is faster
-        self._current: _Candidate | None = None  # whose plan is the best
+        self._current: _Candidate | None = None  # the candidate whose plan is the best
 
     def start(self, sequence: Sequence[int], offloaded: Iterable[IdleInterval]) -> Plan | None:
-        """The plan of a choice, repaired where it does not fit; None: that cannot be done, or not in time."""
+        """The plan of a choice, repaired if it does not fit; None: that is impossible, or the time is up."""
         candidate = self._candidate(sequence, offloaded)
         while True:
             answer = schedule_copies(candidate.profile, candidate.offloaded, self.budget_bytes)
@@ -212,7 +213,7 @@ class OffloadLocalSearch(LeastTraffic):
         return _Candidate(profile, large, frozenset(offloaded))
 
     def _accept(self, plan: Plan, candidate: _Candidate) -> None:
-        """Replay the plan; where it becomes the best, the search goes on from its candidate."""
+        """Replay the plan. If it becomes the best, the search continues from its candidate."""
         before = self.best
         self.replay(plan, "")
         if self.best is not before:
@@ -237,7 +238,7 @@ class OffloadLocalSearch(LeastTraffic):
         return self._with_sequence(candidate, [(p, op) for p, op in enumerate(sequence) if p != dropped])
 
     def _with_recomputation(self, candidate: _Candidate) -> _Candidate | None:
-        """Before the end of an idle interval its value is recomputed."""
+        """A candidate that recomputes a value before the use that ends one of its idle intervals; None: it cannot."""
         from_offloaded = candidate.offloaded and self.random.random() < 0.5
         eligible = sorted(candidate.offloaded, key=_order) if from_offloaded else candidate.intervals
         interval = self.random.choice(eligible)
@@ -251,7 +252,7 @@ class OffloadLocalSearch(LeastTraffic):
         return self._with_sequence(without, [*old[: interval.back], *added, *old[interval.back :]])
 
     def _add_lineage(self, value: int, position: int, candidate: _Candidate, recomputed: list[int], depth: int) -> bool:
-        """Add to `recomputed` the ops that compute `value` before a position; whether that can be done."""
+        """Add to `recomputed` the ops that compute `value` before a position; False if it cannot be computed."""
         producer = self.problem.producer[value]
         if producer < 0 or not self.problem.ops[producer].recomputable:
             return False

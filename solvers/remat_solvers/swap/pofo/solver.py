@@ -25,7 +25,7 @@ is unlimited.
 The replay decides. The schedule becomes an op sequence, the moved values become idle intervals, and `schedule_copies`
 times whole values under the budget. The program's memory is searched for the largest share of the memory that the
 budget leaves (`SHARES`, by bisection) whose plan fits. Where latency counts, or single values are large, the program
-may be far off; so rotor's own plan, in which nothing moves, is tried as well. The method is optimal for its model of a
+may be far off; so rotor's own plan, which offloads nothing, is tried as well. The method is optimal for its model of a
 chain only, so it reports no bound.
 """
 
@@ -84,7 +84,7 @@ class POFO(TrialMethod):
         rotor = create("rotor", stages=self.stages, cuts=self.cuts)
         outcome = rotor.solve(trials.problem, trials.budget_bytes, limits=share, on_progress=None, seed=0)
         if outcome.plan is not None:
-            trials.replay(outcome.plan, "nothing moves")
+            trials.replay(outcome.plan, "nothing offloaded")
         if outcome.stopped is Stopped.INTERRUPT:
             raise KeyboardInterrupt
 

@@ -44,7 +44,7 @@ class PagedPlan:
 
 
 def movable_values(problem: Problem, sequence: Sequence[int]) -> set[int]:
-    """The values that can be moved as one instance: those of some bytes whose producer is computed once."""
+    """The values that can be offloaded as one instance: those with bytes whose producer is computed once."""
     computations = [0] * len(problem.ops)
     for op in sequence:
         computations[op] += 1
@@ -89,10 +89,11 @@ def smallest_paging_budget(problem: Problem, sequence: Sequence[int], movable: s
 
 
 class DemandPaging(Device):
-    """One execution.
+    """One execution of a sequence.
 
-    movable: the values that may be evicted, each computed once in the sequence (`movable_values`); victims: their
-    order; eager, prefetch: what happens ahead of need.
+    movable: the values that may be evicted, each computed once in the sequence (`movable_values`); victims: the order
+    in which they are evicted; eager: values that are copied to the host as soon as they are computed; prefetch: the
+    value to fetch ahead at a position.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class DemandPaging(Device):
         self.uses = _uses(self.required, self.movable)
         self.resident: set[int] = set()  # movable values on the device
         self.copying: dict[int, int] = {}  # eager copies whose value is not freed yet -> their end in ns
-        self.order: list[tuple[int, int]] = []  # heap of (rank, value); stale where the rank has changed since
+        self.order: list[tuple[int, int]] = []  # heap of (rank, value); stale if the rank has changed since
         self.rank: dict[int, int] = {}
         self.first_access: dict[int, int] = {}  # positions
         self.last_access: dict[int, int] = {}

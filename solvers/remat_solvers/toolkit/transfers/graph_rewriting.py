@@ -48,7 +48,7 @@ class GraphRewriting:
         self.profile = StepProfile.of(problem, range(len(problem.ops)))
 
     def plan(self, edges: Sequence[CutEdge], budget_bytes: int) -> Plan | None:
-        """The plan of the execution; None where an op finds no memory."""
+        """The plan of the execution; None: an op finds no memory."""
         return _Execution(self.profile, edges, budget_bytes).run()
 
 
