@@ -54,11 +54,11 @@ class Answer:
 
     @property
     def first_s(self) -> float | None:
-        """The seconds until the first plan was reported."""
+        """Return the seconds until the first plan was reported."""
         return next((seconds for seconds, overhead, _ in self.history if overhead is not None), None)
 
     def reached_s(self, gap: float) -> float | None:
-        """The seconds until overhead and bound were within `gap` of each other."""
+        """Return the seconds until overhead and bound were within `gap` of each other."""
         for seconds, overhead, bound in self.history:
             if overhead is not None and bound is not None and overhead - bound <= gap:
                 return seconds
@@ -169,5 +169,5 @@ def _cpu_s() -> float:
 
 
 def _memory_gib() -> float:
-    """The peak memory of this process plus the largest of its children's."""
+    """Return the peak memory of this process plus the largest of its children's."""
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20

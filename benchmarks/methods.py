@@ -1,4 +1,4 @@
-"""Every method on every model of the table, at four budgets: its answers, and its time beyond the limit.
+"""Runs every method on every model of the table, at four budgets: its answers, and its time beyond the limit.
 
     scripts/bench methods                                       everything; hours
     scripts/bench methods --method chen,rotor --model gpt2,vit --seconds 10

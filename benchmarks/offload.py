@@ -1,4 +1,4 @@
-"""A GPT-2 trains within a third of its memory by offloading to host memory or disk: bits, peak, time, overlap.
+"""Trains a GPT-2 within a third of its memory by offloading to host memory or disk: bits, peak, time, overlap.
 
     scripts/bench offload                  both tiers, 5 alternating steps each after two warm-up steps
     scripts/bench offload --share 0.25     another budget, as a share of the store-all peak

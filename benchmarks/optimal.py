@@ -1,4 +1,4 @@
-"""`auto` compared with its targets and with the best known results: plans, bounds, gaps, seconds.
+"""Compares `auto` with its targets and with the best known results: plans, bounds, gaps, seconds.
 
     scripts/bench optimal                               every row; two to three hours at the limits of the table
     scripts/bench optimal --row corpus,tight            some of them

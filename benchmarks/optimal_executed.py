@@ -1,4 +1,4 @@
-"""Executed plans of `auto`: the measured peak beside the budget, and the measured time beside the prediction.
+"""Executes plans of `auto`: the measured peak beside the budget, and the measured time beside the prediction.
 
 The models are those of the zoo at sizes whose steps take long enough to be compared. Costs are measured on the present
 machine, on one thread. Times are ratios of the planned step over the store-all step: the median of alternating steps,

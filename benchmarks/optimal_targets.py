@@ -81,7 +81,7 @@ SMALLEST = {
     "unet": (22.3, 28.0, 26.0),
     "lstm": (19.9, 40.0, 35.0),
 }
-"""In per cent of the store-all peak: the floor, the smallest known peak, the target."""
+"""The floor, the smallest known peak, and the target, in per cent of the store-all peak."""
 
 
 def _cases() -> Iterator[Case]:

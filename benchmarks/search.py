@@ -1,4 +1,4 @@
-"""The speed of `auto`'s local search, and the plans that it finds alone: `scripts/bench search [PROBLEM...]`.
+"""Measures `auto`'s local search, and the plans that it finds alone: `scripts/bench search [PROBLEM...]`.
 
 Targets: at least 100,000 moves/s at 400 ops and 10,000 at 4,400, on one core. A budget is the static bytes plus a share
 of the other bytes of the store-all peak; for a uniform chain (`chain`N), a number of values. `first` is the time to the
@@ -43,13 +43,13 @@ CASES: tuple[tuple[str, float, bool], ...] = (  # problem, budget, whether first
 
 
 def problem_of(name: str) -> Problem:
-    """A problem of problems.py, or a uniform chain of any length."""
+    """Return a problem of problems.py, or a uniform chain of any length."""
     length = name.removeprefix("chain")
     return generate.chain(int(length)) if length != name and length.isdigit() else load(name)
 
 
 def budget_of(problem: Problem, share: float) -> int:
-    """The budget in bytes; a share above 1 is a number of bytes."""
+    """Return the budget in bytes; a share above 1 is a number of bytes."""
     base = problem.static_bytes
     return base + int(share if share > 1 else share * (baseline(problem).peak_bytes - base))
 

@@ -1,4 +1,4 @@
-"""The time of our kernels and exact methods, beside published or measured times of their peers.
+"""Measures our kernels and exact methods, beside published or measured times of their peers.
 
     scripts/bench speed                the kernels, each the best of three runs, with its target
     scripts/bench speed --exact 60     and checkmate and moccasin on random layered graphs, each with a limit of 60 s

@@ -1,4 +1,4 @@
-"""The start-up time of the command line: `scripts/bench startup`. Target: `remat --help` takes less than 0.3 s.
+"""Measures the start-up of the command line: `scripts/bench startup`. Target: `remat --help` takes less than 0.3 s.
 
 Every run is a new process. The time of the first, which may have to read files from disk, is shown beside the median.
 """
@@ -15,7 +15,7 @@ COMMANDS = (["--help"], ["solve", "--help"], ["solvers", "--json"])
 
 
 def seconds(args: list[str]) -> float:
-    """Wall-clock time of one `remat` process."""
+    """Return the wall-clock time of one `remat` process."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "remat", *args], check=True, capture_output=True)
     return time.perf_counter() - start

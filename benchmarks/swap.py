@@ -1,4 +1,4 @@
-"""Recomputation, offloading, and both: the plans of each method for two GPTs under a budget, by exact replay.
+"""Compares recomputation, offloading, and both: the plans of each method for two GPTs under a budget, by exact replay.
 
     scripts/bench swap                                both models and the extreme links; about an hour
     scripts/bench swap --model gpt48 --share 40 --method checkmate --seconds 60

@@ -73,7 +73,7 @@ def cuda_memory_of(run: Callable[[], object], device: torch.device) -> tuple[int
 def warm_heap(size_bytes: int) -> Iterator[None]:
     """Keep a free piece of `size_bytes`, which the system has provided already, in the heap of the C library.
 
-    Large blocks are mapped anew and returned to the system when they are freed, and so is the top of the heap. Memory
+    Large blocks are newly mapped and returned to the system when they are freed, and so is the top of the heap. Memory
     that the system has just provided is slow to fill: the system finds and clears it page by page, which may take
     longer than the op that fills it. A step in a training loop finds the memory that the previous step has freed; an op
     that runs alone does not. Here small blocks, which always come from the heap, are written one above the other, and

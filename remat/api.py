@@ -38,7 +38,7 @@ def solve(
     options: StepOptions = StepOptions(),  # noqa: B008  (frozen)
     **changes: Unpack[StepKeywords],
 ) -> RematModule:
-    """A module that trains as `model` does, with the same gradients, within `budget` bytes of memory.
+    """Return a module that trains as `model` does, with the same gradients, within `budget` bytes of memory.
 
     Args:
         model: the module to train. Its parameters, buffers and submodules are shared, not copied.
@@ -46,10 +46,10 @@ def solve(
             (parameters, buffers, inputs) and the reserve are included. "min": the smallest peak that is found.
         args, kwargs: an example of the call to plan for. The contents of its tensors do not matter.
         options: how the step is captured, planned and executed; `remat.StepOptions` documents every field.
-        changes: single fields of `options`. `solver`, `limits`, `seed` and `on_progress` say how to search; `costs`,
-            `unroll_rnn` and `differentiate`, how the step is captured; `link` and `tier`, where values may be
-            offloaded to; `optimizer`, `accumulate` and `reserve_bytes`, what else is always resident; `on_change`,
-            what a training call of another shape, dtype, device, training mode or autocast state gets.
+        changes: single fields of `options`. `solver`, `limits`, `seed` and `on_progress` control the search; `costs`,
+            `unroll_rnn` and `differentiate` control the capture; `link` and `tier` allow offloading; `optimizer`,
+            `accumulate` and `reserve_bytes` count other memory that is always in use; `on_change` decides about
+            training calls of another shape, dtype, device, training mode or autocast state.
 
     Raises:
         InfeasibleError: no plan was found within the budget; carries the `Result`.
@@ -81,15 +81,15 @@ def apply(
     *,
     tier: Tier = HostTier(),  # noqa: B008  (frozen)
 ) -> RematModule:
-    """The exported model as a module that executes `plan`.
+    """Return the exported model as a module that executes `plan`.
 
     Args:
-        exported: what `remat.export` returned.
+        exported: the result of `remat.export`.
         plan: a plan, a plan file that was loaded, or its path.
-        tier: where offloaded values go, `HostTier()` or `DiskTier(folder)`.
+        tier: the destination of offloaded values, `HostTier()` or `DiskTier(folder)`.
 
     Raises:
-        InputError: the plan was made for another graph; says what differs.
+        InputError: the plan is for another graph; the message names the difference.
         ApplyError: the plan breaks a rule.
     """
     if not isinstance(exported, Exported):
@@ -140,7 +140,7 @@ class _StepPlanner:
         return plan_call(exported, plan, replace(result, plan=plan), options.tier)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the callback, which belongs to the process that gave it."""
+        """Leave out the callback, which belongs to the process that passed it."""
         return {**self.__dict__, "options": replace(self.options, on_progress=None)}
 
 

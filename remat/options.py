@@ -33,13 +33,13 @@ Reduction = Literal["mean", "sum"]
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class StepOptions:
-    """How a training step is captured, planned and executed."""
+    """Options for the capture, planning and execution of a training step."""
 
     solver: str | Solver = "auto"
     """A name of the registry (`remat solvers` lists them), or a solver object with options of its own."""
 
     limits: Limits = Limits(seconds=60)  # noqa: RUF009  (frozen)
-    """How long the solver may work."""
+    """Limits of the time and the work of the solver."""
 
     seed: int = 0
     """For solvers that draw random numbers: the same seed gives the same plan."""
@@ -48,7 +48,7 @@ class StepOptions:
     """Called with every `Progress` that the solver reports. It is not pickled with the module."""
 
     costs: str | Hardware = "measure"
-    """Where op times come from: "measure", "roofline", "roofline:NAME" or a `Hardware`; see `export`."""
+    """The source of op times: "measure", "roofline", "roofline:NAME" or a `Hardware`; see `export`."""
 
     unroll_rnn: bool = False
     """Plan inside nn.LSTM, nn.GRU and nn.RNN instead of treating each as one op; see `export`."""
@@ -61,7 +61,7 @@ class StepOptions:
     recompute."""
 
     tier: Tier = HostTier()  # noqa: RUF009  (stateless)
-    """Where offloaded values go: `HostTier()` or `DiskTier(folder)`."""
+    """The destination of offloaded values: `HostTier()` or `DiskTier(folder)`."""
 
     optimizer: Any = None
     """A torch.optim class or instance whose state counts as always resident."""
@@ -73,8 +73,8 @@ class StepOptions:
     """Bytes that are always in use beside those of `optimizer` and `accumulate`."""
 
     on_change: OnChange = "error"
-    """What a training call gets that differs from the planned one in shape, dtype, device, training mode or autocast:
-    "error", "replan" (each kind of call is planned once) or "original" (it runs without a plan)."""
+    """The treatment of a training call that differs from the planned one in shape, dtype, device, training mode or
+    autocast: "error", "replan" (each kind of call is planned once) or "original" (it runs without a plan)."""
 
     def __repr__(self) -> str:
         return _repr(self)
@@ -100,20 +100,20 @@ class StepKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Parts:
-    """How a batch is split into parts, and how the losses of the parts make the loss of the batch."""
+    """Options that split a batch into parts, and combine the losses of the parts into that of the batch."""
 
     reduction: Reduction = "mean"
-    """What the loss is over the rows of the batch."""
+    """The loss of the batch is the mean or the sum over its rows."""
 
     count: Callable[..., Any] | None = None
-    """For a mean over something else than rows: what a part contributes to it, by the arguments of the part, such as
+    """For a mean that is not over rows: returns the weight of a part in it from the arguments of the part, such as
     `lambda tokens, labels: (labels != -100).sum()`."""
 
     whole: Collection[int | str] = ()
-    """Arguments that every part gets whole, by position or keyword. Tensors without dimensions always are."""
+    """Arguments that are not split, by position or keyword. Tensors without dimensions always are."""
 
     loss: Callable[[Any], Tensor] | None = None
-    """Picks the loss out of what the model returns, such as `lambda output: output.loss`."""
+    """Selects the loss from the output of the model, such as `lambda output: output.loss`."""
 
     def __repr__(self) -> str:
         return _repr(self)

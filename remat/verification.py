@@ -42,7 +42,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class StepComparison:
-    """Which results of two steps are bit-equal."""
+    """States which results of two steps are bit-equal."""
 
     outputs_equal: bool
     gradients_equal: bool
@@ -107,7 +107,7 @@ def verify(
         model, args, kwargs: the module, and an example of the call. The state of the model is restored afterwards.
         plan: a plan, a plan file that was loaded, or its path.
         unroll_rnn, differentiate: as the plan's problem was exported; see `export`.
-        tier: where offloaded values go, `HostTier()` or `DiskTier(folder)`.
+        tier: the destination of offloaded values, `HostTier()` or `DiskTier(folder)`.
 
     Raises what `export` and `apply` raise.
     """

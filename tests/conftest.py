@@ -41,7 +41,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _fail_if_skipped(report: Report) -> Report:
-    """A skipped or expectedly failing test looks green but has not run: count it as a failure."""
+    """Count a test that is skipped or expected to fail as a failure, because it looks green without a check."""
     if report.skipped or hasattr(report, "wasxfail"):
         report.longrepr = f"Tests must run and pass here, not be skipped or expected to fail: {report.longrepr}"
         report.outcome = "failed"

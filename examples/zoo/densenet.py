@@ -16,7 +16,7 @@ BOTTLENECK = 4
 
 
 def norm_conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Pre-activation: batch norm, ReLU, convolution."""
+    """Return a pre-activation convolution: batch norm, ReLU, convolution."""
     return nn.Sequential(
         nn.BatchNorm2d(inputs),
         nn.ReLU(inplace=True),

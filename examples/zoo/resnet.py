@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """A convolution that keeps the image size (up to the stride), and its batch norm."""
+    """Return a convolution that keeps the image size (up to the stride), and its batch norm."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 class Residual(nn.Module):
-    """relu(branch(x) + shortcut(x)), where addition and ReLU are in place."""
+    """Computes relu(branch(x) + shortcut(x)), where addition and ReLU are in place."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def basic(inputs: int, width: int, stride: int) -> Residual:
-    """Two 3x3 convolutions."""
+    """Return a block of two 3x3 convolutions."""
     branch = nn.Sequential(
         conv_norm(inputs, width, 3, stride),
         nn.ReLU(inplace=True),
@@ -46,7 +46,7 @@ def basic(inputs: int, width: int, stride: int) -> Residual:
 
 
 def bottleneck(inputs: int, width: int, stride: int) -> Residual:
-    """1x1 down, 3x3, 1x1 up to four times the width."""
+    """Return a block of three convolutions: 1x1 down, 3x3, and 1x1 up to four times the width."""
     branch = nn.Sequential(
         conv_norm(inputs, width, 1),
         nn.ReLU(inplace=True),

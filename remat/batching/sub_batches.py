@@ -71,7 +71,7 @@ class SubBatches(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-            raise InputError(f"rows is how many rows a part has, an integer of at least 1, not {rows!r}")
+            raise InputError(f"rows is the number of rows of a part, an integer of at least 1, not {rows!r}")
         self.training = model.training
         own = {"model": model, "rows": rows, "parts": changed(parts, Parts, changes)}
         self.__dict__.update(own)  # unregistered: the registries are the model's
@@ -104,7 +104,7 @@ class SubBatches(nn.Module):
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(
                 f"the model must return its loss, a scalar, to be run in parts; it returned {found}. Pass loss=..., "
-                "which picks the loss out of what it returns."
+                "a function that selects the loss from the output."
             )
         return loss
 
@@ -115,7 +115,7 @@ class SubBatches(nn.Module):
         count = self.parts.count or self._rows_of
         counts = [float(count(*args, **kwargs)) for args, kwargs in calls]
         if not sum(counts):
-            raise InputError("count is 0 for every part: there is nothing to take the mean of")
+            raise InputError("count is 0 for every part: the mean is undefined")
         return [c / sum(counts) for c in counts]
 
     def _rows_of(self, *args: Any, **kwargs: Any) -> int:
@@ -132,7 +132,9 @@ def split(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, whole: Coll
         own = slice(begin, begin + len(tree_flatten(argument)[0]))  # the leaves of this argument
         begin = own.stop
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves[own]):
-            raise InputError(f"argument {name!r} requires a gradient; in parts only parameters get one. Detach it.")
+            raise InputError(
+                f"argument {name!r} requires a gradient; in parts only parameters have gradients. Detach it."
+            )
         if name in whole:
             is_split[own] = [False] * len(is_split[own])
     row_counts = {len(leaf) for leaf, s in zip(leaves, is_split, strict=True) if s}
@@ -140,7 +142,7 @@ def split(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int, whole: Coll
         found = " and ".join(map(str, sorted(row_counts))) or "no"
         raise InputError(
             f"the tensors among the arguments have {found} rows: a batch has one number of rows. Name those that "
-            "every part should get whole in whole=(...)."
+            "are not split in whole=(...)."
         )
     (total,) = row_counts
     calls: list[Call] = []
@@ -198,7 +200,7 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         sums, ctx.sums = ctx.sums, None
         if sums is None:
-            raise RuntimeError("the gradients of these sub-batches were handed on already: call the module again")
+            raise RuntimeError("the gradients of this call were returned already: call the module again")
         scaled: list[Tensor | None] = []
         while sums:  # one at a time, so that the memory of each sum is free before the next is scaled
             gradient = sums.pop(0)

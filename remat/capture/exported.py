@@ -95,7 +95,7 @@ class Exported:
             )
 
     def recapture_for_all_outputs(self) -> tuple[Exported, Any]:
-        """Capture the step anew with a gradient through every output, and return it with its store-all plan.
+        """Capture the step again with a gradient through every output, and return it with its store-all plan.
 
         No op is timed. Raises ApplyError where the step cannot be repeated, because it updates a buffer that it reads.
         """
@@ -105,7 +105,7 @@ class Exported:
             full = _capture(self.model, self.call, unroll_rnn=self.unroll_rnn, differentiate="all")
         if full.joint.mutated & inputs_read(full.joint):
             raise ApplyError(
-                "a gradient arrived through an output that was planned without one, and the model updates a buffer "
+                "a gradient reached an output that the plan does not differentiate, and the model updates a buffer "
                 "that it also reads, so the step cannot be repeated. Pass differentiate='all' to plan for every output."
             )
         return full, store_all(full.problem)

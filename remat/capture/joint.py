@@ -81,7 +81,7 @@ def storage_of(tensor: Tensor) -> int:
     """Return an identifier of the storage under a fake tensor, which is equal for a tensor and its views."""
     if tensor.layout is not torch.strided:
         raise ExportError(
-            f"the step makes a tensor of layout {tensor.layout}, which has no single storage to plan: use dense "
+            f"the step computes a tensor of layout {tensor.layout}, which has no single storage to plan: use dense "
             "tensors and gradients (sparse=False for embeddings)"
         )
     return int(tensor.untyped_storage()._cdata)

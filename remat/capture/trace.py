@@ -57,8 +57,8 @@ def capture(model: nn.Module, state: ModelState, call: Call, *, unroll_rnn: bool
     try:
         return _trace(_Traced(model, state, call, loss_only), unroll_rnn=unroll_rnn, compiling=False)
     except ExportError:
-        # Many libraries skip branches on tensor values where torch says that it is compiling. It says so only at a
-        # second attempt, because the libraries then also choose other kernels than in eager mode.
+        # Many libraries skip branches on tensor values where torch reports that it is compiling. Only a second attempt
+        # reports it, because the libraries then also choose other kernels than in eager mode.
         return _trace(_Traced(model, state, call, loss_only), unroll_rnn=unroll_rnn, compiling=True)
 
 
@@ -184,7 +184,7 @@ def _fake_constants(module: fx.GraphModule) -> list[Tensor]:
 
 
 def _drop_copies(constant: fx.Node) -> None:
-    """Let nodes read a constant (a torch.tensor of forward) without copying it. Where it is returned, it is copy."""
+    """Let nodes read a constant (a torch.tensor of forward) without copying it. Where it is returned, it is copied."""
     for copy in [user for user in constant.users if user.target is torch.ops.aten.lift_fresh_copy.default]:
         copy.replace_all_uses_with(constant, delete_user_cb=lambda user: user.op != "output")
         if copy.users:
@@ -214,12 +214,12 @@ def _without_torch_log() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> ExportError:
-    """Return an error that tells the user what happened, at which line, and what to do."""
+    """Return an error with the cause, the line of user code, and advice."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (DataDependentOutputException, DynamicOutputShapeException)):
             return ExportError(
-                f"{_line_of(cause)}the model asks for the value of a tensor ({_op_of(cause)}), which is not known "
+                f"{_line_of(cause)}the model reads the value of a tensor ({_op_of(cause)}), which is not known "
                 "while its graph is captured. Replace the Python branch, loop or index by tensor operations "
                 "(torch.where, masks), or pass the value as a plain number."
             )

@@ -1,4 +1,4 @@
-"""The commands. Each reads its options, calls the library and prints; what is heavy is imported inside it."""
+"""The commands. Each reads its options, calls the library and prints; slow imports are inside the commands."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from remat.cli.request import (
     Request,
     Scratch,
     TierName,
-    asks,
     export_model,
     make_tier,
     quiet,
     read_request,
+    takes_request,
 )
 from remat.cli.terminal import Commands, ExitCode, check_writable, log, print_json, print_table, progress_printer
 
@@ -43,7 +43,7 @@ ProblemFile = Annotated[Path, typer.Argument(metavar="PROBLEM", help="an exporte
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan.json")]
 StatedLink = Annotated[
     str | None,
-    typer.Option("--link", help="rate to the host that PLAN counts on, such as 25GB/s; default: the problem's"),
+    typer.Option("--link", help="rate to the host that PLAN assumes, such as 25GB/s; default: the problem's"),
 ]
 SolverName = Annotated[str, typer.Option("--solver", help="a name from `remat solvers`")]
 
@@ -70,7 +70,7 @@ def export(
 
 
 @app.command()
-@asks(time_limit=60.0, time_limit_help="seconds")
+@takes_request(time_limit=60.0, time_limit_help="seconds")
 def solve(
     request: Request,
     budget: Annotated[
@@ -117,7 +117,7 @@ def solve(
 
 
 @app.command()
-@asks(time_limit=30.0, time_limit_help="seconds for each solver")
+@takes_request(time_limit=30.0, time_limit_help="seconds for each solver")
 def compare(
     request: Request,
     budget: Annotated[str, typer.Option(help="8GiB, 800MB, bytes, or 60% of the store-all peak")],
@@ -153,10 +153,10 @@ def compare(
 
 
 @app.command()
-@asks(time_limit=300.0, time_limit_help="seconds for the whole curve; each budget has an even share")
+@takes_request(time_limit=300.0, time_limit_help="seconds for the whole curve, divided evenly among the budgets")
 def sweep(
     request: Request,
-    points: Annotated[int, typer.Option(help="how many budgets to choose, from the smallest peak to store-all")] = 10,
+    points: Annotated[int, typer.Option(help="number of budgets to choose, from the smallest peak to store-all")] = 10,
     budgets: Annotated[str | None, typer.Option(help="these budgets instead, with commas: 90%,80%,8GiB")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="a .json file, or a new folder of plans")
@@ -211,7 +211,7 @@ def simulate(problem: ProblemFile, plan: PlanPath, link: StatedLink = None, json
     try:
         timeline = replay(loaded, plan_file.plan)
     except PlanError as error:
-        log(f"the plan cannot be replayed: {error}. `remat validate` names everything that is wrong with it.")
+        log(f"the plan cannot be replayed: {error}. `remat validate` lists every rule that it breaks.")
         return ExitCode.FAILED
     if json:
         replayed = {**dataclasses.asdict(timeline), "memory_bytes": timeline.memory_bytes.tolist()}
@@ -242,7 +242,7 @@ def check_certificate(
     certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="a certificate.json")],
     json: AsJson = False,
 ) -> int:
-    """Prove the bound of CERTIFICATE anew from PROBLEM, in exact arithmetic."""
+    """Prove the bound of CERTIFICATE again from PROBLEM, in exact arithmetic."""
     from remat_solvers.certificates.check import check_certificate as check
     from remat_solvers.errors import CertificateError
     from remat_solvers.formats import load_certificate, load_problem
@@ -318,7 +318,7 @@ def main() -> None:
 
 
 def _load_pair(problem: Path, plan: Path, link: str | None) -> tuple[Problem, PlanFile]:
-    """A problem, with `link` where one is stated, and a plan that was made for it."""
+    """Load a problem, with `link` where one is stated, and a plan for it."""
     from remat_solvers.formats import load_plan, load_problem
     from remat_solvers.formats.plan_match import check_match
     from remat_solvers.units import parse_link

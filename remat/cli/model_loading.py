@@ -34,11 +34,11 @@ class Loaded(NamedTuple):
 
 
 def load_model(spec: str) -> Loaded:
-    """Call the function that `spec` names. Raises InputError, which says what is wrong and what to try."""
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
+    """Call the function that `spec` names. Raises InputError with the cause and advice."""
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name:
         raise InputError(f"{spec!r} names no function: write it as {_example(spec)}. {FORM}")
-    module = _load_file(spec, Path(place)) if place.endswith(".py") else _load_module(spec, place)
+    module = _load_file(spec, Path(source)) if source.endswith(".py") else _load_module(spec, source)
     return _check(spec, _call(spec, _find(spec, module, name)))
 
 

@@ -30,7 +30,7 @@ LinkRate = Annotated[
     str | None,
     typer.Option(help="rate to the host, such as 25GB/s; auto: measured, for a MODEL; default: the problem's"),
 ]
-TierName = Annotated[str, typer.Option(help="where offloaded values go: host, or disk (on a CPU)")]
+TierName = Annotated[str, typer.Option(help="tier of offloaded values: host, or disk (on a CPU)")]
 Scratch = Annotated[Path | None, typer.Option(help="folder of the disk tier; default: the system's temporary one")]
 Costs = Annotated[str, typer.Option(help="measure on this device, or roofline:NAME for an estimate")]
 Seed = Annotated[int, typer.Option(help="for solvers that draw random numbers")]
@@ -45,18 +45,18 @@ class Request:
     link: LinkRate = None
     tier: TierName = "host"
     scratch: Scratch = None
-    time_limit: float  # in seconds; `asks` gives its default and its help text
+    time_limit: float  # in seconds; `takes_request` gives its default and its help text
     costs: Costs = "measure"
     seed: Seed = 0
     json: AsJson = False
 
     @property
     def has_model(self) -> bool:
-        """Whether the source is a MODEL rather than a problem file."""
+        """Return whether the source is a MODEL rather than a problem file."""
         return not self.source.endswith(".json") and (":" in self.source or self.source.endswith(".py"))
 
 
-def asks(*, time_limit: float, time_limit_help: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def takes_request(*, time_limit: float, time_limit_help: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """A decorator for commands: it replaces their first parameter, a Request, by one option for each of its fields."""
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
@@ -160,7 +160,7 @@ def export_model(model: str, costs: str) -> Exported:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what the user's model prints to stderr, so that stdout has the answer alone; silence torch's tracebacks."""
+    """Send what the user's model prints to stderr, so that stdout has only the answer; silence torch's tracebacks."""
     tracing = logging.getLogger("torch._subclasses.fake_tensor")
     tracing.addFilter(_reject)
     try:

@@ -62,7 +62,7 @@ def replay_lines(problem: Problem, plan_file: PlanFile, timeline: Timeline) -> l
         ("peak", timeline.peak_bytes, plan_file.peak_bytes, unmodified.peak_bytes, format_bytes),
         ("time", timeline.time_ns, plan_file.time_ns, unmodified.time_ns, format_ns),
     ):
-        changed = "" if value == recorded else f"; {form(recorded)} when it was made"
+        changed = "" if value == recorded else f"; {form(recorded)} when it was solved"
         lines.append(f"{name}  {_share(form, value, whole)}{changed}")
     return [*lines, f"wait  {format_ns(timeline.wait_ns)}, host {format_bytes(timeline.host_bytes)}"]
 

@@ -1,6 +1,6 @@
 """Writes a plan as two fx graphs: one runs in the forward call, the other in the backward call.
 
-Every Compute becomes a node at its place in the plan, as often as the plan has it. Views are emitted anew from their
+Every Compute becomes a node at its place in the plan, as often as the plan has it. Views are emitted again from their
 resident base. A value is freed where the plan frees it: generated code deletes a name after its last use, and where the
 Free comes later than that, a call of `hold` keeps the value until then.
 """
@@ -244,7 +244,7 @@ class _Emitter:
                 residency.in_flight = False
 
     def _statistics_are_updated(self, node: fx.Node) -> bool:
-        """Whether only buffer updates read the new statistics of this batch norm, and all of them are done."""
+        """Return whether only buffer updates read the new statistics of this batch norm, and all of them are done."""
         readers = [reader for user in node.users if user.args[1] in (3, 4) for reader in user.users]
         ops = {n: i for i, n in enumerate(self._lowered.op_nodes) if n is not None} if readers else {}
         return all(reader.target is aten.copy_.default and ops[reader] in self._computed for reader in readers)

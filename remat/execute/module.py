@@ -105,7 +105,7 @@ class RematModule(nn.Module):
         fewest = min(differences, key=len, default=[])
         raise ChangedError(
             f"this call is not the one that was planned: {'; '.join(fewest)}. Solve for this call too, or pass "
-            "on_change='replan' (plans each new kind of call once) or on_change='original' (runs it unplanned)."
+            "on_change='replan' (plans each new kind of call once) or on_change='original' (runs it without a plan)."
         )
 
     # --- what was planned

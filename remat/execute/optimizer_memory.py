@@ -48,7 +48,7 @@ def _after_a_step(optimizer: torch.optim.Optimizer, mode: FakeTensorMode) -> int
         except Exception as error:
             name = type(optimizer).__name__
             raise InputError(
-                f"the state of {name} cannot be found out ({error}): pass its bytes as reserve_bytes"
+                f"the bytes of the state of {name} are unknown ({error}): pass its bytes as reserve_bytes"
             ) from error
         return _state_bytes(twin)
 

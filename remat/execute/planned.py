@@ -31,7 +31,7 @@ class Planned:
     plan: Plan
     result: Result | None  # None: the plan came from the caller
     program: Program | None  # None: not captured since unpickling
-    tier: Tier  # where offloaded values go
+    tier: Tier  # the destination of offloaded values
     unroll_rnn: bool  # as it was exported
     differentiate: Differentiate  # as it was exported
 

@@ -12,7 +12,7 @@ from remat_solvers.units import format_bytes, format_ns
 
 
 def report_text(planned: Sequence[Planned]) -> str:
-    """A few lines for each planned call."""
+    """Return a few lines for each planned call."""
     return "\n\n".join(_describe(p) for p in planned)
 
 
@@ -38,5 +38,5 @@ def _describe(planned: Planned) -> str:
         costs = problem.costs
         lines.append(f"costs    {costs.source} on {costs.device}, torch {costs.torch}")
         if not costs.workspace:
-            lines.append("         an estimate knows no workspace of kernels: the real peak may be higher")
+            lines.append("         an estimate does not include the workspace of kernels: the real peak may be higher")
     return "\n  ".join(lines)

@@ -33,7 +33,7 @@ class Tape:
     sources: list[Tensor]  # the op's inputs and outputs, while the backward runs; saved views refer to them
     outputs: list[GradientEdge] = field(default_factory=list)
     inputs: list[GradientEdge] = field(default_factory=list)
-    keep: bool | None = None  # whether it survives a backward; None: as retain_graph of the running backward says
+    keep: bool | None = None  # whether it survives a backward; None: as retain_graph of the running backward
     _saved: list[ReferenceType[_Saved]] = field(default_factory=list)  # of its own tensors; they die with the graph
 
     def register(self, records: Sequence[_Saved]) -> None:

@@ -43,7 +43,7 @@ def in_parts(model: nn.Module, budget: int | str, solver: str = "store-all", **o
 
 
 def real_peak(net: nn.Module) -> int:
-    """Bytes of a step: parameters, the batch, and what the allocator holds at most beside them."""
+    """Return the bytes of a step: parameters, the batch, and the peak of the allocator beside them."""
     args = batch()
     constants = sum(t.numel() * t.element_size() for t in (*net.parameters(), *args))
     net.zero_grad()

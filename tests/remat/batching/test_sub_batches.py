@@ -101,7 +101,7 @@ def integer_model() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
 
 
 class SquaredError(nn.Module):
-    """The squared error, summed over the rows or their mean."""
+    """Returns the sum or the mean of the squared error over the rows."""
 
     def __init__(self, model: nn.Module, reduction: str = "sum") -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class SquaredError(nn.Module):
     ("reduction", "rows"), [("sum", 1), ("sum", 3), ("sum", 8), ("mean", 1), ("mean", 2), ("mean", 4), ("mean", 9)]
 )
 def test_gradients_are_bit_equal_where_sums_are_exact(reduction: Any, rows: int) -> None:
-    """The mean over 8 rows: weights are powers of two."""
+    """The weights of a mean over 8 rows are powers of two, so it is exact too."""
     model, args = integer_model()
     model.reduction = reduction
     loss, expected = gradients(model, args)
@@ -154,12 +154,12 @@ def test_a_mean_over_counted_targets_and_a_loss_among_other_outputs() -> None:
         torch.testing.assert_close(list(gradients(net, (tokens, labels))[1].values()), expected, rtol=1e-10, atol=1e-12)
     by_rows = gradients(remat.SubBatches(model, 2, **options), (tokens, labels))[1]
     assert not torch.allclose(by_rows["head.weight"], expected[1])
-    with pytest.raises(InputError, match="nothing to take the mean of"):
+    with pytest.raises(InputError, match="the mean is undefined"):
         remat.SubBatches(model, 2, count=lambda tokens, labels: 0, **options)(tokens, labels)
 
 
 def test_a_part_may_have_a_plan() -> None:
-    """Bit-equal to the same parts without one; the last part, of other shape, is planned for itself."""
+    """It is bit-equal to the same parts without one; the last part has another shape, and is planned separately."""
     torch.manual_seed(0)
     blocks = [layer for _ in range(6) for layer in (nn.Linear(16, 16), nn.LayerNorm(16), nn.GELU())]
     model = SquaredError(nn.Sequential(*blocks), "mean")
@@ -174,7 +174,7 @@ def test_a_part_may_have_a_plan() -> None:
 
 
 def test_parts_take_less_memory() -> None:
-    """64 rows of 16 layers, 8 at a time: an eighth of the activations, and the gradients, which are small here."""
+    """An eighth of the rows has an eighth of the activations; the gradients are small here."""
     torch.manual_seed(0)
     model = SquaredError(nn.Sequential(*[layer for _ in range(16) for layer in (nn.Linear(32, 32), nn.Tanh())]), "mean")
     x, y = torch.randn(4096, 32), torch.randn(4096, 32)

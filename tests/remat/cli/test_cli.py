@@ -35,7 +35,7 @@ def error(*args: object, code: int = BAD_INPUT) -> str:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    """A plan for CHAIN within 60 % of store-all's peak."""
+    """Write a plan for CHAIN within 60 % of store-all's peak, and return its path."""
     path = tmp_path / "plan.json"
     run("solve", CHAIN, "--budget", "60%", "-o", path)
     return path
@@ -287,7 +287,7 @@ def test_another_link_or_other_times_are_the_same_graph(plan: Path, tmp_path: Pa
         op["time_ns"] += 1
     other = tmp_path / "slower.json"
     other.write_text(json.dumps(document))
-    assert "when it was made" in run("simulate", other, plan).stdout
+    assert "when it was solved" in run("simulate", other, plan).stdout
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_model(model: str) -> None:
 
 
 def test_torch_budget_is_a_row_of_a_model(model: str) -> None:
-    """By its name or with all others; without a plan, the row has the smallest peak that it reached."""
+    """It runs by its name or with all others; without a plan, its row has the smallest peak that it reached."""
     options = (model, "--costs", "roofline", "--solver", "torch-budget")
     alone = run_json("compare", *options, "--budget", "50%")
     (row,) = alone["rows"]

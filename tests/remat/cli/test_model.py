@@ -126,7 +126,7 @@ def test_costs_that_do_not_exist(folder: Path, costs: str) -> None:
 
 
 def test_torch_does_not_log_an_error_of_one_line(folder: Path) -> None:
-    """In a process of its own, where importing torch sets its loggers up."""
+    """The command runs in its own process, where the import of torch sets up its loggers."""
     command = [sys.executable, "-m", "remat", "export", "train.py:make_wrong_shape", "-o", "out.json"]
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     assert done.returncode == BAD_INPUT

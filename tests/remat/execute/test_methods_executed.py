@@ -1,7 +1,7 @@
 """The plans of every method, run on three models with measured costs, do what `simulate` predicts.
 
 The models have a link to host memory, so that swap methods have plans too.
-Expected peaks come from the profiler, expected bits from the store-all plan of the same graph.
+Expected peaks come from the profiler, and expected bits come from the store-all plan of the same graph.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ QUICK = [entry for entry in METHODS if not entry.slow]
 
 
 def convnet() -> nn.Module:
-    """Convolutions with batch norm, in-place ReLU and dropout: buffers are updated, and random numbers are drawn."""
+    """Return convolutions with batch norm, in-place ReLU and dropout, which update buffers and draw random numbers."""
     blocks = [
         nn.Sequential(nn.Conv2d(inputs, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.1))
         for inputs in (3, 8, 8, 8)

@@ -1,4 +1,4 @@
-"""Planned modules of common models: those of transformers, attention, parametrizations, norms, unusual outputs."""
+"""Planned modules train common models as eager does: transformers, attention, parametrizations, unusual outputs."""
 
 from __future__ import annotations
 

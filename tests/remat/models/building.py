@@ -20,7 +20,7 @@ def mlp(*between: nn.Module) -> nn.Sequential:
 
 
 class Lambda(nn.Module):
-    """A module from a forward function and named parts, so that a feature is read on one screen."""
+    """A module from a forward function and named parts, so that a reader sees a feature at a glance."""
 
     def __init__(self, function: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()

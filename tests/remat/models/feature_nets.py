@@ -105,7 +105,7 @@ def gradient_layouts() -> tuple[Any, ...]:
 
 
 def batch_norm() -> tuple[Any, ...]:
-    """Train mode: running_mean, running_var and num_batches_tracked each move once a step."""
+    """In training mode, running_mean, running_var and num_batches_tracked are each updated once a step."""
     convolutions = [layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())]
     return nn.Sequential(*convolutions), (torch.randn(BATCH, 3, 8, 8),)
 
@@ -223,7 +223,7 @@ def checkpointed() -> tuple[Any, ...]:
 
 
 class StraightThrough(torch.autograd.Function):
-    """The sign forward, the gradient of hard tanh backward (Courbariaux et al.: Binarized neural networks, 2016)."""
+    """The sign, with the gradient of hard tanh (Courbariaux et al.: Binarized neural networks, 2016)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Case:
     eager_bit_equal: bool = True
     """The captured graph, run as it was captured, gives eager's gradients bit for bit."""
     why_not: str = ""
-    """If it does not: the cause, in a sentence."""
+    """The cause if it does not, in a sentence."""
 
     def make(self) -> ModelCall:
         """Return the same model and inputs at every call; the state of the global generator does not change."""

@@ -248,7 +248,7 @@ def test_spread_is_the_noise_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_ops_run_in_warm_memory_while_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """glibc maps blocks of 32 MiB anew: the system has to map and clear 8,192 pages, but not during a timed run."""
+    """glibc newly maps blocks of 32 MiB: the system has to map and clear 8,192 pages, but not during a timed run."""
     faults: dict[Callable[[], object], list[int]] = {}
     original = measure.cpu_clock
 

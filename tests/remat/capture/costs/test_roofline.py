@@ -50,7 +50,7 @@ def test_flops_of_a_convolution() -> None:
 
 
 def test_flops_of_attention() -> None:
-    """Two products of length x length x width per head; the backward makes five."""
+    """Two products of length x length x width per head; the backward computes five."""
     batch, heads, length, width = 2, 3, 8, 16
 
     def forward(self: Any, q: Tensor) -> Tensor:

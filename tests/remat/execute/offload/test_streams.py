@@ -152,7 +152,7 @@ class QueueDevice(EagerDevice):
         return tensor
 
     def memory(self, tensor: Tensor) -> NDArray[np.uint8]:
-        """The memory at the address of `tensor`, whichever tensor owns it when it is read."""
+        """Return the memory at the address of `tensor`, whichever tensor owns it when it is read."""
         address = tensor.data_ptr()
         block = next(b for b in self.blocks if b.ctypes.data <= address < b.ctypes.data + len(b))
         start = address - block.ctypes.data
@@ -214,7 +214,7 @@ def random_step(device: QueueDevice, engine: OffloadEngine, random: Random, *, a
 
 
 def wrong_reads(seed: int) -> int:
-    """The number of kernels of a few random steps that read wrong contents."""
+    """Return the number of kernels of a few random steps that read wrong contents."""
     random, device = Random(seed), QueueDevice(seed)
     engine = StreamEngine(device, dict.fromkeys(range(6), 16))
     for _ in range(6):

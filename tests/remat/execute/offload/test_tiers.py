@@ -83,7 +83,7 @@ def test_random_plans_are_bit_equal_and_their_peaks_as_predicted(name: str, tier
 
 
 def test_late_copies_never_change_a_gradient() -> None:
-    """Copies of random duration, two thousand steps, two of them in flight at a time."""
+    """Two thousand steps run, two at a time, with copies of random duration."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 4))
     x = torch.randn(32, 8)
