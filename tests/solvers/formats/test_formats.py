@@ -1,4 +1,4 @@
-"""Files: round trips, bytes, and everything that must be refused."""
+"""Tests of files: round trips, exact bytes, and all the errors of invalid files."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_costs_are_written_only_where_known() -> None:
     problem = training_graph(3, 1)
     assert b'"costs"' not in formats.encode_problem(problem)
     costs = Costs("measure", "cpu", 1, "2.13", workspace=True, spread_ns=(1,) * len(problem.ops))
-    again = formats.decode(formats.encode_problem(replace(problem, costs=costs)))
-    assert isinstance(again, Problem)
-    assert again.costs == costs
+    decoded = formats.decode(formats.encode_problem(replace(problem, costs=costs)))
+    assert isinstance(decoded, Problem)
+    assert decoded.costs == costs
 
 
 def test_names_of_any_kind_survive() -> None:
@@ -68,7 +68,7 @@ def document(kind: str) -> dict[str, Any]:
     return loaded
 
 
-def test_keys_stand_in_the_order_of_the_format() -> None:
+def test_keys_are_in_the_order_of_the_format() -> None:
     assert list(document("plan")) == [
         *("format", "version", "problem", "budget_bytes", "solver", "status"),
         *("peak_bytes", "time_ns", "bound_ns", "actions"),
@@ -116,7 +116,7 @@ def test_a_time_of_a_plan_is_an_integer(bad: object) -> None:
 
 
 def test_a_plan_over_a_slow_link_survives_the_round_trip() -> None:
-    """16 GiB at a byte per second, there and back: more than 2**63 ns."""
+    """16 GiB at a byte per second in both directions take more than 2**63 ns."""
     problem = replace(chain(4, size_bytes=2**34), link=Link(1, 1))
     result = solve(problem, 3 * 2**34, solver="swap-only")
     assert result.time_ns is not None
@@ -149,23 +149,23 @@ def test_a_word_is_one_of_its_kind(kind: str, path: tuple[str | int, ...], bad: 
 
 
 def check_refused(kind: str, path: tuple[str | int, ...], bad: object) -> None:
-    whole = document(kind)
-    part: Any = whole
+    edited = document(kind)
+    part: Any = edited
     for step in path[:-1]:
         part = part[step]
     part[path[-1]] = bad
-    with pytest.raises((FormatError, ProblemError)) as caught:
-        formats.decode(json.dumps(whole).encode())
-    assert str(path[0]) in caught.value.place
+    with pytest.raises((FormatError, ProblemError)) as error:
+        formats.decode(json.dumps(edited).encode())
+    assert str(path[0]) in error.value.place
 
 
 @pytest.mark.parametrize("kind", ["problem", "plan"])
 def test_every_key_is_needed_and_no_other_is_known(kind: str) -> None:
     for key in document(kind):
-        whole = document(kind)
-        del whole[key]
+        edited = document(kind)
+        del edited[key]
         with pytest.raises(FormatError):
-            formats.decode(json.dumps(whole).encode())
+            formats.decode(json.dumps(edited).encode())
     with pytest.raises(FormatError, match="unknown key 'more'"):
         formats.decode(json.dumps({**document(kind), "more": 1}).encode())
 
@@ -173,14 +173,14 @@ def test_every_key_is_needed_and_no_other_is_known(kind: str) -> None:
 @pytest.mark.parametrize("part", ["values", "ops"])
 def test_every_key_of_an_item_is_needed_and_no_other_is_known(part: str) -> None:
     for key in document("problem")[part][0]:
-        whole = document("problem")
-        del whole[part][0][key]
+        edited = document("problem")
+        del edited[part][0][key]
         with pytest.raises(FormatError, match=rf"{part}\[0\]: lacks the key"):
-            formats.decode(json.dumps(whole).encode())
-    whole = document("problem")
-    whole[part][2]["more"] = 1
+            formats.decode(json.dumps(edited).encode())
+    edited = document("problem")
+    edited[part][2]["more"] = 1
     with pytest.raises(FormatError, match=rf"{part}\[2\]: has an unknown key 'more'"):
-        formats.decode(json.dumps(whole).encode())
+        formats.decode(json.dumps(edited).encode())
 
 
 @pytest.mark.parametrize(
@@ -202,35 +202,35 @@ def test_every_key_of_an_item_is_needed_and_no_other_is_known(part: str) -> None
     ],
     ids=lambda v: repr(v)[:30],
 )
-def test_what_is_no_file_of_ours_is_refused_with_its_place(content: bytes, place: str) -> None:
-    with pytest.raises(FormatError) as caught:
+def test_the_error_of_an_invalid_file_names_the_place(content: bytes, place: str) -> None:
+    with pytest.raises(FormatError) as error:
         formats.decode(content)
-    assert place in caught.value.place
+    assert place in error.value.place
 
 
 def test_a_cycle_is_refused() -> None:
-    whole = document("problem")
-    whole["ops"][0]["inputs"] = [whole["ops"][-1]["outputs"][0]]
+    edited = document("problem")
+    edited["ops"][0]["inputs"] = [edited["ops"][-1]["outputs"][0]]
     with pytest.raises(ProblemError, match=r"ops\[0\].inputs\[0\].*cyclic"):
-        formats.decode(json.dumps(whole).encode())
+        formats.decode(json.dumps(edited).encode())
 
 
 @given(seed=st.integers(0, 10**9), kind=st.sampled_from(["problem", "plan"]))
 @settings(max_examples=600, deadline=None)
-def test_damaged_bytes_are_refused_politely_or_still_mean_something(seed: int, kind: str) -> None:
+def test_damaged_bytes_are_refused_or_still_a_valid_file(seed: int, kind: str) -> None:
     rng = random.Random(seed)
     content = bytearray(json.dumps(document(kind), separators=(",", ":")).encode())
     for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(content))
+        index = rng.randrange(len(content))
         match rng.randrange(4):
             case 0:
-                content[at] = rng.randrange(256)
+                content[index] = rng.randrange(256)
             case 1:
-                content[at] = rng.choice(b'0123456789-.eE[]{},:"tfn\\')
+                content[index] = rng.choice(b'0123456789-.eE[]{},:"tfn\\')
             case 2:
-                del content[at : at + rng.randint(1, 20)]
+                del content[index : index + rng.randint(1, 20)]
             case _:
-                content[at:at] = content[at : at + rng.randint(1, 20)]
+                content[index:index] = content[index : index + rng.randint(1, 20)]
     try:
         loaded = formats.decode(bytes(content))
     except (FormatError, ProblemError):
@@ -239,7 +239,7 @@ def test_damaged_bytes_are_refused_politely_or_still_mean_something(seed: int, k
     assert formats.decode(encode(loaded)) == loaded  # type: ignore[operator]
 
 
-def test_a_file_is_of_the_kind_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     problem = training_graph(3, 1)
     formats.save_problem(tmp_path / "problem.json", problem)
     formats.save_plan(tmp_path / "plan.json", plan_file(problem))
@@ -251,9 +251,7 @@ def test_a_file_is_of_the_kind_that_was_asked_for(tmp_path: Path) -> None:
         formats.load_problem(tmp_path / "plan.json")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "problem.json"
     formats.save_problem(path, training_graph(3, 1))
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Child processes: answers in a folder, messages over pipes, and an end that leaves nothing behind."""
+"""Tests of child processes: answers in a folder, messages over pipes, and an end that leaves no process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_until_gone(pid: int) -> None:
-    """Fails where the process still runs after a while; one that nobody has waited for counts as gone."""
+    """Fails where the process still runs after a while; a zombie counts as ended."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
@@ -96,10 +96,10 @@ def test_closing_kills_what_the_child_started() -> None:
         other = child.answer()
         assert child.running
     wait_until_gone(other)
-    child.close()  # again: nothing happens
+    child.close()  # a second call does nothing
 
 
-def test_messages_arrive_in_order_and_output_is_no_message() -> None:
+def test_messages_arrive_in_order_and_apart_from_output() -> None:
     with PipeChild("child_targets:echo") as child:
         assert child.connection.receive_one() > 0
         assert child.connection.receive() == []
@@ -115,7 +115,7 @@ def test_messages_arrive_in_order_and_output_is_no_message() -> None:
     child.connection.send("lost")
 
 
-def test_a_message_larger_than_a_pipe_blocks_nobody() -> None:
+def test_a_message_larger_than_a_pipe_does_not_block() -> None:
     content = b"x" * 10_000_000
     with PipeChild("child_targets:large") as child:
         child.connection.send(content)
@@ -123,7 +123,7 @@ def test_a_message_larger_than_a_pipe_blocks_nobody() -> None:
 
 
 def test_a_child_ends_with_its_caller() -> None:
-    """The caller is killed, so that it cannot close anything."""
+    """The caller is killed, so it cannot close the child."""
     code = (
         "import os, signal; from remat_solvers.processes.child import PipeChild\n"
         "child = PipeChild('child_targets:echo')\n"

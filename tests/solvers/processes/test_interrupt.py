@@ -1,4 +1,4 @@
-"""Ctrl-C, as a real signal, while a backend works in a thread or a method in a process."""
+"""Tests of Ctrl-C as a real signal, while a backend works in a thread or a method in a process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_ctrl_c_stops_the_work_and_keeps_what_it_returns() -> None:
 
 
 def test_ctrl_c_at_the_very_end_loses_nothing() -> None:
-    """The signal and the result come at the same time, in either order."""
+    """The signal and the result arrive at the same time, in either order."""
     calls = 0
 
     def work() -> int:
@@ -64,7 +64,7 @@ SLOW_MODULE = """
 
 
 def test_ctrl_c_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes in the middle of the import; the module is complete afterwards."""
+    """The signal arrives in the middle of the import; the module is complete afterwards."""
     (tmp_path / "slow_module.py").write_text(textwrap.dedent(SLOW_MODULE))
     monkeypatch.syspath_prepend(tmp_path)
     timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
@@ -87,7 +87,7 @@ def test_an_error_of_the_work_is_raised() -> None:
 def test_ctrl_c_ends_a_search_with_its_plan(
     solver: str, problem: str, budget: str, seconds: int, tmp_path: Path
 ) -> None:
-    """The signal comes after the first report of progress; the process ends by itself, not by a signal."""
+    """The signal arrives after the first report of progress; the process exits by itself, not by a signal."""
     plan = tmp_path / "plan.json"
     command = [sys.executable, "-m", "remat", "solve", str(CORPUS / f"{problem}.json"), "--budget", budget]
     command += ["--solver", solver, "--time-limit", str(seconds), "-o", str(plan)]

@@ -1,4 +1,4 @@
-"""Layrub: when data moves, by counts and by hand, and that depth costs no memory."""
+"""Tests of Layrub: the times at which data moves, by counts and by hand, and a peak that is independent of depth."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_shared_data_moves_after_its_last_forward_reader(n: int, seed: int) -> N
 
 
 def test_counts_of_a_fork() -> None:
-    """v0 is read by three layers, and moves with the last; v1 and v2 with their one reader; v3 with nobody."""
+    """v0 is read by three layers and moves with the last; v1 and v2 move with their one reader; v3 moves with none."""
     reads = {"a": (), "b": (0,), "c": (0, 1), "d": (0, 2)}
     ops = [Op(name, "forward", inputs, (k,), 10) for k, (name, inputs) in enumerate(reads.items())]
     ops += [Op(f"g{k}", "backward", (3 - k, 3 + k) if k else (3,), (4 + k,), 10) for k in range(4)]
@@ -45,7 +45,7 @@ def test_counts_of_a_fork() -> None:
 
 @pytest.mark.parametrize("n", [8, 20, 100])
 def test_the_peak_of_a_uniform_chain_is_the_same_at_any_depth(n: int) -> None:
-    """Backward: the data of a layer and of the next, which comes in meanwhile, and two gradients, all of one size."""
+    """In backward, a layer's data, the next layer's data, which is being fetched, and two gradients are resident."""
     problem = with_link(chain(n, size_bytes=10, forward_ns=10, backward_ns=10))
     assert baseline(problem).peak_bytes == 10 * (n + 1)
     assert simulate(problem, migrating_plan(problem)).peak_bytes == 40
@@ -53,13 +53,13 @@ def test_the_peak_of_a_uniform_chain_is_the_same_at_any_depth(n: int) -> None:
 
 def events(problem: Problem) -> str:
     words = {Offload: "out", Free: "free", Fetch: "in"}
-    told = []
+    names = []
     for action in migrating_plan(problem):
         if isinstance(action, Compute):
-            told.append(problem.ops[action.op].target)
+            names.append(problem.ops[action.op].target)
         elif problem.ops[problem.producer[action.value]].phase == "forward":
-            told.append(f"{words[type(action)]}{action.value}")
-    return " ".join(told)
+            names.append(f"{words[type(action)]}{action.value}")
+    return " ".join(names)
 
 
 def test_copies_run_beside_the_neighbours() -> None:
@@ -78,7 +78,7 @@ def test_compute_waits_for_copies_that_a_neighbour_cannot_hide(copy_ns: int, wai
     assert simulate(problem, migrating_plan(problem)).wait_ns == wait_ns
 
 
-def test_the_plan_fits_or_it_does_not() -> None:
+def test_a_plan_is_found_if_and_only_if_it_fits() -> None:
     problem = with_link(chain(20, size_bytes=10))
     assert (
         solve(problem, 40, solver="layrub").plan == solve(problem, 100, solver="layrub").plan == migrating_plan(problem)
@@ -88,13 +88,13 @@ def test_the_plan_fits_or_it_does_not() -> None:
     assert solve(chain(20), 7, solver="layrub").status is Status.NOT_APPLICABLE
 
 
-def test_the_host_takes_the_values_it_has_room_for() -> None:
+def test_the_capacity_of_the_host_is_kept() -> None:
     problem = replace(chain(20, size_bytes=10), link=Link(10**9, 10**9, host_bytes=35))
     plan = migrating_plan(problem)
     assert [a.value for a in plan if isinstance(a, Offload)] == [0, 1, 2]
 
 
-def test_a_gradient_takes_the_space_of_data_whose_backward_use_is_over() -> None:
+def test_a_gradient_reuses_the_space_of_data_after_its_last_backward_use() -> None:
     """Intra-layer reuse as far as no op writes over its own input. Data of 1 KB is read by another backward op before
     the op that makes its gradient: the gradient lies where it lay. Read by that op itself, they lie side by side."""
     for reads_itself in (False, True):

@@ -1,4 +1,4 @@
-"""Meng et al.: triggers by time and the values that are kept, against their definitions."""
+"""Tests of Meng et al.: triggers by time and the kept values, against their definitions."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ INFINITE = 2**63 - 1
 
 
 def rewritten(problem: Problem, swaps: list[CutEdge]) -> nx.DiGraph:
-    """The data-flow graph after the rewriting, ops as numbers."""
+    """The data-flow graph after the rewriting, with ops as numbers."""
     graph = nx.DiGraph()
-    away = {s.interval.value: s for s in swaps}
+    swap_of = {s.interval.value: s for s in swaps}
     for reader, op in enumerate(problem.ops):
         for value in op.inputs:
             if problem.producer[value] < 0:
                 continue
-            swap = away.get(value)
+            swap = swap_of.get(value)
             source = problem.producer[value] if swap is None or reader < swap.interval.back else ("in", value)
             graph.add_edge(source, reader)
-    for value, swap in away.items():
+    for value, swap in swap_of.items():
         graph.add_edge(problem.producer[value], ("out", value))
         graph.add_edge(("out", value), ("in", value))
         graph.add_edge(swap.fetch - 1, ("in", value))
@@ -100,8 +100,8 @@ def test_on_a_uniform_chain_the_last_values_are_kept(threshold_bytes: int) -> No
     assert [s.interval.value for s in edges_to_cut(problem, threshold_bytes)] == maps[: max(0, 8 - kept)]
 
 
-def test_the_first_value_that_is_too_large_is_the_last_one_considered() -> None:
-    """Earlier ones live longer, and are swapped even where they would fit."""
+def test_the_first_value_that_is_too_large_ends_the_kept_ones() -> None:
+    """Earlier values live longer, and are swapped even where they would fit."""
     problem = with_link(chain(6, size_bytes=10), 10**9)
     values = list(problem.values)
     values[2] = replace(values[2], bytes=50)
@@ -110,25 +110,24 @@ def test_the_first_value_that_is_too_large_is_the_last_one_considered() -> None:
 
 
 def events(problem: Problem, budget_bytes: int) -> tuple[str, int]:
-    """What happens to the swapped values among the ops, and how long ops wait."""
+    """The ops with the actions on swapped values, and the time that ops wait."""
     swaps = edges_to_cut(problem, 0)
     plan = GraphRewriting(problem).plan(swaps, budget_bytes)
     assert plan is not None
     words = {Offload: "out", Free: "free", Fetch: "in"}
-    told = []
+    names = []
     for action in plan:
         if isinstance(action, Compute):
-            told.append(problem.ops[action.op].target)
+            names.append(problem.ops[action.op].target)
         elif action.value in {s.interval.value for s in swaps}:
-            told.append(f"{words[type(action)]}{action.value}")
-    return " ".join(told), simulate(problem, plan).wait_ns
+            names.append(f"{words[type(action)]}{action.value}")
+    return " ".join(names), simulate(problem, plan).wait_ns
 
 
 def test_executions_by_hand() -> None:
-    """Ops and copies of 10 ns, values of 10 bytes. v0 and v1 are copied when computed, and fetched just in time.
+    """Ops and copies take 10 ns and values have 10 bytes. v0 and v1 are copied when computed, and fetched just in time.
 
-    B4 holds v2, v3 and its gradient: in 30 bytes v1 starts to come when it is over, and B3 waits; then B2 for v0.
-    """
+    B4 reads v2, v3 and its gradient: in 30 bytes the fetch of v1 starts after it, and B3 waits; then B2 for v0."""
     problem = with_link(chain(4, size_bytes=10, forward_ns=10, backward_ns=10), 10**9)
     assert [(s.interval.value, s.fetch - 1) for s in edges_to_cut(problem, 0)] == [(0, 4), (1, 3)]
     forward = "F1 out0 F2 out1 free0 F3 free1 F4 "
@@ -138,8 +137,8 @@ def test_executions_by_hand() -> None:
 
 
 @pytest.mark.parametrize("n", [6, 12, 25])
-def test_on_a_fast_link_next_to_nothing_is_lost(n: int) -> None:
-    """Copies of 1 ns beside ops of 1000: three values at a time are enough, whatever the depth."""
+def test_a_fast_link_costs_almost_nothing(n: int) -> None:
+    """Copies take 1 ns and ops 1000: three values at a time are enough at any depth."""
     problem = with_link(chain(n, size_bytes=10, forward_ns=1000, backward_ns=1000), INFINITE)
     result = solve(problem, 50, solver="meng")
     assert result.time_ns is not None
@@ -148,7 +147,7 @@ def test_on_a_fast_link_next_to_nothing_is_lost(n: int) -> None:
 
 @pytest.mark.parametrize("method", ["meng", "tflms"])
 def test_infinite_bandwidth_costs_nothing_on_a_chain_wherever_every_op_fits(method: str) -> None:
-    """But for a ns per copy, beside ops of a ms and more."""
+    """Only 1 ns per copy is added, while ops take a ms or more."""
     asked = 0
     for seed in range(25):
         problem = random_chain(2 + seed % 7, seed)
@@ -172,7 +171,7 @@ def test_a_given_threshold_is_not_searched() -> None:
 
 
 def test_without_a_plan_the_smallest_peak_is_reported() -> None:
-    """v1 is kept, so that B4 has v1, v2, v3 and its gradient beside it."""
+    """v1 is kept, so v1, v2, v3 and its gradient are resident at B4."""
     problem = with_link(chain(4, size_bytes=10), 10**9)
     result = solve(problem, 30, solver=create("meng", threshold_bytes=10))
     assert result.status is Status.NOT_FOUND
@@ -188,7 +187,7 @@ def test_a_host_without_room_leaves_the_unmodified_peak(method: str) -> None:
     assert result.reason == f"smallest peak found: {baseline(problem).peak_bytes} B"
 
 
-def test_problems_that_meng_does_not_accept() -> None:
+def test_meng_refuses_unsupported_problems() -> None:
     assert solve(chain(6), 4, solver="meng").status is Status.NOT_APPLICABLE
     with pytest.raises(InputError, match="threshold_bytes"):
         create("meng", threshold_bytes=-1)

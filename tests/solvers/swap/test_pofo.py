@@ -1,4 +1,4 @@
-"""POFO: its program against the recurrence and against rotor, its time against the replay."""
+"""Tests of POFO: its program against the recurrence and against rotor, its time against the replay."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ SECOND = 10**9
 NO_LINK, ANY_LINK = Link(1, 1), Link(2**62, 2**62)
 
 
-def program_of(problem: Problem, most_bytes: int) -> ChainProgram:
-    """With slots of a byte each."""
-    return ChainProgram.of(chain_view(problem, cuts="every"), most_bytes, most_bytes)
+def program_of(problem: Problem, max_bytes: int) -> ChainProgram:
+    """The program with slots of one byte each."""
+    return ChainProgram.of(chain_view(problem, cuts="every"), max_bytes, max_bytes)
 
 
 def time_of(program: ChainProgram, link: Link, memory_bytes: int) -> float:
-    """With cells of a byte each."""
+    """The time of the solution with cells of one byte each; inf without one."""
     found = solve_chain(program, link, memory_bytes, memory_bytes)
     return inf if found is None else found.time_ns
 
 
 def reference(program: ChainProgram, link: Link, memory_bytes: int) -> float:
-    """The recurrence, by trying everything."""
+    """The recurrence, evaluated by enumeration of all choices."""
     costs, sizes, count = program.costs, program.sizes, len(program.chain.stages)
     out_rate, back_rate = link.to_host_bytes_per_s / 1e9, link.to_device_bytes_per_s / 1e9
     forward = [sum(program.chain.problem.ops[op].time_ns for op in stage.ops) for stage in program.chain.stages]
@@ -53,43 +53,43 @@ def reference(program: ChainProgram, link: Link, memory_bytes: int) -> float:
     def rotor(i: int, j: int, memory: float) -> float:
         return float(program.table[i, j, int(memory // program.unit)]) if memory >= 0 else inf
 
-    def rest(i: int, kept: float, leaving: float, back: float, bar: int) -> float:
+    def suffix_time(i: int, kept: float, leaving: float, back: float, bar: int) -> float:
         if max(kept + leaving, kept + back) > memory_bytes:
             return inf
-        room = memory_bytes - kept - int(sizes.into[bar, i])
+        free_bytes = memory_bytes - kept - int(sizes.into[bar, i])
         exposed = leaving / out_rate + back / back_rate
-        ways = [rotor(i, count - 1, room) + exposed]
+        times = [rotor(i, count - 1, free_bytes) + exposed]
         if max(leaving, back) > 0:
-            ways.append(max(rotor(i, count - 1, room - max(leaving, back)), exposed))
+            times.append(max(rotor(i, count - 1, free_bytes - max(leaving, back)), exposed))
 
         def onward(n: int, out: float, pre: float, time_ns: float, next_bar: int) -> None:
             group = int(sizes.group[i, n]) + bar * int(sizes.saved[i])
-            moved = rest(n, kept, max(0, leaving + group - out), max(0, back - pre) + group, next_bar)
-            stays = rest(n, kept + group, max(0, leaving - out), max(0, back - pre), next_bar)
-            ways.append(time_ns + min(moved, stays))
+            moved = suffix_time(n, kept, max(0, leaving + group - out), max(0, back - pre) + group, next_bar)
+            stays = suffix_time(n, kept + group, max(0, leaving - out), max(0, back - pre), next_bar)
+            times.append(time_ns + min(moved, stays))
 
         peak_f, peak_b = int(costs.save_peak[0, i] + costs.first_background[i]), int(costs.back_peak[0, i])
-        if max(peak_f, peak_b) <= room:
-            idle_f, idle_b = max(0, peak_f - room + leaving), max(0, peak_b - room + back)
+        if max(peak_f, peak_b) <= free_bytes:
+            idle_f, idle_b = max(0, peak_f - free_bytes + leaving), max(0, peak_b - free_bytes + back)
             out, pre = out_rate * forward[i] + idle_f, back_rate * int(costs.backward_ns[0, i]) + idle_b
             time_ns = int(costs.backward_ns[0, i]) + idle_f / out_rate + idle_b / back_rate
             if i == count - 1:
-                ways.append(time_ns + max(0, leaving - out) / out_rate + max(0, back - pre) / back_rate)
+                times.append(time_ns + max(0, leaving - out) / out_rate + max(0, back - pre) / back_rate)
             else:
                 onward(i + 1, out, pre, time_ns, 1)
         for n in range(i + 1, count):
-            if costs.first_sweep[i, n] > room:
+            if costs.first_sweep[i, n] > free_bytes:
                 break
             beside = [int(costs.first_sweep[i, k]) - out_rate * sum(forward[i : k - 1]) for k in range(i + 1, n + 1)]
-            idle_f = max(0, max(beside) - room + leaving)
+            idle_f = max(0, max(beside) - free_bytes + leaving)
             out = out_rate * sum(forward[i:n]) + idle_f
-            if (cost := rotor(i, n - 1, room)) < inf:
+            if (cost := rotor(i, n - 1, free_bytes)) < inf:
                 onward(n, out, back, idle_f / out_rate + cost + back / back_rate, 0)
-            if (cost := rotor(i, n - 1, room - back)) < inf:
+            if (cost := rotor(i, n - 1, free_bytes - back)) < inf:
                 onward(n, out, back_rate * cost, idle_f / out_rate + cost, 0)
-        return min(ways)
+        return min(times)
 
-    return rest(0, 0, 0, 0, 0)
+    return suffix_time(0, 0, 0, 0, 0)
 
 
 @given(
@@ -131,7 +131,7 @@ def test_schedules_without_moves_replay_as_the_program_computes(n: int, seed: in
     found = solve_chain(program, NO_LINK, memory_bytes, memory_bytes)
     if found is None or found.time_ns >= SECOND:
         return
-    assert found.time_ns <= program.table[0, -1, memory_bytes]  # rotor asks F_all for a little more, see rotor.py
+    assert found.time_ns <= program.table[0, -1, memory_bytes]  # rotor needs slightly more for F_all, see rotor.py
     line = simulate(problem, plan_from_sequence(problem, sequence_of(program.chain, steps_of(program, found.choices))))
     assert line.peak_bytes <= memory_bytes
     assert line.time_ns == found.time_ns + sum(problem.ops[op].time_ns for op in problem.forward_ops)
@@ -182,14 +182,14 @@ def test_sizes_by_their_sets(n: int, seed: int) -> None:
 
 
 def uniform(n: int, rate: int = 10**9) -> Problem:
-    """Values of 100 bytes, forward ops of 100 ns, backward ops of 200: at 1 GB/s a copy takes a forward op."""
+    """Values have 100 bytes, forward ops take 100 ns, backward ops 200: at 1 GB/s a copy takes a forward op's time."""
     return replace(chain(n, size_bytes=100, forward_ns=100, backward_ns=200), link=Link(rate, rate))
 
 
 @pytest.mark.parametrize("memory_bytes", [600, 900, 1400])
 @pytest.mark.parametrize("rate", [10**8, 3 * 10**8, 10**9])
 def test_the_program_agrees_with_the_replay(rate: int, memory_bytes: int) -> None:
-    """Whole values instead of bytes that flow: apart by no more than a copy in either direction."""
+    """The replay copies whole values instead of fractions, so the two differ by at most a copy in either direction."""
     problem = uniform(24, rate)
     view = chain_view(problem, cuts="every")
     program = ChainProgram.of(view, memory_bytes, memory_bytes // 100)
@@ -204,22 +204,22 @@ def test_the_program_agrees_with_the_replay(rate: int, memory_bytes: int) -> Non
 
 
 def test_where_copies_are_hidden_nothing_is_recomputed() -> None:
-    """At 1 GB/s every copy is as long as a forward op, so 24 stages run in the memory of a few, without a wait."""
+    """At 1 GB/s a copy takes as long as a forward op, so 24 stages fit in the memory of a few, without a wait."""
     problem = uniform(24)
     result = solve(problem, 500, solver="pofo")
     assert result.time_ns == result.store_all_time_ns == 24 * 300
 
 
 def test_moving_and_recomputing_beats_either_alone() -> None:
-    """At a third of that rate: rotor recomputes, swap-only waits."""
+    """At a third of that rate, rotor recomputes and swap-only waits."""
     problem = uniform(24, rate=3 * 10**8)
     times = {name: solve(problem, 900, solver=name).time_ns for name in ("pofo", "rotor", "swap-only")}
     assert None not in times.values()
     assert times["pofo"] < min(times["rotor"], times["swap-only"])  # type: ignore[type-var]
 
 
-def test_states_that_live_on_move_with_the_last_that_has_them() -> None:
-    """A skip connection over stages, on a measured model: valid plans, faster than without the link."""
+def test_a_state_shared_by_stages_moves_with_the_last_of_them() -> None:
+    """A measured model has a skip connection over stages: plans are valid, and faster than without the link."""
     problem = replace(corpus_problem("unet"), link=Link(25 * 10**9, 25 * 10**9))
     budget_bytes = baseline(problem).peak_bytes // 2
     moved = solve(problem, budget_bytes, solver=create("pofo", stages=20, cells=20, cuts="minima"))
@@ -229,7 +229,7 @@ def test_states_that_live_on_move_with_the_last_that_has_them() -> None:
     assert moved.time_ns < alone.time_ns
 
 
-def test_problems_that_pofo_does_not_accept() -> None:
+def test_pofo_refuses_invalid_options() -> None:
     assert solve(chain(6), 4, solver="pofo").status is Status.NOT_APPLICABLE
     for options in ({"slots": 0}, {"cells": -1}, {"stages": True}, {"cuts": "all"}):
         with pytest.raises(InputError, match="pofo"):

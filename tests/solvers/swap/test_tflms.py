@@ -1,4 +1,4 @@
-"""TFLMS: orders, triggers by distance and the order in which values are swapped, by hand."""
+"""Tests of TFLMS by hand: orders, triggers by distance, and the order in which values are swapped."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_chain_rule_on_a_chain(lb: int) -> None:
 
 
 def test_direct_order_on_a_chain() -> None:
-    """Orders on a chain are places. Below order(B2) - lb, above order(B2) - ub and the order of F1."""
+    """Orders on a chain are positions. The trigger is below order(B2) - lb, above order(B2) - ub and the order of
+    F1."""
     problem = with_link(chain(9))
     graph = OrderedGraph(problem)
     b2 = next(k for k, op in enumerate(problem.ops) if op.target == "B2")
@@ -68,7 +69,7 @@ def test_direct_order_on_a_chain() -> None:
 
 
 def test_near_the_start_of_backward_chain_rule_is_direct_order() -> None:
-    """B8 stands one order above the first of backward: less than 2."""
+    """B8 is one order above the first backward op, which is less than 2."""
     problem = with_link(chain(9))
     graph = OrderedGraph(problem)
     b8 = next(k for k, op in enumerate(problem.ops) if op.target == "B8")
@@ -104,8 +105,8 @@ def test_the_first_values_in_breadth_first_order_are_swapped() -> None:
     assert {a.value for a in plan if isinstance(a, Offload)} == {0, 1}
 
 
-def test_every_reader_its_own_swap_in_or_one_for_all() -> None:
-    """v0 is read by C and by A: off the device before C, and without fusing also between C and A."""
+def test_swap_ins_are_fused_or_one_per_reader() -> None:
+    """C and A read v0: it is off the device before C and, without fusion, also between C and A."""
     graph = OrderedGraph(fork())
     names = [op.name for op in graph.problem.ops]
     fused, single = (graph.edges_to_cut(1, 10_000, "chain_rule", fuse)[0] for fuse in (True, False))
@@ -114,7 +115,7 @@ def test_every_reader_its_own_swap_in_or_one_for_all() -> None:
 
 
 def test_a_value_dropped_twice_is_copied_to_the_host_once() -> None:
-    """v0 of 40 bytes does not fit beside e, nor beside D."""
+    """v0 of 40 bytes fits neither beside e nor beside D."""
     problem = fork(first_bytes=40)
     result = solve(problem, 70, solver=create("tflms", fuse_swapins=False))
     assert result.plan is not None
@@ -123,7 +124,7 @@ def test_a_value_dropped_twice_is_copied_to_the_host_once() -> None:
 
 
 def test_a_larger_distance_hides_a_slow_link() -> None:
-    """Three copies of two ops each: for values that are read by ops in a row, one op ahead is not enough, eight are."""
+    """Three copies take two ops each: for values that consecutive ops read, one op is not enough, eight are."""
     problem = replace(chain(20, size_bytes=20, forward_ns=20, backward_ns=10), link=Link(10**9, 10**9))
     waits = []
     for lb in (1, 8):
@@ -134,7 +135,7 @@ def test_a_larger_distance_hides_a_slow_link() -> None:
     assert waits[0] > waits[1] == 0
 
 
-def test_problems_that_tflms_does_not_accept() -> None:
+def test_tflms_refuses_unsupported_problems() -> None:
     assert solve(chain(6), 4, solver="tflms").status is Status.NOT_APPLICABLE
     for options in ({"n_tensors": 0}, {"lb": 0}, {"ub": -3}, {"strategy": "bfs"}):
         with pytest.raises(InputError, match="tflms"):

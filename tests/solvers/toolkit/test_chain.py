@@ -1,4 +1,4 @@
-"""The chain view: states by their definition, and schedules that are valid plans."""
+"""Tests of the chain view: states follow their definition, and schedules are valid plans."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def state_by_definition(problem: Problem, cut: int) -> set[int]:
     return {v for op in readers for v in problem.ops[op].inputs if computed.get(v, cut + 1) <= cut}
 
 
-@given(n=st.integers(1, 14), seed=st.integers(0, 10**6), cuts=CUTS, most=st.integers(1, 14))
+@given(n=st.integers(1, 14), seed=st.integers(0, 10**6), cuts=CUTS, max_stages=st.integers(1, 14))
 @settings(max_examples=200, deadline=None)
-def test_stages_cover_the_step_and_their_states_are_what_crosses(n: int, seed: int, cuts: Cuts, most: int) -> None:
+def test_stages_cover_the_step_and_their_states_cross_the_cuts(n: int, seed: int, cuts: Cuts, max_stages: int) -> None:
     for problem in (training_graph(n, seed), adversarial(seed)):
-        view = chain_view(problem, cuts=cuts, max_stages=most)
-        assert 1 <= len(view.stages) <= most
+        view = chain_view(problem, cuts=cuts, max_stages=max_stages)
+        assert 1 <= len(view.stages) <= max_stages
         assert tuple(op for stage in view.stages for op in stage.ops) == problem.forward_ops
         assert tuple(op for stage in view.stages[::-1] for op in stage.backward) == problem.backward_ops
-        done = 0
+        num_ops = 0
         for k, stage in enumerate(view.stages):
-            assert set(stage.state) == (state_by_definition(problem, done - 1) if k else set())
-            done += len(stage.ops)
-            near = {v for op in stage.ops for v in problem.ops[op].outputs} | set(stage.state)
-            assert set(stage.saved) <= near
+            assert set(stage.state) == (state_by_definition(problem, num_ops - 1) if k else set())
+            num_ops += len(stage.ops)
+            available = {v for op in stage.ops for v in problem.ops[op].outputs} | set(stage.state)
+            assert set(stage.saved) <= available
 
 
 def random_steps(stages: int, seed: int) -> list[ChainStep]:
@@ -69,12 +69,12 @@ def random_steps(stages: int, seed: int) -> list[ChainStep]:
             return keep_nothing_steps(first, end)
         if kind == "save":
             return [Save(first, onward=end - first > 1), *segment(first + 1, end), Back(first)]
-        at = rng.randrange(first + 1, end)
+        cut = rng.randrange(first + 1, end)
         if kind == "split":
-            return [Advance(first, at), *segment(at, end), *segment(first, at)]
-        onward = at + 1 < end
-        inner = [Save(at, onward=onward, alone=True), *segment(at + 1, end), Back(at)]
-        return [Advance(first, at), *inner, *segment(first, at)]
+            return [Advance(first, cut), *segment(cut, end), *segment(first, cut)]
+        onward = cut + 1 < end
+        inner = [Save(cut, onward=onward, alone=True), *segment(cut + 1, end), Back(cut)]
+        return [Advance(first, cut), *inner, *segment(first, cut)]
 
     return segment(0, stages)
 
@@ -92,20 +92,20 @@ def test_every_schedule_of_the_stages_is_a_valid_plan(n: int, seed: int, cuts: C
         assert validate(problem, plan, 2**62) == []
 
 
-def everything(view: Chain) -> list[ChainStep]:
+def save_every_stage(view: Chain) -> list[ChainStep]:
     count = len(view.stages)
     return [*(Save(k, onward=k + 1 < count) for k in range(count)), *(Back(k) for k in range(count)[::-1])]
 
 
 @pytest.mark.parametrize("name", ["chain50", "gpt", "lstm", "r50", "unet"])
-def test_saving_every_stage_is_the_unmodified_step(name: str) -> None:
+def test_saving_every_stage_is_store_all(name: str) -> None:
     problem = corpus_problem(name)
     view = chain_view(problem, max_stages=1000)
-    assert sequence_of(view, everything(view)) == [*problem.forward_ops, *problem.backward_ops]
+    assert sequence_of(view, save_every_stage(view)) == [*problem.forward_ops, *problem.backward_ops]
 
 
 def test_the_time_steps_of_an_unrolled_lstm() -> None:
-    """100 steps of 12 ops; between two of them cross h and c, 262,144 bytes each. The rest: zeros, head and loss."""
+    """Between two of the 100 steps of 12 ops, h and c cross, 262,144 bytes each. Zeros, head and loss are the rest."""
     problem = corpus_problem("lstm")
     view = chain_view(problem, cuts="renewed", max_stages=1024)
     assert len(view.stages) == 104

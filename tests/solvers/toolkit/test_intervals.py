@@ -1,4 +1,4 @@
-"""Swaps give valid plans, and the positions found for them are those at which nobody waits."""
+"""Tests of swaps in idle intervals: they give valid plans, and at the positions found for them no op waits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.solvers.makers import with_link
 
 
 def sequences(problem: Problem, random: Random) -> list[int]:
-    """The problem's order, or one of Chen's with recomputation."""
+    """The order of the problem, or a random one of Chen's with recomputation."""
     chen = [list(form.sequence(problem)) for form in Chen().forms(problem)] if problem.backward_ops else []
     return list(tangents_first(problem, random.choice([list(range(len(problem.ops))), *chen])))
 
@@ -57,7 +57,7 @@ def test_any_swaps_in_idle_intervals_give_a_valid_plan(n: int, seed: int) -> Non
 
 @given(n=st.integers(1, 16), seed=st.integers(0, 10**6), rate=st.integers(1, 10**11), latency=st.integers(0, 5))
 @settings(max_examples=300, deadline=None)
-def test_nobody_waits_at_the_places_found(n: int, seed: int, rate: int, latency: int) -> None:
+def test_no_op_waits_at_the_positions_found(n: int, seed: int, rate: int, latency: int) -> None:
     random = Random(seed)
     problem = with_link(training_graph(n, seed), rate, latency)
     sequence = sequences(problem, random)
@@ -70,21 +70,21 @@ def test_nobody_waits_at_the_places_found(n: int, seed: int, rate: int, latency:
         assert simulate(problem, plan_with_swaps(problem, sequence, swaps)).wait_ns == 0
 
 
-def test_places_by_hand() -> None:
-    """A chain of ops of 10 ns and values of 10 bytes at one byte per ns: copies take as long as ops."""
+def test_positions_by_hand() -> None:
+    """Ops take 10 ns and values have 10 bytes at one byte per ns, so copies take as long as ops."""
     problem = replace(chain(4, size_bytes=10, forward_ns=10, backward_ns=10), link=Link(10**9, 10**9))
     sequence = list(tangents_first(problem, range(len(problem.ops))))
     clock = Clock(problem, sequence)
     first, second = idle_intervals(problem, sequence)[:2]
     assert (first, second) == (IdleInterval(0, last=1, back=6), IdleInterval(1, last=2, back=5))
     assert copy_ns(10, 10**9, 0) == 10
-    # two copies one after the other: the second waits for the queue where both start at once
+    # the second of two copies waits for the first where both start at once
     assert free_when_copied(problem, clock, [(first.value, 1), (second.value, 2)]) == [2, 3]
     assert free_when_copied(problem, clock, [(first.value, 2), (second.value, 2)]) == [3, 4]
-    # back just in time, one op before; and two before where another copy comes in between
-    at = first.back
-    assert latest_fetches(problem, clock, [(first.value, at)]) == [at - 1]
-    assert latest_fetches(problem, clock, [(first.value, at), (second.value, at)]) == [at - 2, at - 1]
+    # a fetch starts one op before the reader, or two where another copy is in between
+    reader = first.back
+    assert latest_fetches(problem, clock, [(first.value, reader)]) == [reader - 1]
+    assert latest_fetches(problem, clock, [(first.value, reader), (second.value, reader)]) == [reader - 2, reader - 1]
 
 
 def test_impossible_swaps_raise() -> None:
@@ -96,7 +96,7 @@ def test_impossible_swaps_raise() -> None:
             plan_with_swaps(problem, sequence, swaps)
 
 
-def test_a_later_trip_may_use_the_host_copy_of_an_earlier_one() -> None:
+def test_a_later_swap_may_use_the_host_copy_of_an_earlier_one() -> None:
     problem = with_link(chain(3), 10**9)
     sequence = list(tangents_first(problem, range(len(problem.ops))))
     (interval, *_) = idle_intervals(problem, sequence)

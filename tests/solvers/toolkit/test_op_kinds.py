@@ -1,4 +1,4 @@
-"""Operators by their kind and their name."""
+"""Tests of the kinds and names of operators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from remat_solvers.toolkit.graphs.op_kinds import op_kind, op_name
         ("", None),
     ],
 )
-def test_the_kind_of_an_op_is_by_its_target(target: str, kind: str | None) -> None:
+def test_the_kind_of_an_op_follows_from_its_target(target: str, kind: str | None) -> None:
     assert op_kind(Op("op", "forward", (), (), 0, target=target)) == kind
 
 

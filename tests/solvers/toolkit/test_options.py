@@ -1,4 +1,4 @@
-"""The options of every registered solver: wrong types are refused; absurd values are refused, or keep the limit."""
+"""Tests of the options of every solver: wrong types are refused; absurd values are refused or keep the time limit."""
 
 from __future__ import annotations
 

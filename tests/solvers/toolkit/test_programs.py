@@ -1,4 +1,4 @@
-"""Programs are solved by both backends, also in a process of its own, and limits and hangs leave what was found."""
+"""Tests of both backends, also in a child process: after limits and hangs, the best solution found is kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find_and_hang(folder, seconds, gap):
 
 
 def knapsack(demand: int) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
-    """Minimise 3a + 4b + 6c with 2a + 3b + 4c >= demand: for a demand of 5, a and b cost 7."""
+    """The program minimises 3a + 4b + 6c with 2a + 3b + 4c >= demand: for a demand of 5, a and b cost 7."""
     program = pulp.LpProblem("knapsack", pulp.LpMinimize)
     a, b, c = variables = [program.add_variable(name, 0, 1, pulp.LpBinary) for name in "abc"]
     program.setObjective(3 * a + 4 * b + 6 * c)
@@ -37,7 +37,7 @@ def knapsack(demand: int) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:
 
 @pytest.fixture
 def subprocess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every program runs in a process of its own, which also finds `solvers_that_hang`."""
+    """Every program is solved in a child process, which also finds `solvers_that_hang`."""
     (tmp_path / "solvers_that_hang.py").write_text(SOLVERS_THAT_HANG)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pulp_backend, "SUBPROCESS_VARIABLES", 0)
@@ -59,7 +59,7 @@ def test_optimum_infeasibility_and_relaxation(backend: pulp_backend.Backend) -> 
     check(backend)
 
 
-def test_a_process_of_its_own_gives_the_same(subprocess: None) -> None:
+def test_a_child_process_gives_the_same_solution(subprocess: None) -> None:
     check("highs")
 
 
@@ -71,13 +71,13 @@ def test_a_hanging_solver_is_killed(subprocess: None, monkeypatch: pytest.Monkey
     assert (answer.ended, answer.bound) == (Ended.UNKNOWN, None)
 
 
-def test_without_time_to_start_it_is_not_started(subprocess: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_not_started_without_time_for_it(subprocess: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(highs_process, "TARGET", "solvers_that_hang:find_and_hang")
     answer = minimise(knapsack(5)[0], "highs", seconds=0.1)
     assert (answer.ended, answer.bound) == (Ended.UNKNOWN, None)
 
 
-def test_what_it_found_before_it_was_killed_is_kept(subprocess: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_solution_of_a_killed_process_is_kept(subprocess: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(highs_process, "TARGET", "solvers_that_hang:find_and_hang")
     program, variables = knapsack(5)
     answer = minimise(program, "highs", seconds=1.5)

@@ -1,4 +1,4 @@
-"""The best plan of a search: which plan is kept, what is reported, and how an interrupt or the time limit ends it."""
+"""Tests of the best plan of a search: which plan is kept, what is reported, and the end by interrupt or time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEAK = baseline(PROBLEM).peak_bytes
 
 
 def dropping(count: int) -> list[int]:
-    """The sequence that recomputes the first `count` forward ops as soon as the boundary is passed."""
+    """The sequence that recomputes the first `count` forward ops directly after the boundary."""
     return [*FORWARD, *FORWARD[:count], *BACKWARD]
 
 
@@ -54,7 +54,7 @@ def test_of_equally_fast_plans_the_smaller_peak_is_kept() -> None:
     assert not best.consider(Incumbent(Plan([]), 6, 1, 0), "")
 
 
-def test_plans_above_the_budget_only_leave_their_peaks() -> None:
+def test_only_the_peaks_of_plans_above_the_budget_are_kept() -> None:
     reports: list[Progress] = []
     best = best_plan(1, reports)
     assert best.outcome().smallest_peak_bytes is None
@@ -65,7 +65,7 @@ def test_plans_above_the_budget_only_leave_their_peaks() -> None:
     assert best.outcome().smallest_peak_bytes == PEAK
 
 
-def test_least_traffic_walks_on_among_equal_plans_and_reports_faster_ones() -> None:
+def test_least_traffic_accepts_equal_plans_and_reports_faster_ones() -> None:
     reports: list[Progress] = []
     search = LeastTraffic(PROBLEM, 100, Stopwatch(Limits(None)), reports.append)
     plans = [Incumbent(Plan([]), time_ns, 9, host_bytes) for time_ns, host_bytes in ((5, 4), (5, 4), (5, 3), (4, 9))]
@@ -99,7 +99,7 @@ def test_trials_expire_once_a_plan_was_replayed() -> None:
 
 @pytest.mark.parametrize("budget_bytes", range(1, PEAK + 1))
 def test_the_search_finds_the_largest_parameter_that_fits(budget_bytes: int) -> None:
-    """Slots from which each value is recomputed; more of them are faster and need more."""
+    """The parameter is the number of kept values; with more of them, sequences are faster and need more memory."""
     tried: list[int] = []
 
     def sequence_of(kept: int) -> list[int]:
@@ -112,15 +112,15 @@ def test_the_search_finds_the_largest_parameter_that_fits(budget_bytes: int) -> 
         return sequence
 
     kept_numbers = list(range(len(FORWARD) + 1))
-    by_number = [simulate(PROBLEM, plan_from_sequence(PROBLEM, sequence_of(kept))) for kept in kept_numbers]
-    fitting = [timeline.time_ns for timeline in by_number if timeline.peak_bytes <= budget_bytes]
+    timelines = [simulate(PROBLEM, plan_from_sequence(PROBLEM, sequence_of(kept))) for kept in kept_numbers]
+    fitting = [timeline.time_ns for timeline in timelines if timeline.peak_bytes <= budget_bytes]
     tried.clear()
     trials = Trials(PROBLEM, budget_bytes, Limits(None), None)
     trials.search(kept_numbers, sequence_of, "kept:")
     assert (None if trials.best is None else trials.best.time_ns) == min(fitting, default=None)
     assert len(tried) <= len(kept_numbers)
     if not fitting:
-        assert trials.smallest_peak_bytes == by_number[0].peak_bytes
+        assert trials.smallest_peak_bytes == timelines[0].peak_bytes
 
 
 def test_a_sequence_as_slow_as_the_best_plan_cannot_improve() -> None:

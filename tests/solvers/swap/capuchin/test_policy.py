@@ -1,4 +1,4 @@
-"""Capuchin: the candidates of recomputation, their MSPS, and which of them is taken next."""
+"""Tests of Capuchin's candidates for recomputation, their MSPS, and the order in which they are taken."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def candidate(value: int, size_bytes: int, sources: set[int], time_ns: int) -> C
 
 
 def test_msps_of_a_chain_of_four_is_updated_by_hand() -> None:
-    """T1 -> T2 -> T3 -> T4, each in memory, computed in 1, 2, 4, 8 ns; 8 bytes each but T2 with 20: MSPS 8, 10, 2, 1.
+    """T1 -> T2 -> T3 -> T4 are in memory, computed in 1, 2, 4, 8 ns, with 8 bytes each but 20 for T2: MSPS 8, 10, 2, 1.
 
-    T2 first. T3 had it as a source: now T1 is, its time 4 + 2. T1 is a source of T2: ext = 1 * (1 + 0), MSPS 4. Then
-    T1 (4 > 8 / 6): T2 and T3 are computed through it, in 3 and 7. T3: 8 / 7 against T4's 1, so T3, and T4 takes 15."""
+    T2 is first. It was the source of T3; now T1 is, with the time 4 + 2. T1 is a source of T2: ext = 1 * (1 + 0), MSPS
+    4. Then T1 is taken (4 > 8 / 6): T2 and T3 are computed through it, in 3 and 7. T3 has 8 / 7 against 1 of T4, so T3
+    is taken, and T4 takes 15."""
     chain4 = [
         candidate(1, 8, set(), 1),
         candidate(2, 20, {1}, 2),
@@ -45,8 +46,8 @@ def test_msps_of_a_chain_of_four_is_updated_by_hand() -> None:
 @given(tensors=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=9))
 @settings(max_examples=100, deadline=None)
 def test_recomputation_follows_the_lineage_after_every_choice(tensors: list[tuple[int, int]]) -> None:
-    """On a chain: the largest MSPS is taken, and each tensor is computed from the nearest one before it that is in
-    memory, through all between."""
+    """On a chain, the largest MSPS is taken, and each tensor is computed from the nearest earlier one in memory,
+    through all between."""
     times = [time_ns for _, time_ns in tensors]
     chain_of = [candidate(i, size, {i - 1} if i else set(), times[i]) for i, (size, _) in enumerate(tensors)]
     policy = EvictionPolicy(list(chain_of))
@@ -63,7 +64,7 @@ def test_recomputation_follows_the_lineage_after_every_choice(tensors: list[tupl
 
 
 def test_candidates_are_alive_in_the_peak_period() -> None:
-    """A chain of 5, 4 bytes allowed of 6: F1 to F5 are ops 0 to 4; B2, which reads v1, is op 8."""
+    """In a chain of 5 with 4 of 6 bytes allowed, F1 to F5 are ops 0 to 4; B2, which reads v1, is op 8."""
     problem = chain(5)
     found = {c.value: (c.evicted_access, c.back_access) for c in candidates_of(problem, 4)}
     assert found[0] == (1, 8)

@@ -1,4 +1,4 @@
-"""Capuchin with a link: free times, the hybrid policy, in-triggers, feedback. Its recomputation is in test_dropping."""
+"""Tests of Capuchin with a link: free times, the hybrid policy, in-triggers and feedback."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LINK = Link(10**9, 10**9)  # a byte takes one ns
 
 
 def mirror(sizes: list[int], times: list[int], link: Link | None = LINK, backward_ns: int | None = None) -> Problem:
-    """Layers that read nothing (ops 0 to n - 1), a loss in no time (n), and per layer a backward that reads its output,
-    in reverse: that of layer i is op 2 n - i. No gradients."""
+    """Layers that read nothing (ops 0 to n - 1), a loss in no time (n), and a backward per layer in reverse, which
+    reads its output: that of layer i is op 2 n - i. There are no gradients."""
     n = len(sizes)
     ops = [Op(f"f{i}", "forward", (), (i,), times[i]) for i in range(n)]
     ops.append(Op("loss", "forward", (), (), 0))
@@ -54,7 +54,7 @@ def test_free_time_by_hand() -> None:
 )
 @settings(max_examples=1000, deadline=None)
 def test_lanes_serve_one_transfer_at_a_time(swaps: list[tuple[int, int, int]], times: list[int]) -> None:
-    """Against a plain reading: out in the order of the evicted-accesses, in backwards from the last back-access."""
+    """The reference orders offloads by evicted-access, and fetches backwards from the last back-access."""
     problem = mirror([1] * 6, times)
     lanes = Lanes(problem)
     candidates = [Candidate(i, s, e, 7 + b, set(), 1) for i, (e, b, s) in enumerate(swaps)]
@@ -74,7 +74,7 @@ def test_lanes_serve_one_transfer_at_a_time(swaps: list[tuple[int, int, int]], t
 
 
 def policy(problem: Problem, budget_bytes: int, recompute_ns: dict[int, int] | None = None) -> list[tuple[int, str]]:
-    """Who is evicted, in order, and how."""
+    """The evicted values in order, each with its kind of eviction."""
     candidates = candidates_of(problem, budget_bytes)
     for c in candidates:
         c.time_ns = (recompute_ns or {}).get(c.value, c.time_ns)
@@ -85,26 +85,26 @@ def policy(problem: Problem, budget_bytes: int, recompute_ns: dict[int, int] | N
     return found
 
 
-def test_swaps_come_first_in_the_order_of_falling_free_time_however_cheap_recomputation_is() -> None:
-    """Layers of 100 ns. Value 0 is evicted at 100 and back at 700: FT is 600 - 2 * bytes; 1: 400 - 2 * bytes; and so
-    on. The FT of value 2 is negative: its swap costs 2 * 150 - 200 ns, recomputing it 1 ns."""
+def test_swaps_come_first_by_free_time_even_if_recomputation_is_cheaper() -> None:
+    """Layers take 100 ns. Value 0 is evicted at 100 and read at 700, so its FT is 600 - 2 * bytes; that of 1 is
+    400 - 2 * bytes, and so on. The FT of value 2 is negative: a swap costs 2 * 150 - 200 ns, a recomputation 1 ns."""
     problem = mirror([10, 10, 150, 10], [100] * 4)
     cheap = dict.fromkeys(range(4), 1)
     assert policy(problem, 20, cheap) == [(0, "swap"), (1, "swap"), (2, "recompute"), (3, "recompute")]
-    # Where value 1 is small and 0 large, the order turns round: FT 398 against 600 - 2 * 150 = 300.
+    # Where value 1 is small and 0 large, the order is reversed: FT 398 against 600 - 2 * 150 = 300.
     assert policy(mirror([150, 1, 1, 1], [100] * 4), 20, cheap)[:2] == [(1, "swap"), (0, "swap")]
 
 
 def test_exposed_tensors_are_swapped_or_recomputed_by_the_smaller_overhead() -> None:
-    """The last layer's output is needed at once: 2 * 10 ns exposed, or its recomputation."""
+    """The last layer's output is read at once: the swap exposes 2 * 10 ns, the alternative is its recomputation."""
     problem = mirror([10, 10], [100] * 2)
-    for recompute_ns, how in ((19, "recompute"), (20, "swap"), (21, "swap")):
-        assert policy(problem, 0, {1: recompute_ns})[-1] == (1, how)
+    for recompute_ns, eviction in ((19, "recompute"), (20, "swap"), (21, "swap")):
+        assert policy(problem, 0, {1: recompute_ns})[-1] == (1, eviction)
 
 
 def test_exposed_times_are_not_added_up() -> None:
-    """0 alone: out until 50, in from -10: 60 exposed. With 1 behind it on both lanes, out until 55 and in from -15, it
-    is 70. So after 0 the swap of 1 costs 10 more, and recomputing it 20."""
+    """0 alone is offloaded until 50 and fetched from -10: 60 are exposed. With 1 behind it on both lanes, offloads end
+    at 55 and fetches start at -15: 70 are exposed. So after 0, the swap of 1 costs 10, its recomputation 20."""
     problem = mirror([40, 5], [10, 10])
     choice = EvictionPolicy([Candidate(0, 40, 0, 4, set(), 1000), Candidate(1, 5, 1, 3, set(), 20)], Lanes(problem))
     assert choice.lanes is not None
@@ -125,8 +125,8 @@ def test_tensors_that_cannot_be_recomputed_are_only_swapped() -> None:
 
 
 def test_a_swap_changes_no_lineage_and_a_recomputation_does() -> None:
-    """Three in memory, each computed from the one before. 0 is swapped for nothing, and stays 1's source; then 1 is
-    recomputed (its swap would be exposed by 1000), so 2 is computed from 0, in 5 + 7 ns."""
+    """Three values are in memory, each computed from the one before. The swap of 0 is free, and 0 stays the source of
+    1. Then 1 is recomputed (its swap would be exposed by 1000), so 2 is computed from 0, in 5 + 7 ns."""
     problem = mirror([10, 1000, 10], [500, 100, 100])
     chain_of = [
         Candidate(0, 10, 0, 6, set(), 3),
@@ -143,18 +143,18 @@ def test_a_swap_changes_no_lineage_and_a_recomputation_does() -> None:
 
 
 def test_on_demand_recomputation_has_no_prefetch_and_no_copy() -> None:
-    """Two of four must go. One is swapped for nothing, one recomputed in 10 ns: only the first moves, the other's op
-    runs right before its back-access."""
+    """Two of four must be evicted. The swap of one is free, the other is recomputed in 10 ns: only the first moves, and
+    the op of the other is computed right before its back-access."""
     problem = mirror([10] * 4, [10] * 4)
     result = solve(problem, 20, solver=Capuchin(most_swaps=1))
     assert result.plan is not None
     assert result.time_ns == 80 + 10
     moved = {a.value for a in result.plan if isinstance(a, Offload | Fetch)}
-    runs = [a.op for a in result.plan if isinstance(a, Compute)]
-    again = {op for op in runs if runs.count(op) > 1}
-    assert (moved, again) == ({0}, {1})
-    last = len(runs) - 1 - runs[::-1].index(1)
-    assert runs[last + 1] == 8 - 1  # its backward
+    computed_ops = [a.op for a in result.plan if isinstance(a, Compute)]
+    recomputed = {op for op in computed_ops if computed_ops.count(op) > 1}
+    assert (moved, recomputed) == ({0}, {1})
+    last = len(computed_ops) - 1 - computed_ops[::-1].index(1)
+    assert computed_ops[last + 1] == 8 - 1  # its backward
 
 
 def swaps_of(problem: Problem, budget_bytes: int, values: tuple[int, ...]) -> GuidedSwaps:
@@ -169,9 +169,9 @@ def test_in_triggers_by_hand() -> None:
     swaps = swaps_of(problem, 59, (0, 1))
     assert swaps.in_peak[:9] == [False] * 3 + [True] * 3 + [False] * 3
     by_value = {a.value: at for a, at in swaps.triggers().items()}
-    assert by_value == {0: 6, 1: 6}  # 1's walks back to 5, which is in the peak period: the end of it
+    assert by_value == {0: 6, 1: 6}  # position 5 for 1 is in the peak period, so its trigger is the end of that
     late = swaps_of(problem, 59, (0, 1))
-    late.lead_ns = {a: a.value for a in late.intervals}  # 1 was late, by feedback it starts 1 ns earlier, at 39
+    late.lead_ns = {a: a.value for a in late.intervals}  # 1 was late, so feedback starts it 1 ns earlier, at 39
     assert {a.value: at for a, at in late.triggers().items()} == {0: 6, 1: 3}
     calm = swaps_of(problem, 59, (0, 1))
     calm.in_peak = [False] * 10
@@ -179,15 +179,15 @@ def test_in_triggers_by_hand() -> None:
 
 
 def test_of_two_transfers_that_collide_the_earlier_is_shifted() -> None:
-    """As above with 25 bytes each: b0's starts at 45, so b1's must be over by then and starts at 20, not at 35."""
+    """With 25 bytes each, b0's transfer starts at 45, so b1's must end by then and starts at 20, not at 35."""
     swaps = swaps_of(mirror([25, 25, 1, 1], [10] * 4), 1, (0, 1))
     swaps.in_peak = [False] * 10
     assert {a.value: at for a, at in swaps.triggers().items()} == {0: 5, 1: 2}
 
 
 def test_feedback_converges() -> None:
-    """SwapTime is 100 ns, a copy takes 30 more, and ops of 5 ns come before the back-access: 30 late at first, then
-    earlier by 5 ns from round to round."""
+    """SwapTime is 100 ns, a copy takes 30 more, and ops of 5 ns precede the back-access: the copy is 30 late at first,
+    then starts 5 ns earlier in each round."""
     problem = mirror([100] * 4, [200] * 4, Link(10**9, 10**9, latency_ns=30), backward_ns=5)
     before = tuple(Op(f"x{i}", "backward", (), (), 5) for i in range(60))
     problem = replace(problem, ops=(*problem.ops[:-1], *before, problem.ops[-1]))
@@ -200,8 +200,8 @@ def test_feedback_converges() -> None:
     assert result.time_ns == sum(op.time_ns for op in problem.ops)
 
 
-def test_feedback_ends_where_nothing_helps() -> None:
-    """A copy takes 1000 ns, the step 80: the swapped tensors are late in every iteration; a plan is returned."""
+def test_feedback_ends_without_improvement() -> None:
+    """A copy takes 1000 ns and the step 80: swapped tensors are late in every iteration, and a plan is returned."""
     problem = mirror([100] * 4, [10] * 4, Link(10**8, 10**8))
     iterations = list(islice(swaps_of(problem, 300, (0,)).iterations(), 50))
     assert len(iterations) == 50
@@ -230,7 +230,7 @@ def test_the_passive_iteration_fits_down_to_the_largest_op(n: int, seed: int, sh
 
 
 def test_passive_evicts_from_the_start_of_the_access_list() -> None:
-    """Value 0 is read between, so it is not the least recently used one; but its making is the first access."""
+    """Value 0 is read in between, so it is not the least recently used one; but its computation is the first access."""
     reads = ((), (), (0,), (), (1, 3), (0,))
     ops = tuple(Op(f"op{i}", "forward", r, (i,), 1) for i, r in enumerate(reads))
     values = tuple(Value(f"v{i}", size, "activation") for i, size in enumerate((10, 10, 0, 10, 0, 0)))
@@ -240,15 +240,15 @@ def test_passive_evicts_from_the_start_of_the_access_list() -> None:
 
 
 def test_infinite_bandwidth_costs_nothing_wherever_every_op_fits() -> None:
-    """But for a ns per copy, beside ops of a ms and more."""
+    """Only 1 ns per copy is added, while ops take a ms or more."""
     for seed in range(25):
         problem = random_chain(2 + seed % 7, seed)
         slow = tuple(replace(op, time_ns=op.time_ns * 10**6) for op in problem.ops)
         problem = replace(problem, ops=slow, link=Link(2**62, 2**62))
         order = range(len(slow))
-        least = smallest_paging_budget(problem, order, movable_values(problem, order))
+        smallest_budget = smallest_paging_budget(problem, order, movable_values(problem, order))
         unmodified = baseline(problem)
-        for budget_bytes in range(least, unmodified.peak_bytes):
+        for budget_bytes in range(smallest_budget, unmodified.peak_bytes):
             result = solve(problem, budget_bytes, solver="capuchin")
             assert result.time_ns is not None
             assert result.time_ns - unmodified.time_ns < 1000

@@ -1,4 +1,4 @@
-"""SuperNeurons' pool: first-fit addresses on a scripted trace, its laws, and whole plans placed in it."""
+"""Tests of SuperNeurons' pool: first-fit addresses on a scripted trace, its laws, and whole plans placed in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KB = 1024
 
 
 def test_addresses_of_a_scripted_trace() -> None:
-    """A pool of 10 KB: a takes 3, b 2 (of 1025 bytes), c 4, and 1 is left. First fit, not best: d goes where a was."""
+    """In a pool of 10 KB, a takes 3, b 2 (for 1025 bytes) and c 4, 1 is empty. First fit puts d in a's place."""
     heap = PoolAllocator(10 * KB)
     a, b, c = (heap.allocate(size) for size in (3 * KB, 1025, 4 * KB))
     assert a is not None
@@ -32,13 +32,13 @@ def test_addresses_of_a_scripted_trace() -> None:
     heap.free(a)
     d = heap.allocate(1)
     assert d is not None
-    assert heap.address(d) == 0  # the one left at the end would fit exactly
+    assert heap.address(d) == 0  # best fit would take the last block
     assert heap.empty() == [(KB, 2 * KB), (9 * KB, KB)]
-    assert heap.allocate(3 * KB) is None  # three are empty, but not side by side
+    assert heap.allocate(3 * KB) is None  # three blocks are empty, but not adjacent
     heap.free(c)
-    assert heap.empty() == [(KB, 2 * KB), (5 * KB, 5 * KB)]  # joined with what follows
+    assert heap.empty() == [(KB, 2 * KB), (5 * KB, 5 * KB)]  # joined with the following block
     heap.free(b)
-    assert heap.empty() == [(KB, 9 * KB)]  # joined on both sides
+    assert heap.empty() == [(KB, 9 * KB)]  # joined with both neighbours
     heap.free(d)
     assert heap.empty() == [(0, 10 * KB)]
     assert (heap.used_bytes, heap.high_bytes) == (0, 9 * KB)
@@ -46,20 +46,20 @@ def test_addresses_of_a_scripted_trace() -> None:
         heap.free(d)
 
 
-def test_nothing_has_an_id_and_no_blocks() -> None:
+def test_an_empty_request_has_an_id_and_no_blocks() -> None:
     heap = PoolAllocator(KB)
-    full, nothing = heap.allocate(KB), heap.allocate(0)
+    full, empty = heap.allocate(KB), heap.allocate(0)
     assert full is not None
-    assert nothing is not None
-    heap.free(nothing)
+    assert empty is not None
+    heap.free(empty)
     assert heap.empty() == []
 
 
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=200, deadline=None)
 def test_laws_of_the_heap(seed: int) -> None:
-    """Nodes do not overlap, every place is the lowest possible one, empty nodes never touch, and a pool as large as
-    the endless one grew does the same, while a smaller one fails."""
+    """Nodes do not overlap, every address is the lowest possible one, and empty nodes are never adjacent. A pool of the
+    final size of the unlimited one behaves identically, and a smaller one fails."""
     rng = random.Random(seed)
     heap, size = PoolAllocator(), {}
     script: list[tuple[str, int]] = []
@@ -70,27 +70,27 @@ def test_laws_of_the_heap(seed: int) -> None:
             del size[node]
             script.append(("free", node))
             continue
-        wanted = rng.randint(1, 9 * KB)
+        requested = rng.randint(1, 9 * KB)
         taken = sorted((heap.address(n), -(-b // KB) * KB) for n, b in size.items())
-        gaps, at = [], 0
-        for start, held in taken:
-            gaps.append((at, start - at))
-            at = start + held
-        lowest = next((start for start, gap in gaps if gap >= -(-wanted // KB) * KB), at)
-        node = heap.allocate(wanted)
+        gaps, end_of_last = [], 0
+        for start, block_bytes in taken:
+            gaps.append((end_of_last, start - end_of_last))
+            end_of_last = start + block_bytes
+        lowest = next((start for start, gap in gaps if gap >= -(-requested // KB) * KB), end_of_last)
+        node = heap.allocate(requested)
         assert node is not None
         assert heap.address(node) == lowest
-        size[node] = wanted
-        script.append(("allocate", wanted))
-        ends = [start + held for start, held in heap.empty()]
+        size[node] = requested
+        script.append(("allocate", requested))
+        ends = [start + block_bytes for start, block_bytes in heap.empty()]
         assert all(end < start for end, (start, _) in zip(ends, heap.empty()[1:], strict=False))
     for pool, succeeds in ((heap.high_bytes, True), (heap.high_bytes - KB, False)):
-        assert _replayed(PoolAllocator(pool), script) is succeeds
+        assert all_requests_fit(PoolAllocator(pool), script) is succeeds
 
 
-def _replayed(heap: PoolAllocator, script: list[tuple[str, int]]) -> bool:
-    """Whether every request of `script` finds a place."""
-    return all(heap.allocate(n) is not None if what == "allocate" else heap.free(n) is None for what, n in script)
+def all_requests_fit(heap: PoolAllocator, script: list[tuple[str, int]]) -> bool:
+    """Whether every request of `script` fits."""
+    return all(heap.allocate(n) is not None if request == "allocate" else heap.free(n) is None for request, n in script)
 
 
 @given(n=st.integers(1, 14), seed=st.integers(0, 10**6))
@@ -111,12 +111,12 @@ def test_no_two_live_values_share_bytes(seed: int) -> None:
     plan = random_plan(problem, seed)
     live: dict[int, tuple[int, int]] = {}
     for action, address in zip(plan, pool_use(problem, plan).addresses, strict=True):
-        made = problem.ops[action.op].outputs[:1] if isinstance(action, Compute) else ()
+        placed = problem.ops[action.op].outputs[:1] if isinstance(action, Compute) else ()
         if isinstance(action, Fetch):
-            made = (action.value,)
+            placed = (action.value,)
         elif isinstance(action, Free):
             live.pop(action.value, None)
-        for value in made:
+        for value in placed:
             if value not in live and problem.values[value].bytes:
                 live[value] = address, address + problem.values[value].bytes
         spans = sorted(live.values())
@@ -124,8 +124,8 @@ def test_no_two_live_values_share_bytes(seed: int) -> None:
 
 
 def test_fragmentation_by_hand() -> None:
-    """Values of 2, 1 and 2 KB side by side; the outer ones are freed, and 4 KB are requested: they lie above the middle
-    one, and the 2 KB below it are lost."""
+    """Values of 2, 1 and 2 KB are adjacent. The outer ones are freed and 4 KB are requested: these are placed above the
+    middle one, and the 2 KB below it are lost."""
     sizes = (2, 1, 2, 4)
     ops = tuple(Op(f"op{i}", "forward", (), (i,), 1) for i in range(3))
     ops += (Op("last", "forward", (1,), (3,), 1),)
@@ -138,7 +138,7 @@ def test_fragmentation_by_hand() -> None:
 
 
 def test_a_chain_of_whole_blocks_has_no_fragmentation() -> None:
-    """Values of one size fit into each other's places, and a fetched one into any."""
+    """Values of one size fit into each other's places; a fetched one fits into any of them."""
     problem = chain(12, size_bytes=4 * BLOCK_BYTES)
     use = pool_use(problem, store_all(problem))
     assert use.pool_bytes == use.blocks_bytes == use.peak_bytes

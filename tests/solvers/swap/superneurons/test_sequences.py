@@ -1,4 +1,4 @@
-"""SuperNeurons: its checkpoints, the segments between them, and the three strategies of recomputation."""
+"""Tests of SuperNeurons' checkpoints, the segments between them, and its three strategies of recomputation."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def test_cost_aware_is_speed_centric_where_a_segment_fits_the_largest_layer() ->
 
 
 def sized(problem: Problem, sizes: list[int]) -> Problem:
-    """`layers` with these bytes per output; a gradient is as large as the value that it belongs to."""
+    """The network of `layers` with these bytes per output; a gradient has the size of its value."""
     n = len(sizes)
     by_value = [*sizes, *(sizes[i - 1] if i else 0 for i in range(n - 1, -1, -1))]
     return replace(problem, values=tuple(replace(v, bytes=b) for v, b in zip(problem.values, by_value, strict=True)))
 
 
 def footprints(problem: Problem) -> list[int]:
-    """l_i of every op, of either phase: bytes of its inputs and outputs."""
+    """l_i of every op of either phase: the bytes of its inputs and outputs."""
     return [sum(problem.values[v].bytes for v in (*op.inputs, *op.outputs)) for op in problem.ops]
 
 
 def peak_beside_checkpoints(problem: Problem, sequence: list[int]) -> int:
-    """The peak in the paper's account: a value is freed after its last reader; a checkpoint is on the device only while
-    an op reads or computes it."""
+    """The peak as the paper counts it: a value is freed after its last reader, and a checkpoint is on the device only
+    while an op reads or computes it."""
     offloaded = {v for op in checkpoint_ops(problem) for v in problem.ops[op].outputs}
-    later: list[set[int]] = [set()]  # values that are read before they are recomputed, from each place on
+    later: list[set[int]] = [set()]  # values that are read before they are recomputed, from each position on
     for index in reversed(sequence):
         op = problem.ops[index]
         later.append(later[-1] - set(op.outputs) | set(op.inputs))
@@ -138,7 +138,7 @@ def test_the_comparison_of_cost_aware_looks_at_the_end_of_a_segment_only() -> No
 
 def test_joins_forks_and_losses_are_checkpoints() -> None:
     ops = (
-        Op("relu", "forward", (), (0,), 1, target="relu"),  # read twice: a fork
+        Op("relu", "forward", (), (0,), 1, target="relu"),  # a fork is read twice
         Op("relu", "forward", (0,), (1,), 1, target="relu"),
         Op("tanh", "forward", (1,), (2,), 1, target="tanh"),
         Op("add", "forward", (0, 2), (3,), 1, target="add.Tensor"),
@@ -153,11 +153,11 @@ def test_joins_forks_and_losses_are_checkpoints() -> None:
 
 @given(n=st.integers(1, 20), seed=st.integers(0, 10**6))
 @settings(max_examples=200, deadline=None)
-def test_speed_centric_is_at_most_one_forward_more(n: int, seed: int) -> None:
+def test_speed_centric_takes_at_most_one_extra_forward(n: int, seed: int) -> None:
     problem = training_graph(n, seed)
-    runs = Counter(SuperNeurons().sequence(problem, "speed-centric"))
-    assert max(runs.values()) <= 2
-    assert all(problem.ops[op].phase == "forward" for op, count in runs.items() if count > 1)
+    computations = Counter(SuperNeurons().sequence(problem, "speed-centric"))
+    assert max(computations.values()) <= 2
+    assert all(problem.ops[op].phase == "forward" for op, count in computations.items() if count > 1)
 
 
 @pytest.mark.parametrize("wrong", [{"strategy": "both"}, {"threshold": "other"}])

@@ -1,4 +1,4 @@
-"""SuperNeurons with a link: the ladder, the tensor pool, the tensor cache. Its recomputation is in test_dropping."""
+"""Tests of SuperNeurons with a link: the ladder, the tensor pool and the tensor cache."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_the_pool_gives_a_plan_down_to_the_rung_exactly(n: int, seed: int, cache
         assert validate(problem, plan, budget_bytes) == []
 
 
-def test_the_answer_tells_of_its_pool() -> None:
-    """Values of 4 bytes take 1 KB each: four of them at the peak, and one size leaves no holes."""
+def test_the_reason_describes_the_pool() -> None:
+    """Values of 4 bytes take 1 KB each: four of them are resident at the peak, and equal sizes leave no holes."""
     result = solve(net("crrcrrrc"), 16, solver="superneurons")
     assert result.reason == "a pool of 4096 bytes holds it by first fit: 0 bytes to holes, 4080 to whole blocks"
 
@@ -118,7 +118,7 @@ def test_nothing_moves_where_memory_suffices() -> None:
     assert not any(isinstance(a, Offload | Fetch) for a in plan)
     short = pooled(profile, movable, most - 1, cache=True)
     assert short is not None
-    assert [a for a in short if isinstance(a, Offload)] == [Offload(0)]  # one is enough: the least recently used
+    assert [a for a in short if isinstance(a, Offload)] == [Offload(0)]  # the least recently used value is enough
 
 
 def test_without_the_cache_convolutions_are_offloaded_during_the_forward_and_fetched_one_ahead() -> None:
@@ -141,7 +141,7 @@ def test_without_the_cache_convolutions_are_offloaded_during_the_forward_and_fet
 
 
 def test_a_prefetch_needs_room_beside_the_layer() -> None:
-    """In the smallest budget every tensor comes back at the layer that reads it."""
+    """In the smallest budget every tensor is fetched at the layer that reads it."""
     problem = net("crrcrrcrrc")
     profile = StepProfile.of(problem, range(len(problem.ops)))
     movable = SuperNeurons().movable(problem, "conv")
@@ -152,8 +152,8 @@ def test_a_prefetch_needs_room_beside_the_layer() -> None:
     assert simulate(problem, plan).wait_ns > 0
 
 
-def test_a_copy_that_would_be_in_vain_is_left_out() -> None:
-    """At a byte per 1000 ns no copy is over within the step, so where memory suffices nothing is copied."""
+def test_a_useless_copy_is_omitted() -> None:
+    """At a byte per 1000 ns no copy ends within the step, so nothing is copied where memory suffices."""
     problem = net("crrcrrcrrc", rate=NS_PER_BYTE // 1000)
     profile = StepProfile.of(problem, range(len(problem.ops)))
     plan = pooled(profile, {0, 3, 6, 9}, 10**6, cache=False)
@@ -162,7 +162,7 @@ def test_a_copy_that_would_be_in_vain_is_left_out() -> None:
 
 
 def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> StepProfile:
-    """Forward ops: op i reads reads[i] and computes value i of sizes[i] bytes; 1 ns each, a byte moves in 1 ns."""
+    """Forward ops: op i reads reads[i] and computes value i of sizes[i] bytes; ops and copies of a byte take 1 ns."""
     ops = tuple(Op(f"op{i}", "forward", r, (i,), 1) for i, r in enumerate(reads))
     values = tuple(Value(f"v{i}", s, "activation") for i, s in enumerate(sizes))
     link = Link(NS_PER_BYTE, NS_PER_BYTE)
@@ -172,9 +172,9 @@ def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> StepProfile:
 @pytest.mark.parametrize(
     ("victims", "expected"),
     [
-        ("lru", [1, 2]),  # 0 was read after 1 and 2 were made
-        ("list", [0, 1]),  # in the order in which they were made
-        ("farthest", [2, 1]),  # read at the end, before it, and first
+        ("lru", [1, 2]),  # 0 was read after 1 and 2 were computed
+        ("list", [0, 1]),  # in the order of their computation
+        ("farthest", [2, 1]),  # the one that is read last is first
     ],
 )
 def test_the_order_of_victims(victims: VictimOrder, expected: list[int]) -> None:
@@ -195,7 +195,7 @@ def test_the_values_of_a_layer_are_locked() -> None:
 
 
 def test_a_second_eviction_needs_no_second_copy() -> None:
-    """Value 0 is evicted for 1, fetched for op 2, and evicted once more for 3: one Offload, two Fetches."""
+    """Value 0 is evicted for 1, fetched for op 2, and evicted again for 3: one Offload and two Fetches."""
     profile = trace((), (), (0,), (), (0,), sizes=(2, 3, 0, 3, 0))
     paged = DemandPaging(profile, {0}, 4, "lru").run()
     assert isinstance(paged, PagedPlan)
@@ -224,13 +224,13 @@ def test_paging_keeps_the_limit_of_the_host_and_knows_the_time(n: int, seed: int
             assert simulate(problem, paged.plan).time_ns == max([paging.now_ns, *arrived])
 
 
-def test_over_a_link_recomputation_alone_is_still_an_answer() -> None:
-    """On a link on which a byte takes a second the answer is that without one."""
+def test_a_useless_link_gives_the_plan_without_a_link() -> None:
+    """On a link on which a byte takes a second, the plan is that without a link."""
     problem = net("crrcrrrcrrc", rate=1)
     for budget_bytes in (28, 32, 40):
-        without = solve(replace(problem, link=None), budget_bytes, solver="superneurons")
-        assert without.plan is not None
-        assert solve(problem, budget_bytes, solver="superneurons").time_ns == without.time_ns
+        without_link = solve(replace(problem, link=None), budget_bytes, solver="superneurons")
+        assert without_link.plan is not None
+        assert solve(problem, budget_bytes, solver="superneurons").time_ns == without_link.time_ns
 
 
 @pytest.mark.parametrize("wrong", [{"offload": "all"}, {"strategy": "none"}])

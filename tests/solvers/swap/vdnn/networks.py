@@ -24,7 +24,7 @@ Map = tuple[int, int, int]  # channels, height (= width), value
 
 @dataclass
 class Network:
-    """Layers in order, each on the maps of those before."""
+    """Layers in order, each of which reads the maps of earlier ones."""
 
     name: str
     batch: int
@@ -137,7 +137,7 @@ INCEPTION = (  # 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection; None: p
 
 
 def googlenet(batch: int) -> Network:
-    """Szegedy et al., table 1, without the auxiliary classifiers and the normalisation."""
+    """GoogLeNet of Szegedy et al., table 1, without the auxiliary classifiers and the normalisation."""
     net = Network("GoogLeNet", batch)
     x = net.pool(net.conv(net.image(224), 64, 7, 2, 3), 3, 2, ceil=True)
     x = net.pool(net.conv(net.conv(x, 64, 1), 192, 3, 1, 1), 3, 2, ceil=True)

@@ -26,7 +26,7 @@ from tests.solvers.swap.vdnn.networks import Network, alexnet, googlenet, overfe
 
 
 def network_wide_bytes(problem: Problem) -> int:
-    """All feature maps, and two buffers for gradient maps."""
+    """The bytes of all feature maps and of two buffers for gradient maps."""
     gradients = sorted(v.bytes for v in problem.values if v.kind == "gradient")
     return sum(v.bytes for v in problem.values if v.kind != "gradient") + sum(gradients[-2:])
 
