@@ -51,7 +51,7 @@ class WarmStarted(Solver, Protocol):
 
 
 def with_starts(solver: Solver, plans: tuple[Plan, ...]) -> Solver:
-    """The same solver, which starts from `plans`, too; unchanged where it is not warm-started."""
+    """The same solver, which starts from `plans`, too; unchanged if it cannot be warm-started."""
     if not isinstance(solver, WarmStarted):
         return solver
     return cast(Solver, replace(cast(Any, solver), starts=(*solver.starts, *plans)))
@@ -68,7 +68,7 @@ class Entry:
     needs_backward: bool = False  # not applicable to problems without backward ops
     supports_link: bool = False  # uses the link to the host where a problem has one
     exact: bool = False  # proves optimality or infeasibility when it runs to its end
-    slow: bool = False  # takes seconds on thousands of ops, or all the time it is given
+    slow: bool = False  # takes seconds on thousands of ops, or its whole time limit
 
 
 ENTRIES: tuple[Entry, ...] = (

@@ -1,4 +1,4 @@
-"""Simulated annealing of one window of the best sequence after another, which pays where memory is tight.
+"""Simulated annealing of one window of the best sequence after another, which helps most when memory is tight.
 
 Cut a sequence at two moments. Given the values on the device at both, and the values that are read after the second,
 the window between them is a problem of its own: to compute the latter from the former, within the budget, as fast as
@@ -7,7 +7,7 @@ possible. Windows that do not overlap are independent of each other. So
     repeat
         cut the best sequence at the first computations of two ops
         anneal the window between them (annealing.py; moves begin only there), and leave the rest as it is
-        continue from the result where the whole sequence is faster
+        continue from the result if the whole sequence is faster
 
 Annealing the whole sequence leaves each of its parts with a random result. Annealing windows one at a time keeps the
 best result of each. The cuts move, so that the values resident at a moment are given for one window and open for the

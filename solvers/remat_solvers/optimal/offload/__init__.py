@@ -1,1 +1,1 @@
-"""Joint recomputation and offloading where there is a link, with a lower bound."""
+"""Joint recomputation and offloading for problems with a link, with a lower bound."""

@@ -1,13 +1,13 @@
 """Translates between plans and points of the program over few moments.
 
-`encode_plan` reads S and R off a plan (program.py proves that this point is feasible). `decode_point` goes the other
-way: it decides what the program leaves open, the order inside a stage. First computations come in the problem's order;
-values that one of them, or the end of the stage, needs and that are not resident are recomputed as late as possible,
-each op at most once in a stage. So the sequence never costs more than the point, and if its peak is within the budget,
-it is as good as the point.
+`encode_plan` reads S and R off a plan (program.py proves that this point is feasible). `decode_point` turns a point
+into a sequence, and so decides what the program leaves open, the order inside a stage. First computations come in the
+problem's order; values that one of them, or the end of the stage, needs and that are not resident are recomputed as
+late as possible, each op at most once in a stage. So the sequence never costs more than the point, and if its peak is
+within the budget, it is as good as the point.
 
 In free order the program has some precedences only at its anchors (effects, forward before backward). The ops that they
-require are computed first, once more where the point has left that out.
+require are computed first, once more if the point has left that out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from remat_solvers.toolkit.arrays import Ints, Mask
 
 
 def encode_plan(stages: Stages, plan: Plan) -> tuple[Mask, Mask]:
-    """Return S as [moment, value] and R as [stage, op] of a plan without moves that computes the anchors in order."""
+    """Return S as [moment, value] and R as [stage, op] of a plan without offload that computes the anchors in order."""
     graph = stages.graph
     ops = graph.problem.ops
     present = np.zeros((len(stages.anchors) + 1, len(graph.bytes)), dtype=bool)

@@ -7,8 +7,8 @@
             solve the program itself
         decode the point to a sequence (decoding.py) and replay it
         within the budget and solved to its end: no plan of this order is faster; done
-        else add an anchor: the op in whose first computation the replay holds most, or where the fractional point
-        itself exceeds the budget by more than a tenth of the capacity (fractional_memory.py)
+        else add an anchor: the op of most memory at first computations in the replay, or, if the fractional point
+        itself exceeds the budget by more than a tenth of the capacity, the op at which it does (fractional_memory.py)
 
 Every program's bound is valid (program.py has the proof), so the best of them is kept, and any program may be left
 early. A new program begins with the intervals whose rows bound the old one, the split stage included.
@@ -23,7 +23,7 @@ at 40 %: 18.1 % after 20 s, against 16.6 %. Trees: presolve off, interior point 
 restarts off change little; without the RINS and RENS heuristics they took up to ten times as long.
 
 With a `cutoff_ns`, the time of a known plan, the search is only for points that are faster by more than `tolerance_ns`;
-when there are none, that is the bound.
+if none exist, the bound is `cutoff_ns` less `tolerance_ns`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ OVERFLOW = 0.1  # of the capacity: a larger overflow of the fractional point say
 PATIENCE = 3  # refinements without a tree, in which the bound rises by less than `tolerance_ns`
 ROUNDS = 20  # of interval cuts
 MIN_VIOLATION = 1e-3  # of the time of store-all: an interval is added where its violation is larger
-ADDED = 4  # intervals added in a round, or a third of the stages where that is more
+ADDED = 4  # intervals added in a round, or a third of the stages if that is more
 BINDING = 1e-7  # smallest dual value of a row that counts
 NEAR = 0.03  # of the capacity: a plan that exceeds the budget by less is repaired
 REPAIRS = 3

@@ -8,8 +8,8 @@ between these two of its uses. Everything is stated in positions of the sequence
     fetch    before it the copy back starts, and its bytes count
     back     the occurrence that reads the value next
 
-`plan_with_swaps` puts the actions where they belong. `free_when_copied` and `latest_fetches` find the positions at
-which nobody waits, on a clock of compute that never stalls, with one queue per direction.
+`plan_with_swaps` inserts the actions into the plan. `free_when_copied` and `latest_fetches` find the positions at which
+compute does not wait, on a clock of compute that never stalls, with one queue per direction.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ makes room for it.
 SuperNeurons and vDNN choose for a given plan (`choose_workspaces_for_plan`): whatever a plan moves or recomputes, per
 op the fastest implementation whose workspace fits the bytes that the plan leaves free at that step.
 
-A problem's op has one time and one workspace. The alternatives are the caller's to state, by op index or by target, as
-(time_ns, workspace_bytes) each; the choice gives a problem of its own, for any solver:
+A problem's op has one time and one workspace. The caller states the alternatives by op index or by target, each as
+(time_ns, workspace_bytes); the result is a new problem, for any solver:
 
     workspaces = {"convolution": ((900_000, 0), (400_000, 64 << 20)), 17: ((250_000, 0),)}
     problem = choose_workspaces(problem, budget_bytes, workspaces)
@@ -36,9 +36,9 @@ Workspaces: TypeAlias = Mapping[str | int, Sequence[Implementation]]
 
 
 def fastest_within(implementations: Sequence[Implementation], free_bytes: int) -> Implementation:
-    """The fastest whose workspace fits, of two equally fast the smaller; the smallest workspace where none fits.
+    """The fastest implementation whose workspace fits (of two equally fast, the smaller); else the smallest workspace.
 
-    So more free memory never makes it slower.
+    So more free memory never makes an op slower.
     """
     fitting = [i for i in implementations if i[1] <= free_bytes]
     return min(fitting) if fitting else min(implementations, key=lambda i: (i[1], i[0]))

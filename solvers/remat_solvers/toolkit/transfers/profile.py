@@ -1,7 +1,7 @@
 """The memory and the copy times of a sequence of ops, before anything is offloaded.
 
-A `StepProfile` is the data that all swapping methods decide by: how many bytes each op needs, what is freed after it,
-how long each value takes over the link, and when each op runs if compute never waits.
+A `StepProfile` is the data that all swapping methods decide by: the bytes that each op needs, the values freed after
+it, the time of each value's copies, and the time at which each op runs if compute never waits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StepProfile:
     offload_ns: list[int]  # per value: its copy to the host
     fetch_ns: list[int]  # per value: its copy back
     frees: list[list[int]]  # per position: the values that liveness frees after it
-    op_bytes: list[int]  # per position: outputs and workspace, which the op needs beside what is resident
+    op_bytes: list[int]  # per position: outputs and workspace, which the op needs beside the resident values
     growth_bytes: list[int]  # per position: those of its outputs that were not resident before
     used_bytes: Ints  # per position: bytes in use while the op runs, with every live value resident
 

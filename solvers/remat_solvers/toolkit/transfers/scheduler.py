@@ -32,7 +32,7 @@ def schedule_copies(
 ) -> Plan | Overflow:
     """The plan in which the values of `intervals` are off the device during them, or the first op that does not fit.
 
-    triggers: per interval, the position from which its copy back may start; None: the latest that makes nobody wait.
+    triggers: per interval, the position from which its copy back may start; None: the latest that causes no wait.
     """
     return _Pass(profile, intervals, budget_bytes, triggers).run()
 
@@ -40,9 +40,9 @@ def schedule_copies(
 def relieving_intervals(
     profile: StepProfile, intervals: Sequence[IdleInterval], chosen: Container[IdleInterval], overflow: Overflow
 ) -> list[IdleInterval]:
-    """Further `intervals` around an op that does not fit, until their bytes suffice; those of most slack first.
+    """Further `intervals` around an op that does not fit, those of most slack first, until their bytes suffice.
 
-    All that there are where they do not suffice; empty where there is none.
+    If all of them do not suffice, all are returned.
     """
     position, missing_bytes = overflow.position, overflow.excess_bytes
     around = [i for i in intervals if i.last < position < i.back and i not in chosen]
