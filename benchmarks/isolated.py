@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(
 
 __all__ = ["Answer", "Task", "run_task"]
 
-GRACE_FACTOR, GRACE_S = 2.0, 90.0  # a task is killed after so many times its limit, and so many seconds for loading
+GRACE_FACTOR, GRACE_S = 2.0, 90.0  # a task is killed after this factor of its limit, and these seconds
 
 
 @dataclass(frozen=True)

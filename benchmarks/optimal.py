@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 
 EXECUTED = "executed"  # the row that executes models, and so needs torch
-ABLATION_CASES = (
+ABLATION_CASES = (  # cases whose gaps are not closed at once
     ("unet", 30),
     ("r50", 30),
     ("r50", 20),
     ("gptm96", 30),
     ("rl250", 80),
-)  # whose gaps are not closed at once
+)
 ABLATION_S, ABLATION_SEEDS = 10.0, 2
 ABLATIONS: dict[str, dict[str, Any]] = {
     "everything": {},

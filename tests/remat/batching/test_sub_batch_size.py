@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_whole_batch(solver: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_what_fits_runs_as_a_whole() -> None:
+def test_a_batch_that_fits_runs_as_a_whole() -> None:
     assert isinstance(in_parts(deep_model(), "100%"), RematModule)
 
 

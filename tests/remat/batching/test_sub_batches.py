@@ -242,7 +242,7 @@ def test_it_has_the_names_and_state_of_the_model() -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_training_in_parts_is_training() -> None:
+def test_training_in_parts_equals_training_as_a_whole() -> None:
     torch.manual_seed(0)
     plain = SquaredError(nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 2)), "mean").double()
     split = copy.deepcopy(plain)

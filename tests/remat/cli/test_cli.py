@@ -119,7 +119,7 @@ def test_a_plan_over_a_link_is_checked_over_that_link(tmp_path: Path) -> None:
     assert "not a rate" in error("validate", unlinked, plan, "--link", "auto")
 
 
-def test_solvers_lists_the_registry_and_what_needs_a_model() -> None:
+def test_solvers_lists_the_registry_and_solvers_that_need_a_model() -> None:
     listed = run_json("solvers")
     assert tuple(entry["name"] for entry in listed) == (*solver_names(), "torch-budget")
     assert "for a MODEL only" in listed[-1]["summary"]
@@ -134,7 +134,7 @@ def test_python_m_remat_and_the_program_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("args", [["--help"], ["solve", "--help"], ["solvers", "--json"], ["no-such-command"]])
-def test_nothing_heavy_is_imported_for_help(args: list[str]) -> None:
+def test_help_imports_no_slow_module(args: list[str]) -> None:
     script = (
         "import sys\nfrom remat.cli import main\ntry:\n    main()\nfinally:\n"
         "    print([m for m in ('torch', 'networkx', 'numpy', 'rich', 'ortools', 'highspy', 'pulp', 'transformers',"
@@ -208,7 +208,7 @@ def test_a_plan_above_its_own_budget_fails_validation(plan: Path) -> None:
         ["validate", CHAIN],
     ],
 )
-def test_usage_errors_are_1(args: list[object]) -> None:
+def test_usage_errors_have_exit_code_1(args: list[object]) -> None:
     assert "--help" in run(*args, code=BAD_INPUT).output
 
 
@@ -310,7 +310,7 @@ def test_an_old_plan_survives_a_command_that_finds_none(plan: Path) -> None:
 # Ctrl-C
 
 
-def test_ctrl_c_before_any_plan_is_3(tmp_path: Path) -> None:
+def test_ctrl_c_before_any_plan_has_exit_code_3(tmp_path: Path) -> None:
     """The model's function simulates long work: it creates a file when it runs, then waits for the signal."""
     (tmp_path / "slow.py").write_text(
         "import pathlib, time\ndef make():\n    pathlib.Path('running').touch()\n    time.sleep(60)\n"

@@ -112,7 +112,7 @@ def test_another_number_of_threads_is_timed_again(timed: Counter[str]) -> None:
     assert problem.costs.threads == threads + 1
 
 
-def test_another_torch_is_timed_again(timed: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_torch_is_timed_again(timed: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
     measured(mlp(), rows())
     count = len(timed)
     timed.clear()

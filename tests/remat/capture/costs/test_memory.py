@@ -103,7 +103,7 @@ def test_changes_are_in_order() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 2000), st.booleans()), max_size=30))
-def test_any_trace(trace: list[tuple[int, bool]]) -> None:
+def test_peaks_of_random_traces(trace: list[tuple[int, bool]]) -> None:
     """Compared with a running sum: every step allocates a tensor, and first frees the oldest one where `frees`."""
     held = peak = 0
     sizes: list[int] = []
