@@ -32,9 +32,9 @@ WITHOUT = """
     assert linked.plan is not None and linked.time_ns <= result.time_ns, linked.time_ns
     assert linked.reason == NO_SEARCH, linked.reason
 
-    least = solve(problem, "min", limits=Limits(5))
-    assert least.plan is not None and least.peak_bytes < 0.4 * least.store_all_peak_bytes, least.peak_bytes
-    assert NO_SEARCH in least.reason, least.reason
+    smallest = solve(problem, "min", limits=Limits(5))
+    assert smallest.plan is not None and smallest.peak_bytes < 0.4 * smallest.store_all_peak_bytes, smallest.peak_bytes
+    assert NO_SEARCH in smallest.reason, smallest.reason
 
     curve = sweep(problem, points=3, limits=Limits(10))
     assert len(curve.points) == 3, curve.points

@@ -40,8 +40,8 @@ def test_on_the_corpus(method: str, name: str) -> None:
 def test_on_an_unrolled_lstm(method: str, options: dict[str, object]) -> None:
     problem = corpus_problem("lstm")
     unmodified = baseline(problem)
-    for budget, most in ((0.9, 30), (0.5, 30), (0.4, 40)):
+    for budget, max_overhead in ((0.9, 30), (0.5, 30), (0.4, 40)):
         result = solve(problem, int(budget * unmodified.peak_bytes), solver=create(method, **options))
         assert result.time_ns is not None
         overhead = 100 * (result.time_ns / unmodified.time_ns - 1)
-        assert PROVEN.get(("lstm", budget), 0) <= overhead <= most
+        assert PROVEN.get(("lstm", budget), 0) <= overhead <= max_overhead

@@ -174,11 +174,11 @@ def test_a_schedule_takes_the_steps_of_its_table(strategy: Strategy, length: int
 def test_mixed_lies_between_internal_and_hidden(size: int) -> None:
     hidden, internal = steps_table(40, 12, "hidden"), steps_table(40, 12, "internal")
     mixed = steps_table(40, 12, "mixed", size)
-    some = mixed[:, 1:]
-    assert np.all(internal[:, 1:] <= some)
-    assert np.all(some <= hidden[:, 1:])
-    assert size != 1 or np.array_equal(some, internal[:, 1:])
-    assert size != 100 or np.array_equal(some, hidden[:, 1:])
+    mixed_steps = mixed[:, 1:]
+    assert np.all(internal[:, 1:] <= mixed_steps)
+    assert np.all(mixed_steps <= hidden[:, 1:])
+    assert size != 1 or np.array_equal(mixed_steps, internal[:, 1:])
+    assert size != 100 or np.array_equal(mixed_steps, hidden[:, 1:])
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 40])

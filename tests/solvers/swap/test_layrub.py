@@ -95,8 +95,9 @@ def test_the_capacity_of_the_host_is_kept() -> None:
 
 
 def test_a_gradient_reuses_the_space_of_data_after_its_last_backward_use() -> None:
-    """Intra-layer reuse as far as no op writes over its own input. Data of 1 KB is read by another backward op before
-    the op that makes its gradient: the gradient lies where it lay. Read by that op itself, they lie side by side."""
+    """Intra-layer reuse holds as far as no op overwrites its own input. If another backward op reads data of 1 KB
+    before the op that computes its gradient, the gradient has the address of the data; if that op reads it, both are
+    adjacent."""
     for reads_itself in (False, True):
         ops = (
             Op("layer", "forward", (), (0,), 1),

@@ -28,12 +28,11 @@ def extra(problem: Problem, sequence: list[int]) -> int:
 
 @pytest.mark.parametrize("s", [1, 2, 5, 9])
 def test_superneurons_costs_of_a_segment_of_s_layers(s: int) -> None:
-    """CONV, s cheap layers, CONV, cheap; backward reads a layer's input and output. Speed-centric: s forwards once.
+    """The layers are CONV, s cheap layers, CONV; backward reads a layer's input and output.
 
-    Memory-centric: for the backward of the convolution all s are recomputed, then anew for each layer. It reads its own
-    output, so that is s, s - 1, ..., 1: s (s + 1) / 2 after the s of the convolution. Where a backward reads only the
-    input, it is s (s - 1) / 2.
-    """
+    Speed-centric recomputes s forward ops once. Memory-centric recomputes all s for the backward of the convolution,
+    and then again for each layer. A layer's backward reads its own output, so that is s, s - 1, ..., 1: s (s + 1) / 2
+    after the s of the convolution. Where a backward reads only the input, it is s (s - 1) / 2."""
     problem = layers("convolution", *["relu"] * s, "convolution")
     segment_of = segments_between(problem, checkpoint_ops(problem))
     assert segment_of == dict.fromkeys(range(1, s + 1), 1)
@@ -46,8 +45,8 @@ def test_superneurons_costs_of_a_segment_of_s_layers(s: int) -> None:
 
 
 def test_cost_aware_is_speed_centric_where_a_segment_fits_the_largest_layer() -> None:
-    """l_peak = 4 (a backward op: input, output, two gradients). Segments of 1 and 2 values and l^b: 2 conv-backward
-    bytes beside the segment and so on: the short ones fit, one of 6 does not."""
+    """l_peak is 4: a backward op has an input, an output and two gradients. With the 2 bytes of the convolution's
+    backward beside a segment, short segments fit, and one of 6 values does not."""
     problem = layers("convolution", "relu", "convolution", *["relu"] * 6, "convolution")
     segment_of = segments_between(problem, checkpoint_ops(problem))
     assert set(segment_of.values()) == {1, 3}
@@ -101,23 +100,23 @@ NETS = st.lists(st.tuples(st.booleans(), st.integers(1, 9)), min_size=1, max_siz
 @given(net=NETS)
 @settings(max_examples=100, deadline=None)
 def test_the_last_rungs_of_the_ladder_in_the_papers_account(net: Net) -> None:
-    """Beside the checkpoints: memory-centric peaks at max l_i; speed-centric, where layers are of one size, at the
-    largest segment with l^b of the checkpoint after it, if that is more; cost-aware then at max l_i again."""
+    """Beside the checkpoints, memory-centric peaks at max l_i. Where layers are of one size, speed-centric peaks at the
+    largest segment with l^b of the checkpoint after it, if that is more, and cost-aware at max l_i again."""
     targets, sizes = net
     problem = sized(layers(*targets), sizes)
     memory_centric_peak = peak_beside_checkpoints(problem, SuperNeurons().sequence(problem, "memory-centric"))
     assert memory_centric_peak == max(footprints(problem))
     even = sized(layers(*targets), [4] * len(targets))
-    runs = [len(run) for run in "".join("x" if t == "relu" else " " for t in targets).split()]
+    segments = [len(segment) for segment in "".join("x" if t == "relu" else " " for t in targets).split()]
     speed_centric_peak = peak_beside_checkpoints(even, SuperNeurons().sequence(even, "speed-centric"))
     assert max(footprints(even)) == 16
-    assert speed_centric_peak == max([16, *(4 * s + 3 * 4 for s in runs)])
+    assert speed_centric_peak == max([16, *(4 * s + 3 * 4 for s in segments)])
     assert peak_beside_checkpoints(even, SuperNeurons().sequence(even, "cost-aware")) == 16
 
 
 def test_paper_and_code_compare_a_segment_with_different_bytes() -> None:
-    """Three layers of 5 between convolutions of 1. Paper: 15, and at the end 1 and the gradient's 5, are above
-    l_peak = 20. Released code: 15 are not above the 15 that the third layer's backward reads."""
+    """Three layers of 5 bytes are between convolutions of 1. By the paper, 15, and at the end 1 and the gradient's 5,
+    are above l_peak = 20. By the released code, 15 are not above the 15 that the third layer's backward reads."""
     problem = sized(layers("convolution", *["relu"] * 3, "convolution"), [1, 5, 5, 5, 1])
     segment_of = segments_between(problem, checkpoint_ops(problem))
     assert memory_centric(problem, segment_of, "paper") == {1}
@@ -128,8 +127,9 @@ def test_paper_and_code_compare_a_segment_with_different_bytes() -> None:
 
 
 def test_the_comparison_of_cost_aware_looks_at_the_end_of_a_segment_only() -> None:
-    """3, 3, 5 and 1 bytes between convolutions of 1: 12 and 1 + 1 + 1 at the end are below l_peak = 2 (3 + 5), but at
-    the backward of the third layer 3 + 3 + 5 and gradients of 5 and 3 are resident. Its peak can exceed max l_i."""
+    """Layers of 3, 3, 5 and 1 bytes are between convolutions of 1: 12 and 1 + 1 + 1 at the end are below l_peak = 2 (3
+    + 5). But at the backward of the third layer, 3 + 3 + 5 and gradients of 5 and 3 are resident: the peak can exceed
+    max l_i."""
     problem = sized(layers("convolution", *["relu"] * 4, "convolution"), [1, 3, 3, 5, 1, 1])
     assert max(footprints(problem)) == 16
     assert memory_centric(problem, segments_between(problem, checkpoint_ops(problem)), "paper") == set()

@@ -34,7 +34,8 @@ NS_PER_BYTE = 10**9  # bytes per second at which a byte takes one ns
 
 def net(layers: str, size_bytes: int = 4, rate: int = NS_PER_BYTE) -> Problem:
     """A chain of CONV (c) and cheap (r) layers of one size, 10 ns each. A layer's backward reads its input, its output
-    and the gradient of its output (the last one's: none), and makes that of its input (the first one's: of 0 bytes)."""
+    and the gradient of its output (the last one reads none), and computes that of its input (0 bytes for the first
+    one)."""
     n = len(layers)
     ops = [
         Op(f"f{i}", "forward", (i - 1,) if i else (), (i,), 10, target="convolution" if kind == "c" else "relu")
@@ -49,15 +50,15 @@ def net(layers: str, size_bytes: int = 4, rate: int = NS_PER_BYTE) -> Problem:
 
 
 def steps(plan: Plan) -> list[str]:
-    """The plan in short: f2 and b2 run a layer, +3 fetches, >3 copies to the host, -3 frees."""
+    """The plan in short form: f2 and b2 compute a layer, +3 fetches, >3 copies to the host, -3 frees."""
     marks = {Compute: "op", Fetch: "+", Offload: ">", Free: "-"}
     return [marks[type(a)] + str(a.op if isinstance(a, Compute) else a.value) for a in plan]
 
 
 def test_the_ladder_of_a_net_counted_by_hand() -> None:
-    """Eight layers of 4 bytes, three of them CONV. baseline: 8 outputs and 7 gradients. liveness: 8 outputs and one
-    gradient. offload: the five cheap outputs, and at the last CONV's backward its output and a gradient. recompute:
-    the backward of one layer, its input, its output and two gradients."""
+    """The net has eight layers of 4 bytes, three of them CONV. baseline has 8 outputs and 7 gradients, and liveness 8
+    outputs and one gradient. offload has the five cheap outputs and, at the last CONV's backward, its output and a
+    gradient. recompute has the backward of one layer: its input, its output and two gradients."""
     problem = net("crrcrrrc")
     solver = SuperNeurons()
     recomputing = solver.sequence(problem, "cost-aware")
@@ -112,18 +113,18 @@ def test_nothing_moves_where_memory_suffices() -> None:
     problem = net("crrcrrrc")
     profile = StepProfile.of(problem, range(len(problem.ops)))
     movable = SuperNeurons().movable(problem, "conv")
-    most = int(profile.used_bytes.max())
-    plan = pooled(profile, movable, most, cache=True)
+    peak_bytes = int(profile.used_bytes.max())
+    plan = pooled(profile, movable, peak_bytes, cache=True)
     assert plan is not None
     assert not any(isinstance(a, Offload | Fetch) for a in plan)
-    short = pooled(profile, movable, most - 1, cache=True)
+    short = pooled(profile, movable, peak_bytes - 1, cache=True)
     assert short is not None
     assert [a for a in short if isinstance(a, Offload)] == [Offload(0)]  # the least recently used value is enough
 
 
 def test_without_the_cache_convolutions_are_offloaded_during_the_forward_and_fetched_one_ahead() -> None:
-    """A copy takes 4 ns, a layer 10: each is over when the next layer ends. The last CONV's is needed at once, and its
-    copy, made in vain, is left out. In backward nobody waits: each comes back one CONV ahead."""
+    """A copy takes 4 ns and a layer 10, so each copy ends before the next layer. The last CONV's output is read at
+    once, and its useless copy is omitted. In backward no op waits: each value is fetched one CONV ahead."""
     problem = net("crrcrrcrrc")
     profile = StepProfile.of(problem, range(len(problem.ops)))
     movable = SuperNeurons().movable(problem, "conv")
@@ -178,8 +179,8 @@ def trace(*reads: tuple[int, ...], sizes: tuple[int, ...]) -> StepProfile:
     ],
 )
 def test_the_order_of_victims(victims: VictimOrder, expected: list[int]) -> None:
-    """Values 0, 1, 2 of one byte; 0 is read by op 3; op 4 computes two bytes where three and its own 2 are one too
-    many, then op 5 three: one more. Then 0, 1 and 2 are read in turn."""
+    """Values 0, 1 and 2 have one byte. Op 3 reads 0. Op 4 computes two bytes, so three and its own 2 are one too many;
+    op 5 needs one more. Then 0, 1 and 2 are read in turn."""
     profile = trace((), (), (), (0,), (), (4,), (0, 5), (1, 6), (2, 7), sizes=(1, 1, 1, 0, 2, 1, 0, 0, 0))
     paged = DemandPaging(profile, {0, 1, 2}, 4, victims).run()
     assert isinstance(paged, PagedPlan)

@@ -2,10 +2,10 @@
 
 AlexNet, OverFeat (fast) and GoogLeNet are those of convnet-benchmarks, the usual ones of 2016; VGG-16 is configuration
 D of Simonyan and Zisserman. A layer is one forward op, ACTV included, which runs in place. In backward ACTV reads Y and
-the gradient of Y and makes another one, since nothing runs in place in a problem; then CONV and FC read X and that,
-POOL reads X, Y and its gradient, and each makes the gradient of X, the first layer none. FP32.
+the gradient of Y and computes another one, since nothing runs in place in a problem; then CONV and FC read X and that,
+POOL reads X, Y and its gradient, and each computes the gradient of X, except the first layer. Values are FP32.
 
-Parameters and their gradients are left out: vDNN moves feature maps. Workspaces are left out: they are cuDNN's.
+Parameters and their gradients are omitted, since vDNN moves feature maps, and so are the workspaces of cuDNN.
 Times: FLOP at 6.1 TFLOP/s or bytes at 336 GB/s, a Titan X; backward of a convolution counts twice.
 """
 
@@ -84,15 +84,17 @@ class Network:
                 name = f"backward of ACTV {op.name}"
                 ops.append(Op(name, "backward", (y, *arriving), (len(values) - 1,), moved_ns, target="back"))
                 reads = (*op.inputs, len(values) - 1)
-            elif op.target == "cat":  # copies slices
+            elif op.target == "cat":  # its backward copies slices
                 reads = arriving
-            made = []
+            gradient_ids = []
             for x in op.inputs:
                 values.append(Value(f"g{x}", self.bytes_of(x) if x else 0, "gradient"))
                 gradients.setdefault(x, []).append(len(values) - 1)
-                made.append(len(values) - 1)
+                gradient_ids.append(len(values) - 1)
             twice = 2 if op.target in ("convolution", "addmm") else 1
-            ops.append(Op(f"backward of {op.name}", "backward", reads, tuple(made), twice * op.time_ns, target="back"))
+            ops.append(
+                Op(f"backward of {op.name}", "backward", reads, tuple(gradient_ids), twice * op.time_ns, target="back")
+            )
         results = tuple(gradients[0])
         return Problem(f"{self.name} ({self.batch})", tuple(ops), tuple(values), results, PCIE)
 
