@@ -225,7 +225,7 @@ def test_below_the_smallest_peak_the_program_is_infeasible() -> None:
 
 def test_an_incumbent_cuts_off_plans_that_are_no_better() -> None:
     problem, budget = at_share("r50", 0.8)
-    incumbent = refine_to_the_end(problem, budget).known
+    incumbent = refine_to_the_end(problem, budget).incumbent
     refinement = Refinement(problem, budget)
     assert incumbent is not None
     refinement.set_incumbent(incumbent)
