@@ -26,6 +26,7 @@ from typing import Any
 WORK = 6  # slices of `auto`
 BUDGETS = (0.65, 0.3)  # of the way from the floor to the peak of store-all
 KEYS = ("status", "order", "time_ns", "peak_bytes", "bound_ns", "smallest_peak_bytes", "actions")
+TIMED = ("limit of their own", "cut short")  # in the reason of a method whose parts have limits of time
 ROOT = Path(__file__).parents[1]
 
 Answer = dict[str, Any]
@@ -115,7 +116,8 @@ def _answer(solver: str, problem: Any, budget: int, limits: Any) -> Answer:
         return {**dict.fromkeys(KEYS), "cut": False, "status": f"raised {type(error).__name__}"}
     known = {name: getattr(result, name) for name in KEYS if name != "actions"}
     actions = None if result.plan is None else [_action_record(action) for action in result.plan]
-    return {**known, "cut": result.stopped == "time" and limits.work is None, "actions": actions}
+    timed = result.stopped == "time" or any(phrase in result.reason for phrase in TIMED)
+    return {**known, "cut": timed and limits.work is None, "actions": actions}
 
 
 def _action_record(action: Any) -> list[Any]:

@@ -101,5 +101,6 @@ class _Search(Trials):
         finished = replay.run()
         self.computed_ops += len(replay.sequence)
         if not finished:
+            self.out_of_time()  # the replay may have ended because of it
             return GIVEN_UP, len(self.problem.ops) - replay.memory.position
         return self.replay_sequence(replay.sequence, setting.name).peak_bytes, 0
