@@ -159,7 +159,7 @@ def _check_arguments(model: object, args: object, budget: int | str, options: St
 
 def _why_no_plan(result: Result) -> str:
     smallest = ""
-    if result.smallest_peak_bytes is not None:
+    if result.smallest_peak_bytes is not None and "smallest peak found" not in result.reason:
         smallest = f" The smallest peak this method reaches is {format_bytes(result.smallest_peak_bytes)}."
     return (
         f"no plan within {format_bytes(result.budget_bytes)}: {result.status.sentence} {result.reason}.{smallest} "

@@ -47,7 +47,8 @@ def solve_in_parts(
         changes: single fields of `parts` and `options`.
 
     In parts, the sums of the gradients and the rows outside the current part count in the reserve. A last part of fewer
-    rows is planned at the first call that has one, unless `on_change` is set.
+    rows is planned at the first call that has one, unless `on_change` is a keyword of the call, or
+    is not "error" in `options`.
 
     Raises:
         InputError: the whole batch does not fit, and a batch norm would take its statistics from a part.

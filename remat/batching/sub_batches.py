@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from remat.execute.module import SHARED
-from remat.options import Parts, PartsKeywords, changed, takes_options
+from remat.options import Parts, PartsKeywords, Reduction, changed, takes_options
 from remat_solvers.errors import InputError
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # args, kwargs
@@ -77,6 +77,26 @@ class SubBatches(nn.Module):
         self.__dict__.update(own)  # unregistered: the registries are the model's
         for registry in SHARED:
             self.__dict__[registry] = model.__dict__[registry]
+
+    @property
+    def reduction(self) -> Reduction:
+        """The field of `parts`."""
+        return self.parts.reduction
+
+    @property
+    def count(self) -> Callable[..., Any] | None:
+        """The field of `parts`."""
+        return self.parts.count
+
+    @property
+    def whole(self) -> Collection[int | str]:
+        """The field of `parts`."""
+        return self.parts.whole
+
+    @property
+    def loss(self) -> Callable[[Any], Tensor] | None:
+        """The field of `parts`."""
+        return self.parts.loss
 
     def train(self, mode: bool = True) -> SubBatches:
         """Set the training mode of the model."""

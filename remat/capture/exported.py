@@ -83,7 +83,7 @@ class Exported:
         devices = {tensors_of(node)[0].device for node in self.joint.nodes if is_random(node)}
         return tuple(sorted(devices, key=str))
 
-    def recapture(self) -> Capture:
+    def capture_again(self) -> Capture:
         """Trace the step once more and return the graph as AOTAutograd gives it, with the same names of nodes."""
         with self.autocast():
             return capture(
@@ -94,7 +94,7 @@ class Exported:
                 loss_only=self.differentiate == "loss",
             )
 
-    def recapture_for_all_outputs(self) -> tuple[Exported, Any]:
+    def for_all_outputs(self) -> tuple[Exported, Any]:
         """Capture the step again with a gradient through every output, and return it with its store-all plan.
 
         No op is timed. Raises ApplyError where the step cannot be repeated, because it updates a buffer that it reads.

@@ -50,7 +50,7 @@ class Emitted:
 
 @dataclass
 class _Residency:
-    """One stay of a value on the device."""
+    """The time that a value is on the device, once on the device."""
 
     node: fx.Node | None  # None: the recomputation does not compute this output
     last_use: int  # statement

@@ -160,7 +160,7 @@ class Program:
                 restore_rng(device, state)
 
     def _for_all_outputs(self) -> Program:
-        program = Program(*self.exported.recapture_for_all_outputs(), updates=False)
+        program = Program(*self.exported.for_all_outputs(), updates=False)
         log.warning(
             "a gradient arrived through an output planned without one (the plan was made for the loss alone); "
             "the step was run again, outside the budget. Pass differentiate='all' to plan for every output."

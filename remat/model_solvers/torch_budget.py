@@ -46,7 +46,7 @@ class TorchBudget:
     @cached_property
     def captured(self) -> Capture:
         """The graph that the partitioner is given copies of: traced once for all budgets."""
-        return self.exported.recapture()
+        return self.exported.capture_again()
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int

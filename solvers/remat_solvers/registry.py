@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from remat_solvers.errors import InputError
@@ -45,14 +45,14 @@ class FindsMinPeak(Solver, Protocol):
 
 @runtime_checkable
 class WarmStarted(Solver, Protocol):
-    """A method that can start from known plans."""
+    """A method, a dataclass, that can start from known plans."""
 
     starts: tuple[Plan, ...]  # they may exceed the budget
 
 
 def with_starts(solver: Solver, plans: tuple[Plan, ...]) -> Solver:
     """The same solver, which starts from `plans`, too; unchanged if it cannot be warm-started."""
-    if not isinstance(solver, WarmStarted):
+    if not (is_dataclass(solver) and isinstance(solver, WarmStarted) and isinstance(solver.starts, tuple)):
         return solver
     return cast(Solver, replace(cast(Any, solver), starts=(*solver.starts, *plans)))
 

@@ -68,7 +68,7 @@ def solve(
             seconds=0.0,
         )
     if evaluation.floor.bytes > budget:
-        reason = f"every plan needs {bottleneck(problem, evaluation.floor)}"
+        reason = f"Every plan needs {bottleneck(problem, evaluation.floor)}"
         return evaluation.result(Outcome(status=Status.INFEASIBLE, reason=reason), seconds=0.0)
     outcome = method.solve(problem, budget, limits=limits, on_progress=on_progress, seed=seed)
     return evaluation.result(outcome, seconds=watch.seconds)

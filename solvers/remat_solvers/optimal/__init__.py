@@ -1,1 +1,1 @@
-"""Our own solver, `auto`: a program over few moments and a search over sequences, side by side."""
+"""Our own solver, `auto`: a portfolio of programs that prove lower bounds, and of local searches."""

@@ -275,7 +275,7 @@ class Portfolio:
             return search.run(moves=min(tuning.search_slice_moves, self._patience_moves))
         begin_s = time.perf_counter()
         longer = 1.0 if self.incumbents.best is None else max(1.0, len(self.problem.ops) / tuning.search_slice_ops)
-        moves = search.run(moves=self._patience_moves, seconds=self._at_most_s(tuning.search_slice_s * longer))
+        moves = search.run(moves=self._patience_moves, seconds=self.watch.at_most(tuning.search_slice_s * longer))
         self.searched_s += time.perf_counter() - begin_s
         return moves
 
@@ -331,7 +331,7 @@ class Portfolio:
         if self.program is None:
             return
         waits = not self.searching or isinstance(self.program, InlineWorker)
-        for step in self.program.poll(self._at_most_s(self.tuning.program_poll_s) if waits else 0.0):
+        for step in self.program.poll(self.watch.at_most(self.tuning.program_poll_s) if waits else 0.0):
             self._apply(step, self.order, "program")
         if self.options.order == "any" and self.order is Order.GIVEN and self._given_order_settled():
             self.program.close()
@@ -380,7 +380,3 @@ class Portfolio:
         for order, search in (*whole_searches, *self.window_searches.items()):
             if ordered or order is Order.FREE:
                 search.offer(sequence)
-
-    def _at_most_s(self, seconds: float) -> float:
-        """`seconds`, but at most the remaining time."""
-        return seconds if self.watch.remaining is None else min(seconds, self.watch.remaining)

@@ -24,6 +24,10 @@ class Stopwatch:
         """Seconds left, at least 0; None: there is no limit."""
         return None if self._limit is None else max(0.0, self._limit - self.seconds)
 
+    def at_most(self, seconds: float) -> float:
+        """`seconds`, but at most the remaining time."""
+        return seconds if self.remaining is None else min(seconds, self.remaining)
+
     def share(self, part: float) -> Limits:
         """The limits of one step of several: that part of the time left."""
         return Limits(self.remaining).share(part)

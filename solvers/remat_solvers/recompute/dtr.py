@@ -87,7 +87,7 @@ class _ByAccess(ScoringEvictor):
         self.accessed = np.zeros(len(memory.size))
 
     def staleness(self, candidates: Indices) -> Floats:
-        """s(t)."""
+        """s(t): the time since each candidate was accessed, at least 1 ns."""
         return np.maximum(1.0, self.memory.now_ns - self.accessed[candidates])
 
     def computed(self, op: int, fresh: list[int]) -> None:

@@ -65,4 +65,4 @@ def test_a_solver_without_certificates_reports_it(tmp_path: Path) -> None:
 def test_the_floor_is_shown_with_a_plan_and_without() -> None:
     assert "floor   3 B" in run("solve", CHAIN, "--budget", "60%", "--time-limit", 2).stdout
     done = run("solve", CHAIN, "--budget", 2, code=NO_PLAN)
-    assert "every plan needs 3 B during op50 (B50): 1 B output of op48 (F49)" in done.stderr
+    assert "Every plan needs 3 B during op50 (B50): 1 B output of op48 (F49)" in done.stderr

@@ -79,7 +79,7 @@ def test_the_table_for_people(problem: Path) -> None:
     assert lines[2].split()[-1] == "infeasible"
     assert "+26.00%" in lines[3]
     assert "+20.67%" in lines[4]
-    assert "1 B: every plan needs 3 B during op50" in done.stdout
+    assert "1 B: Every plan needs 3 B during op50" in done.stdout
     assert "12 B: feasible, +26.00% time" in done.stderr
 
 

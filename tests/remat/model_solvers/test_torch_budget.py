@@ -34,7 +34,7 @@ def export(name: str) -> Exported:
 
 
 def plans(exported: Exported) -> dict[float, Plan]:
-    sequences = TorchBudget(exported).sequences(exported.recapture())
+    sequences = TorchBudget(exported).sequences(exported.capture_again())
     return {setting: plan_from_sequence(exported.problem, ops) for setting, ops in sequences}
 
 
@@ -55,7 +55,7 @@ def test_every_setting_is_a_valid_plan_that_runs(name: str) -> None:
 @pytest.mark.parametrize("name", ["attention-dropout", "drop-path", "lora"])
 def test_settings_left_out_are_those_that_change_nothing(name: str) -> None:
     method = TorchBudget(export(name))
-    captured = method.exported.recapture()
+    captured = method.exported.capture_again()
     expected = {tuple(method.sequence_at(captured, step / STEPS)) for step in range(STEPS + 1)}
     assert {tuple(ops) for _, ops in method.sequences(captured)} == expected
 

@@ -114,7 +114,7 @@ def test_budgets_below_the_floor_are_infeasible_with_the_reason_of_the_floor() -
     curve = sweep(CHAIN, budgets=(2, 1, 12), solver="gruslys")
     check(CHAIN, curve)
     assert [p.status for p in curve.points] == [Status.INFEASIBLE, Status.INFEASIBLE, Status.FEASIBLE]
-    assert curve.points[1].reason == f"every plan needs {bottleneck(CHAIN)}"
+    assert curve.points[1].reason == f"Every plan needs {bottleneck(CHAIN)}"
     assert curve.points[0].reason == curve.points[1].reason
     assert curve.points[0].seconds == 0
 

@@ -259,7 +259,7 @@ def test_sizes_beyond_the_arithmetic_of_the_search() -> None:
 def test_a_budget_below_the_floor_is_answered_with_the_floor() -> None:
     result = solve(head(), 2000)
     assert result.status is Status.INFEASIBLE
-    assert result.reason == f"every plan needs {bottleneck(head())}"
+    assert result.reason == f"Every plan needs {bottleneck(head())}"
     with pytest.raises(BudgetError, match="min"):
         solve(head(), "smallest")
     assert read_budget("min", 100) == "min"

@@ -1,4 +1,4 @@
-"""Joint recomputation and offloading, with a lower bound: runs the program and the search side by side.
+"""Joint recomputation and offloading, with a lower bound: runs the program beside the search.
 
     program.py    an integer program over few moments, a relaxation, in a process of its own
     decoding.py   turns points of the program into choices for the search
@@ -176,7 +176,7 @@ class _OffloadSearch:
         hot, cold = (self.every_op_once_ns * t for t in (SIDE_HOT if self.on_side else self.hot, COLD))
         temperature_ns = hot * (cold / hot) ** (1 - self.moves_left / self.round_moves)
         moves = min(SLICE_MOVES, self.moves_left) if self.by_work else self.moves_left
-        seconds = FOREVER if self.by_work else self._at_most_s(SLICE_S)
+        seconds = FOREVER if self.by_work else self.watch.at_most(SLICE_S)
         self.moves_left -= search.anneal(moves, temperature_ns, cold, seconds)
         self._offer_best(search, "search")
         if self.moves_left <= 0:
@@ -209,7 +209,7 @@ class _OffloadSearch:
         if self.side_search.offer(sequence, swaps):
             self.starts.append((sequence, swaps))
             once_ns = self.every_op_once_ns
-            self.side_search.run(moves, HOT * once_ns, COLD * once_ns, self._at_most_s(FOREVER))
+            self.side_search.run(moves, HOT * once_ns, COLD * once_ns, self.watch.at_most(FOREVER))
             self._offer_best(self.side_search, "moments")
             self._compare()
 
@@ -227,11 +227,6 @@ class _OffloadSearch:
             self.best_ns = search.best[0]
             self.gained = True
             self.offer(plan, note)
-
-    def _at_most_s(self, seconds: float) -> float:
-        return seconds if self.watch.remaining is None else min(seconds, self.watch.remaining)
-
-    # The program
 
     def poll_program(self) -> None:
         """Apply the results that the program has found since, and start the next program once it is solved."""
@@ -277,7 +272,7 @@ class _OffloadSearch:
         highs.passModel(self.program.model(self.cutoff_ns))
         gap = max(MIN_GAP, self.within_ns / 2 / self.program.time_unit_ns)
         small = highs.getNumCol() <= INLINE_COLUMNS
-        self.mip = (InlineMip if small else MipProcess)(highs, self._at_most_s(FOREVER), gap)
+        self.mip = (InlineMip if small else MipProcess)(highs, self.watch.at_most(FOREVER), gap)
 
 
 class InlineMip:

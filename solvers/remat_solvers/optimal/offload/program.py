@@ -276,7 +276,7 @@ class JointProgram:
                     self._at_most([(t, 1.0) for t in runs], 1.0)
 
     def _dependencies(self) -> None:
-        """(1) to (3)."""
+        """Add the rows (1) to (3)."""
         problem = self.problem
         for i, op in enumerate(problem.ops):
             for stage in np.nonzero(self.R[i] != ZERO)[0].tolist():
@@ -295,7 +295,7 @@ class JointProgram:
                     self._covered(int(self.O[value, stage]), sources)
 
     def _copies(self) -> None:
-        """(4) to (6), and forward results in the backward."""
+        """Add the rows (4) to (6), and those of forward results in the backward."""
         backward = [k for k, op in enumerate(self.ranges.anchors) if self.problem.ops[op].phase == "backward"]
         for value, counted in enumerate(self.counted):
             if not counted:
@@ -315,7 +315,7 @@ class JointProgram:
                     self._covered(ONE, [int(self.S[value, k]), int(self.Q[value, k])])
 
     def _memory(self, stage: int) -> None:
-        """(7)."""
+        """Add the rows (7)."""
         terms = [*self.S[:, stage].tolist(), *self.Q[:, stage].tolist()]
         workspace = self.problem.ops[self.ranges.anchors[stage]].workspace_bytes if stage < self.stages - 1 else 0
         self._at_most(
@@ -323,7 +323,7 @@ class JointProgram:
         )
 
     def _link(self, stage: int) -> None:
-        """(8), (9), (11) and (12)."""
+        """Add the rows (8), (9), (11) and (12)."""
         duration = [(int(t), -c) for t, c in zip(self.R[:, stage], self.time, strict=True) if t != ZERO]
         duration.append((self.W[stage], -1.0))
         copied = [(int(t), c) for t, c in zip(self.O[:, stage], self.to_host, strict=True)]

@@ -72,7 +72,7 @@ class Memory:
     def _last_need(self) -> list[int]:
         """Per value, the last position at which its readers are computed, or may be recomputed for the sake of others.
 
-        Backward ops count with their own position only: gradients are rarely recomputed, see `Replay._banish`.
+        Backward ops count with their own position only: gradients are rarely recomputed, see `Replay._drop_finally`.
         """
         ops = self.problem.ops
         need = [-1] * len(self.size)

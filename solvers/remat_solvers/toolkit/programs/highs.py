@@ -29,7 +29,7 @@ MIN_GAP = 1e-6  # the default of mip_abs_gap
 class SolveEnd(Enum):
     """Says why a solve ended."""
 
-    COMPLETE = "solved to the gap asked for"
+    COMPLETE = "solved to the requested gap"
     EMPTY = "no point below the cutoff"
     LIMIT = "stopped by a limit"
 
