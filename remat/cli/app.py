@@ -84,7 +84,7 @@ def solve(
     import remat_solvers
     from remat.cli.text import result_lines
     from remat_solvers.formats import result_to_dict, save_certificate, save_plan
-    from remat_solvers.registry import create
+    from remat_solvers.registry import with_certificate
     from remat_solvers.units import ANY_PEAK_BYTES, read_budget
 
     check_writable(output)
@@ -95,7 +95,7 @@ def solve(
         result = remat_solvers.solve(
             loaded.problem,
             budget,
-            solver=create("auto", certify=True) if certificate and solver == "auto" else loaded.solver(solver),
+            solver=with_certificate(loaded.solver(solver)) if certificate else loaded.solver(solver),
             limits=loaded.limits,
             on_progress=progress_printer(),
             seed=request.seed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from remat_solvers.errors import InputError
@@ -55,6 +55,14 @@ def with_starts(solver: Solver, plans: tuple[Plan, ...]) -> Solver:
     if not (is_dataclass(solver) and isinstance(solver, WarmStarted) and isinstance(solver.starts, tuple)):
         return solver
     return cast(Solver, replace(cast(Any, solver), starts=(*solver.starts, *plans)))
+
+
+def with_certificate(solver: str | Solver) -> Solver:
+    """The solver, which makes a certificate of its bound if it has an option for that (`certify`)."""
+    method = create(solver) if isinstance(solver, str) else solver
+    if not is_dataclass(method) or "certify" not in (field.name for field in fields(method)):
+        return method
+    return cast(Solver, replace(cast(Any, method), certify=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,19 @@ def test_the_solver_starts_from_the_plans_on_both_sides_and_from_the_smallest() 
         assert simulate(CHAIN, starts[-1]).peak_bytes == budgets[2] == 3  # of a range in three steps the last
 
 
+def test_a_plain_class_with_an_attribute_of_that_name_is_not_warm_started() -> None:
+    class Plain:
+        name: ClassVar[str] = "plain"
+        version: ClassVar[str] = "1"
+        starts = 3
+
+        def solve(self, *_: object, **__: object) -> Outcome:
+            return Outcome(Status.NOT_FOUND)
+
+    curve = sweep(CHAIN, budgets=["60%"], solver=Plain())
+    assert [point.status for point in curve.points] == [Status.NOT_FOUND]
+
+
 # ---------------------------------------------------------------- limits
 
 
