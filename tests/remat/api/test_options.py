@@ -18,9 +18,8 @@ from torch import nn
 import remat
 from remat.options import InPartsKeywords, Parts, PartsKeywords, StepKeywords, StepOptions
 from remat_solvers.errors import InputError
+from tests.paths import ROOT, child_environment
 from tests.remat.modules import batch, layers
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_each_class_of_keywords_has_the_fields_and_types_of_its_options() -> None:
@@ -140,6 +139,7 @@ def test_a_type_checker_reports_a_misspelt_keyword(tmp_path: Path) -> None:
         [sys.executable, "-m", "mypy", *settings, f"--cache-dir={tmp_path}", str(tmp_path / "snippet.py")]
         + [str(Path("remat") / source) for source in sources],
         cwd=ROOT,
+        env=child_environment(),
         capture_output=True,
         text=True,
     )
