@@ -26,7 +26,11 @@ from typing import Any
 WORK = 6  # slices of `auto`
 BUDGETS = (0.65, 0.3)  # of the way from the floor to the peak of store-all
 KEYS = ("status", "order", "time_ns", "peak_bytes", "bound_ns", "smallest_peak_bytes", "actions")
-TIMED = ("limit of their own", "cut short")  # in the reason of a method whose parts have limits of time
+TIMED = (
+    "limit of their own",
+    "cut short",
+    "share of the time limit",
+)  # in the reason of a method whose parts have limits of time
 ROOT = Path(__file__).parents[1]
 
 Answer = dict[str, Any]
