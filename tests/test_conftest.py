@@ -22,6 +22,7 @@ HOME = Path(__file__).parent
     ],
 )
 def test_a_skipped_test_fails(tmp_path: Path, body: str) -> None:
+    """Each body would look green elsewhere: it is skipped or expected to fail. A run of it with our conftest is red."""
     (tmp_path / "conftest.py").write_text((HOME / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(f"import pytest\n{body}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

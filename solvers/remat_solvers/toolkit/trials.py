@@ -7,6 +7,7 @@ parameter of a method (its slots, or a budget in its own terms).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -177,7 +178,7 @@ class NotApplicableError(RematError):
     """Raised in `try_plans` for a problem that the method does not treat. The message is the reason."""
 
 
-class TrialMethod:
+class TrialMethod(ABC):
     """Base of the methods that try plans one after another, and answer with the fastest one within the budget.
 
     A subclass is a frozen dataclass, whose fields are the options of the method. See `registry.Solver`.
@@ -191,9 +192,9 @@ class TrialMethod:
     def __post_init__(self) -> None:
         check_options(self, **self.ranges)
 
+    @abstractmethod
     def try_plans(self, trials: Trials) -> None:
         """Replay plans until the time is up or nothing is left to try; `trials` keeps the best of them."""
-        raise NotImplementedError
 
     def solve(
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
