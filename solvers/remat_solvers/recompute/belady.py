@@ -34,7 +34,7 @@ from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.eviction.memory import NEVER, Deallocate, Memory
 from remat_solvers.toolkit.eviction.neighbourhoods import Neighbourhoods, ValueGraph
 from remat_solvers.toolkit.eviction.scoring import ScoringEvictor
-from remat_solvers.toolkit.eviction.settings import EvictionSetting, try_settings
+from remat_solvers.toolkit.eviction.settings import DEALLOCATIONS, EvictionSetting, try_settings
 from remat_solvers.toolkit.options import check_options
 
 Weight: TypeAlias = Literal["none", "size", "cost", "saving"]
@@ -60,11 +60,10 @@ class Belady:
         self, problem: Problem, budget_bytes: int, *, limits: Limits, on_progress: OnProgress | None, seed: int
     ) -> Outcome:
         """The fastest plan of the chosen weights. See `registry.Solver`."""
-        deallocations: tuple[Deallocate, ...] = ("eager", "ignore")
         peak_op = _peak_op(problem)
         settings = [
             EvictionSetting(f"{weight}, {deallocate}", partial(_Farthest, weight=weight, peak_op=peak_op), deallocate)
-            for deallocate in (deallocations if self.deallocate is None else (self.deallocate,))
+            for deallocate in (DEALLOCATIONS if self.deallocate is None else (self.deallocate,))
             for weight in (WEIGHTS if self.weight is None else (self.weight,))
         ]
         return try_settings(problem, budget_bytes, settings, limits, on_progress)

@@ -42,7 +42,7 @@ from remat_solvers.toolkit.arrays import Floats, Indices
 from remat_solvers.toolkit.eviction.memory import Deallocate, Evictor, Memory
 from remat_solvers.toolkit.eviction.neighbourhoods import Components, Neighbourhoods, ValueGraph
 from remat_solvers.toolkit.eviction.scoring import ScoringEvictor
-from remat_solvers.toolkit.eviction.settings import EvictionSetting, try_settings
+from remat_solvers.toolkit.eviction.settings import DEALLOCATIONS, EvictionSetting, try_settings
 from remat_solvers.toolkit.options import check_options
 
 Heuristic: TypeAlias = Literal["h", "h_eq", "h_local", "lru", "size", "msps"]
@@ -55,9 +55,7 @@ class DTR:
     """Evict by a heuristic when memory is short, recompute on demand."""
 
     heuristic: Heuristic | None = None  # None: each in turn
-    deallocate: Deallocate | None = (
-        None  # a value without a reader left is dropped, or left to the heuristic; None: both
-    )
+    deallocate: Deallocate | None = None  # a value without a reader is dropped, or left to the heuristic; None: both
 
     name: ClassVar[str] = "dtr"
     version: ClassVar[str] = "1"
@@ -70,11 +68,10 @@ class DTR:
     ) -> Outcome:
         """The fastest plan of the chosen heuristics. See `registry.Solver`."""
         heuristics = HEURISTICS if self.heuristic is None else (self.heuristic,)
-        deallocations: tuple[Deallocate, ...] = ("eager", "ignore")
         settings = [
             EvictionSetting(f"{heuristic}, {deallocate}", EVICTORS[heuristic], deallocate)
             for heuristic in heuristics
-            for deallocate in (deallocations if self.deallocate is None else (self.deallocate,))
+            for deallocate in (DEALLOCATIONS if self.deallocate is None else (self.deallocate,))
         ]
         return try_settings(problem, budget_bytes, settings, limits, on_progress)
 

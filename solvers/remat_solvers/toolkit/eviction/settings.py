@@ -12,6 +12,7 @@ from remat_solvers.toolkit.eviction.memory import Deallocate, Evictor, Memory
 from remat_solvers.toolkit.eviction.replay import Replay
 from remat_solvers.toolkit.trials import Trials
 
+DEALLOCATIONS: tuple[Deallocate, ...] = ("eager", "ignore")  # tried where a method leaves it open
 THRASHING = 2  # times the store-all plan's time: DTR's paper (figure 2) calls that much or more thrashing
 PATIENCE = 6  # the same, where thrashing is better than no plan
 PATIENT_OPS = 50_000  # computed in all replays: beyond that there is no such patience
