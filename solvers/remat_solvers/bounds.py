@@ -7,10 +7,10 @@ Peak. Fix any valid plan. The static bytes (constants + reserve) are on the devi
 2. Results of forward ops are on the device from the boundary to the end, and every backward op runs after the
    boundary. So they are resident while any backward op runs, beside its working set.
 3. Without a link, a value v whose producer p is not recomputable has one lifetime on the device: it cannot be
-   computed again nor fetched back. It lasts at least from the run of p to the first run of each of its readers, and to
-   the end if v is a result. Take a reader r and an op q whose first run comes after p's and before r's in every plan,
-   because q depends on p and r on q (directly or not), or because p is forward and q backward, or q forward and r
-   backward. Then v is resident during the first run of q.
+   recomputed nor fetched back. It lasts at least from the run of p to the first computation of each of its readers, and
+   to the end if v is a result. Take a reader r and an op q whose first computation comes after p's and before r's in
+   every plan, because q depends on p and r on q (directly or not), or because p is forward and q backward, or q forward
+   and r backward. Then v is resident during the first computation of q.
 4. At the boundary, the forward results are resident, and by the same argument every v of 3. with a forward producer
    and a backward reader. At the end, all results are.
 
@@ -89,7 +89,7 @@ def _peak_bound(problem: Problem) -> PeakBound:
 
 
 def _forced_lifetimes(problem: Problem) -> tuple[list[list[int]], set[int]]:
-    """Per op the values that rule 3 keeps during its first run, and those that cross the boundary (rule 4)."""
+    """Per op the values that rule 3 keeps during its first computation, and those that cross the boundary (rule 4)."""
     ops = problem.ops
     kept: list[list[int]] = [[] for _ in ops]
     crossing: set[int] = set()

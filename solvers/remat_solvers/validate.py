@@ -147,7 +147,10 @@ class _Reading:
             return
         if self.last_effect is not None and index < self.last_effect:
             later = self.op(self.last_effect)
-            self.report(i, "order", f"{self.op(index)} has an effect and must first run before {later}, not after it.")
+            message = (
+                f"{self.op(index)} has an effect: its first computation must be before that of {later}, not after it."
+            )
+            self.report(i, "order", message)
         self.last_effect = index
 
     def move(self, i: int, action: Free | Offload | Fetch, value: int) -> None:

@@ -1,15 +1,16 @@
 """States the relaxation that a certificate is about, row by row, from the meaning of the problem alone.
 
-Take any plan without offload within the budget, and any ops a_0, ..., a_(m-1) that first run one after
+Take any plan without offload within the budget, and any ops a_0, ..., a_(m-1) that are computed first one after
 the other: in the given order, ops of rising index; in any order, ops of which each depends on the one before (through
-values, through effects, whose first runs keep the problem's order, or as backward ops depend on forward ops). Moment k
-is the first run of a_k, moment m the end of the step; stage k lasts from after moment k-1 to moment k, included. Set
+values, through effects, whose first computations keep the problem's order, or as backward ops depend on forward ops).
+Moment k is the first computation of a_k, moment m the end of the step; stage k lasts from after moment k-1 to moment k,
+included. Set
 
     stay(d, k) = 1 where value d is on the device at moment k (during the run)
     run(v, i, j) = 1 where op v is computed in stages i to j, once or more
 
-Op v first runs in a stage from low(v) to high(v). In the given order this is the one stage that the op belongs to. In
-any order it is not before the stage after the last moment that v depends on, and not after the first moment that
+Op v is computed first in a stage from low(v) to high(v). In the given order this is the one stage that the op belongs
+to. In any order it is not before the stage after the last moment that v depends on, and not after the first moment that
 depends on v. Then, with p the op that produces d, these rows hold for the 0/1 values above, whatever the plan:
 
     memory(k)             bytes of all d with stay(d, k), constants, reserve and workspace of a_k <= budget
@@ -63,7 +64,7 @@ class Relaxation:
                 raise CertificateError(f"at[{k}]: there is no op {op}, the problem has {ops}")
         for k in range(1, len(at)):
             if not self._comes_before(at[k - 1], at[k]):
-                raise CertificateError(f"at[{k}]: op {at[k]} need not first run after op {at[k - 1]}")
+                raise CertificateError(f"at[{k}]: op {at[k]} need not be computed first after op {at[k - 1]}")
         for k, (first, last) in enumerate(self.certificate.intervals):
             if not first < last <= len(at):
                 raise CertificateError(f"intervals[{k}]: {first} to {last} is no run of stages; they end at {len(at)}")
@@ -90,7 +91,7 @@ class Relaxation:
 
     @cached_property
     def _ancestors(self) -> list[set[int]]:
-        """Per op of `at` all ops whose first run comes before its own in every plan of the order."""
+        """Per op of `at` all ops whose first computation comes before its own in every plan of the order."""
         ancestors = []
         for op in self.certificate.at:
             if self.certificate.order is Order.GIVEN:
@@ -107,7 +108,7 @@ class Relaxation:
 
     @cached_property
     def high(self) -> list[int]:
-        """Per op the last stage in which it may first run: that of the first moment which depends on it."""
+        """Per op the last stage in which it may be computed first: that of the first moment which depends on it."""
         high = [self.last] * len(self.problem.ops)
         for k in reversed(range(self.last)):
             for op in (*self._ancestors[k], self.certificate.at[k]):
@@ -116,7 +117,7 @@ class Relaxation:
 
     @cached_property
     def low(self) -> list[int]:
-        """Per op the first stage in which it may first run: the one after the last moment it depends on."""
+        """Per op the first stage in which it may be computed first: the one after the last moment it depends on."""
         at, given = self.certificate.at, self.certificate.order is Order.GIVEN
         if given:
             return [sum(op > a for a in at) for op in range(len(self.problem.ops))]

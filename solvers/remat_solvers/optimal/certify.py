@@ -46,10 +46,10 @@ def certify(
 ) -> Certificate:
     """Evidence for the bound that the relaxation over the moments `at` gives on the time of plans within the budget.
 
-    at: ops whose first runs come one after the other in every plan of the order; intervals: first and last stage
-    (from 0 to len(at)) of series of stages whose recomputations are counted together, which strengthens the bound. If
-    the relaxation has no point the certificate proves that no plan fits. After `seconds` the LP stops, and the
-    certificate proves less. Raises InputError for `at` that the order does not allow.
+    at: ops whose first computations come one after the other in every plan of the order; intervals: first and last
+    stage (from 0 to len(at)) of series of stages whose recomputations are counted together, which strengthens the
+    bound. If the relaxation has no point the certificate proves that no plan fits. After `seconds` the LP stops, and
+    the certificate proves less. Raises InputError for `at` that the order does not allow.
     """
     program = RelaxedProgram(problem, budget_bytes, order, at, intervals)
     certificate = program.certificate(program.multipliers(excess=False, seconds=seconds))

@@ -68,7 +68,7 @@ def tight_bounds(
 
 
 def _mean_bytes(program: LagrangianProgram, ascent: DualAscent) -> Floats:
-    """Per op, the bytes on the device during its first run, on average over the points by their weights."""
+    """Per op, the bytes on the device during its first computation, on average over the points by their weights."""
     problem = program.graph.problem
     held, total = np.zeros(len(problem.ops)), 0.0
     for weight, point in zip(ascent.weights.tolist(), ascent.points, strict=True):

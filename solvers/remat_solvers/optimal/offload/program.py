@@ -2,9 +2,9 @@
 
 Checkmate's variables (Jain et al., MLSys 2020, section 4) over stages that are runs of ops, joined by the host copies
 of POET (Patil et al., ICML 2022), which flow: inside a stage copies need no order. Let b_1 < ... < b_K be ops, b_K the
-last one. Moment k is the first run of op b_k and T_k its end; moment K+1 is the end of the step, at which nothing runs,
-and T_0 = 0. Stage k is what comes after moment k-1, up to and with moment k; it lasts T_k - T_(k-1). The ops of
-(b_(k-1), b_k] run first in stage k. The b_k are called anchors.
+last one. Moment k is the first computation of op b_k and T_k its end; moment K+1 is the end of the step, at which
+nothing runs, and T_0 = 0. Stage k is what comes after moment k-1, up to and with moment k; it lasts T_k - T_(k-1). The
+ops of (b_(k-1), b_k] run first in stage k. The b_k are called anchors.
 
     R[i,k]  0 or 1  op i runs in stage k
     S[d,k]  0 or 1  value d is on the device at moment k, computed there or arrived by T_k
@@ -58,17 +58,18 @@ below looks at bytes anywhere but in moments. Now set
     (7): a fetch under way has all of its bytes; that is more than the copied part of them. What b_k reads has arrived,
     what it computes is resident. Outputs that were resident before count twice in the replay, once here.
     (8), (9): a queue copies one value at a time. Of fetches of one value that arrive in one stage one is counted.
-    (11): the outputs of ops behind j are copied for the first time after the end of the first run of j, before which
-    the ops of (b_(k-1), j] have run in this stage. (12): likewise, a value that ops up to j read and that was not
+    (11): the outputs of ops behind j are copied for the first time after the end of the first computation of j, before
+    which the ops of (b_(k-1), j] have run in this stage. (12): likewise, a value that ops up to j read and that was not
     computed in this stage has arrived before j starts, and the ops of [j, b_k] run after that; where d was computed,
     its term is not positive.
 
 Values smaller than a part of the room are taken to be always resident, and to have no bytes, which only adds points;
 copies of more than MAX_COPY_STEPS steps are counted as that long. Both keep the bound valid.
 
-With `order` free, the b_k lie on a path: b_(k+1) depends on b_k, so their first runs keep that order in every plan. Any
-other op may run first in any stage that its path allows: not before the stage after the last b_k it depends on, at the
-latest in the stage of the first b_k that depends on it. An op that is not recomputable runs once in these stages.
+With `order` free, the b_k lie on a path: b_(k+1) depends on b_k, so their first computations keep that order in every
+plan. Any other op may run first in any stage that its path allows: not before the stage after the last b_k it depends
+on, at the latest in the stage of the first b_k that depends on it. An op that is not recomputable runs once in these
+stages.
 (11) and (12) are left out. The rest of the proof is the same, with moments in the order of the b_k.
 """
 
